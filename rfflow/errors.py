@@ -1,0 +1,32 @@
+"""What can go wrong for a user. Hydra prints these as one clear sentence, without a trace, and exits with status 1."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from hydra.errors import HydraException
+
+
+class RfflowError(HydraException):
+    """Anything a user can mend."""
+
+
+class ConfigError(RfflowError):
+    """The configuration asks for something that cannot be; found before any training."""
+
+
+class RunFailed(RfflowError):
+    """One run raised while training. The others went on."""
+
+
+class EngineError(RfflowError):
+    """The experiment cannot go on."""
+
+
+def nearest(word: str, allowed: Iterable[str], count: int = 3) -> str:
+    """Return a hint such as " Did you mean 'warmup_steps'?", or "" where nothing comes close."""
+    matches = difflib.get_close_matches(word, list(allowed), n=count, cutoff=0.6)
+    if not matches:
+        return ""
+    return " Did you mean " + " or ".join(repr(match) for match in matches) + "?"

@@ -1,0 +1,237 @@
+"""Runs, their states, their results, and every file name of an experiment in one place."""
+
+from __future__ import annotations
+
+import enum
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rfflow.spec import ExperimentSpec, RunSpec
+
+
+class RunState(enum.Enum):
+    """``queued -> running <-> stopped -> completed | failed | deleted``."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    DELETED = "deleted"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the run still asks for the device."""
+        return self in (RunState.QUEUED, RunState.RUNNING)
+
+
+_LEGAL = {
+    RunState.QUEUED: {RunState.RUNNING, RunState.STOPPED, RunState.FAILED, RunState.DELETED},
+    RunState.RUNNING: {RunState.STOPPED, RunState.COMPLETED, RunState.FAILED, RunState.DELETED},
+    RunState.STOPPED: {RunState.QUEUED, RunState.RUNNING, RunState.FAILED, RunState.DELETED},
+    RunState.COMPLETED: {RunState.DELETED},
+    RunState.FAILED: {RunState.DELETED},
+    RunState.DELETED: set(),
+}
+
+
+class IllegalTransition(ValueError):
+    """A run was asked to go where its state does not lead."""
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """How a run's optimizer steps fall into chunks."""
+
+    ends: tuple[int, ...]
+    """The step (from 1) that ends each chunk, ascending; the last is the run's last step."""
+    per_epoch: int
+    """Chunks an epoch, C."""
+
+    @property
+    def steps(self) -> int:
+        """All optimizer steps of the run."""
+        return self.ends[-1]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+
+def chunk_ends(steps_per_epoch: int, chunks: int, total_steps: int) -> tuple[int, ...]:
+    """Return the steps that end a chunk.
+
+    With S steps an epoch and C chunks these are the steps s where floor(s * C / S) grows; each epoch's end is one, and
+    so is the run's last step, wherever ``max_steps`` puts it.
+
+    Raises:
+        ValueError: if there are more chunks than steps in an epoch (or than steps at all).
+    """
+    if chunks > steps_per_epoch:
+        raise ValueError(f"{chunks} chunks do not fit into {steps_per_epoch} steps an epoch")
+    ends = []
+    for step in range(1, total_steps + 1):
+        within = (step - 1) % steps_per_epoch + 1
+        if within * chunks // steps_per_epoch > (within - 1) * chunks // steps_per_epoch or step == total_steps:
+            ends.append(step)
+    return tuple(ends)
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """What a run had to show at the end of one chunk."""
+
+    run: int
+    chunk: int
+    """Which chunk of the run, from 0, epochs counted through."""
+    step: int
+    """Optimizer steps done."""
+    metrics: Mapping[str, float]
+    started: float
+    """Seconds since the epoch at which the run got the device."""
+    ended: float
+    """... and at which it gave it back."""
+    switch: float = 0.0
+    """Seconds of that spent on restoring and saving the run's context."""
+
+    @property
+    def seconds(self) -> float:
+        """Time on the device."""
+        return self.ended - self.started
+
+
+class Run:
+    """One configuration, from Hydra job to trained adapter."""
+
+    def __init__(self, number: int, spec: RunSpec, overrides: tuple[str, ...], paths: RunPaths, parent: int | None = None):
+        self.number = number
+        self.spec = spec
+        self.overrides = overrides
+        """Hydra overrides that set this run apart, for people to read."""
+        self.paths = paths
+        self.parent = parent
+        self.state = RunState.QUEUED
+        self.plan: ChunkPlan | None = None
+        """Known once the trainer has counted its steps."""
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        """The latest value of everything logged or evaluated, by the trainer's own names."""
+        self.chunks: list[ChunkResult] = []
+        self.error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({self.number}, {self.state.value}, step {self.step})"
+
+    @property
+    def name(self) -> str:
+        """The name of the run's directories."""
+        return str(self.number)
+
+    @property
+    def label(self) -> str:
+        """The overrides as one line."""
+        return " ".join(self.overrides) or "(defaults)"
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the device so far."""
+        return sum(chunk.seconds for chunk in self.chunks)
+
+    def move_to(self, state: RunState) -> None:
+        """Change state.
+
+        Raises:
+            IllegalTransition: if the state machine has no such step.
+        """
+        if state not in _LEGAL[self.state]:
+            allowed = ", ".join(sorted(s.value for s in _LEGAL[self.state])) or "nothing: it is final"
+            raise IllegalTransition(
+                f"Run {self.number} is {self.state.value} and cannot become {state.value}. Allowed: {allowed}."
+            )
+        self.state = state
+
+
+class RunPaths:
+    """Where one run keeps its files."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.log = root / "run.log"
+        self.metrics = root / "metrics.jsonl"
+        self.checkpoints = root / "checkpoints"
+        self.final = self.checkpoints / "final"
+        """The trained adapter (or model), as ``save_pretrained`` writes it."""
+
+
+class ExperimentPaths:
+    """Where an experiment keeps its files; the names are public."""
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root)
+        self.runs_table = self.root / "runs.csv"
+        self.timeline = self.root / "timeline.json"
+        self.timeline_picture = self.root / "timeline.png"
+        self.tensorboard = self.root / "tb"
+
+    def run(self, number: int) -> RunPaths:
+        """Return the paths of one run."""
+        return RunPaths(self.root / "runs" / str(number))
+
+
+@dataclass
+class Experiment:
+    """Everything callbacks may look at."""
+
+    spec: ExperimentSpec
+    paths: ExperimentPaths
+    runs: list[Run] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
+
+    def ranked(self) -> list[Run]:
+        """Return the runs from best to worst by the objective."""
+        return sorted(self.runs, key=lambda run: (*self.spec.objective.sort_key(run.metrics), run.number))
+
+    def seconds_left(self) -> float:
+        """Estimate the seconds until every live run is through, from the time of the chunks so far; NaN before any."""
+        done = [run.seconds / run.step for run in self.runs if run.step and run.chunks]
+        if not done:
+            return math.nan
+        average = sum(done) / len(done)
+        left = 0.0
+        for run in self.runs:
+            if run.state.is_live and run.plan is not None:
+                rate = run.seconds / run.step if run.step and run.chunks else average
+                left += rate * (run.plan.steps - run.step)
+        return left
+
+
+class Callback:
+    """The events of an experiment. Subclass it or write any class with some of these methods.
+
+    Callbacks are named in the ``callbacks`` config group by ``_target_`` and called through ``Fabric.call``, which
+    passes only the arguments that a method names. They are called while no run's context is active.
+    """
+
+    def on_experiment_start(self, experiment: Experiment) -> None:
+        """Every run is built; none has trained."""
+
+    def on_run_start(self, experiment: Experiment, run: Run) -> None:
+        """A run is about to train for the first time; ``run.plan`` is known."""
+
+    def on_chunk_start(self, experiment: Experiment, run: Run, chunk: int) -> None:
+        """A run is about to train on a chunk."""
+
+    def on_log(self, experiment: Experiment, run: Run, metrics: Mapping[str, float], step: int) -> None:
+        """A trainer logged something (its own names: ``loss``, ``eval_loss``, ...), or rfflow evaluated."""
+
+    def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
+        """A run reached a chunk boundary and gave the device back."""
+
+    def on_run_end(self, experiment: Experiment, run: Run) -> None:
+        """A run completed or failed (``run.error``)."""
+
+    def on_experiment_end(self, experiment: Experiment) -> None:
+        """Nothing is left to train."""

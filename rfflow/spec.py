@@ -1,0 +1,284 @@
+"""The only reader of Hydra's ``DictConfig``: checks it, and turns it into frozen dataclasses.
+
+Everything behind this module works on the dataclasses below. Swept, cloned and sampled configurations all pass here, so
+a mistake is reported the same way wherever it was made. The standard library and OmegaConf only: no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rfflow.errors import ConfigError, nearest
+
+Node = Mapping[str, Any]  # a plain mapping with a `_target_`, instantiated by Hydra where it is needed
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which base model a run starts from."""
+
+    name: str
+    """A Hugging Face hub name, a local folder, a .gguf file, or ``pkg://package/file`` inside an installed package."""
+    tokenizer: str | None = None
+    """Where the tokenizer lives when it is not beside the model: same forms as ``name``."""
+    kwargs: Node = field(default_factory=dict)
+    """Arguments of ``AutoModelForCausalLM.from_pretrained``, under their own names (``dtype``, ``revision``, ...)."""
+
+    @property
+    def key(self) -> str:
+        """Equal for two runs exactly when they can share one base model."""
+        return json.dumps([self.name, self.tokenizer, self.kwargs], sort_keys=True, default=str)
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Where the rows come from and how they become the columns that the trainer reads."""
+
+    path: str | None = None
+    """A JSONL, JSON, CSV or Parquet file, a folder saved by ``datasets``, or ``pkg://package/file``."""
+    name: str | None = None
+    """A data set on the Hugging Face hub."""
+    config: str | None = None
+    """The hub data set's configuration name."""
+    split: str = "train"
+    """The hub data set's (or the saved folder's) split to train on."""
+    eval_path: str | None = None
+    """A second file to evaluate on."""
+    eval_split: str | None = None
+    """A second split to evaluate on."""
+    eval_size: float | int = 0
+    """Without an evaluation file or split: rows (int) or share (float) held out of the training rows."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Columns to keep, as ``{column in the data: column the trainer reads}``; empty keeps all as they are."""
+    formatting_func: Node | None = None
+    """A function by ``_target_``: takes a row, returns a string (the text) or a dict (the columns)."""
+    max_samples: int | None = None
+    """Train on the first so many rows."""
+    max_eval_samples: int | None = None
+    """Evaluate on the first so many rows."""
+
+    @property
+    def key(self) -> str:
+        """Equal for two runs exactly when they train on the same rows."""
+        return json.dumps([getattr(self, f.name) for f in fields(self)], sort_keys=True, default=str)
+
+
+@dataclass(frozen=True)
+class TrainerSpec:
+    """A ``transformers.Trainer`` subclass and what it is made with."""
+
+    target: str
+    """Dotted path of the trainer class, such as ``trl.SFTTrainer``."""
+    args_target: str
+    """Dotted path of its arguments class, such as ``trl.SFTConfig``."""
+    args: Node = field(default_factory=dict)
+    """Arguments of the arguments class, under their own names."""
+    callbacks: tuple[Node, ...] = ()
+    """``transformers.TrainerCallback`` nodes."""
+    kwargs: Node = field(default_factory=dict)
+    """Whatever else the trainer's constructor takes (``data_collator``, ``compute_metrics``, ...), as nodes."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One configuration to train."""
+
+    model: ModelSpec
+    dataset: DatasetSpec
+    trainer: TrainerSpec
+    peft: Node | None
+    """A ``peft.PeftConfig`` node; ``None`` fine-tunes every weight."""
+    chunks: int
+    """Slices of an epoch, C in the formula of :func:`rfflow.runs.chunk_ends`."""
+    evaluate: bool = True
+    """Evaluate at every chunk boundary where there is an evaluation set."""
+    config: Node = field(default_factory=dict)
+    """The resolved configuration this was read from, for people to look at."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The metric that ranks the runs."""
+
+    metric: str = "eval_loss"
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+    def value(self, metrics: Mapping[str, float]) -> float | None:
+        """Return the metric; without an evaluation set the training loss stands in for ``eval_loss``."""
+        if self.metric == "eval_loss" and "eval_loss" not in metrics:
+            return metrics.get("loss")
+        return metrics.get(self.metric)
+
+    def sort_key(self, metrics: Mapping[str, float]) -> tuple[bool, float]:
+        """Order from best to worst; runs without the metric, or with NaN, come last."""
+        value = self.value(metrics)
+        if value is None or value != value:
+            return (True, 0.0)
+        return (False, value if self.direction == "minimize" else -value)
+
+
+@dataclass(frozen=True)
+class ExperimentSpec:
+    """What all runs of an experiment have in common."""
+
+    name: str
+    objective: Objective = field(default_factory=Objective)
+    seed: int = 42
+    accelerator: str = "auto"
+    """What Lightning Fabric runs on: auto, cpu, cuda, mps."""
+    device: int = 0
+    """Which device of that kind."""
+    capture_output: bool = True
+    """Send what libraries print while a run trains to the run's log file."""
+    loggers: Mapping[str, Node] = field(default_factory=dict)
+    """Lightning Fabric loggers."""
+    callbacks: Mapping[str, Node] = field(default_factory=dict)
+    """Lightning Fabric callbacks; their hooks are listed in :class:`rfflow.runs.Callback`."""
+
+
+# --- from DictConfig --------------------------------------------------------------------------------------------------
+
+
+def read_run(cfg: DictConfig) -> RunSpec:
+    """Read and check one job's configuration."""
+    config = _to_container(cfg)
+    trainer = _section(config, "trainer")
+    return RunSpec(
+        model=_read_model(_section(config, "model")),
+        dataset=_read_dataset(_section(config, "dataset")),
+        trainer=_read_trainer(trainer),
+        peft=_read_peft(config.get("peft")),
+        chunks=_at_least_one(config.get("chunks", 1), "chunks"),
+        evaluate=_boolean(config.get("evaluate", True), "evaluate"),
+        config=config,
+    )
+
+
+EXPERIMENT_KEYS = ("name", "objective", "engine", "loggers", "callbacks")
+
+
+def read_experiment(cfg: DictConfig) -> ExperimentSpec:
+    """Read and check what the runs of an experiment share."""
+    config = _to_container(cfg)
+    engine = dict(config.get("engine") or {})
+    allowed = ("accelerator", "device", "capture_output")
+    for key in engine:
+        if key not in allowed:
+            raise ConfigError(f"engine.{key} is not a setting.{nearest(key, allowed)} Allowed: {', '.join(allowed)}.")
+    return ExperimentSpec(
+        name=str(config.get("name", "experiment")),
+        objective=_read_objective(config.get("objective")),
+        seed=int(config.get("seed") or 0),
+        loggers={key: node for key, node in (config.get("loggers") or {}).items() if node},
+        callbacks={key: node for key, node in (config.get("callbacks") or {}).items() if node},
+        **engine,
+    )
+
+
+def _to_container(cfg: DictConfig) -> dict[str, Any]:
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"The configuration is not complete: {error}") from error
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def _section(config: Node, name: str) -> dict[str, Any]:
+    section = config.get(name)
+    if not isinstance(section, Mapping):
+        raise ConfigError(
+            f"The configuration has no section {name!r} (value seen: {section!r}). "
+            f"Choose a recipe (+recipe=sft) or a config of the group ({name}=...)."
+        )
+    return dict(section)
+
+
+def _read_model(section: dict[str, Any]) -> ModelSpec:
+    name = section.pop("name", None)
+    if not name or not isinstance(name, str):
+        raise ConfigError(
+            f"model.name is {name!r}. Give a Hugging Face hub name, a local folder, a .gguf file or pkg://package/file."
+        )
+    tokenizer = section.pop("tokenizer", None)
+    return ModelSpec(name=name, tokenizer=tokenizer, kwargs=_without_none(section))
+
+
+def _read_dataset(section: dict[str, Any]) -> DatasetSpec:
+    allowed = [f.name for f in fields(DatasetSpec)]
+    for key in section:
+        if key not in allowed:
+            raise ConfigError(f"dataset.{key} is not a setting.{nearest(key, allowed)} Allowed: {', '.join(allowed)}.")
+    spec = DatasetSpec(**_without_none(section))
+    if (spec.path is None) == (spec.name is None):
+        raise ConfigError(
+            "Give either dataset.path (a JSONL, JSON, CSV or Parquet file) or dataset.name (a hub data set). "
+            f"Seen: path={spec.path!r}, name={spec.name!r}."
+        )
+    return spec
+
+
+def _read_trainer(section: dict[str, Any]) -> TrainerSpec:
+    target = section.pop("_target_", None)
+    args = section.pop("args", None)
+    if not target or not isinstance(args, Mapping) or "_target_" not in args:
+        raise ConfigError(
+            f"trainer needs a _target_ (seen: {target!r}) and args with a _target_ of their own (seen: {args!r}). "
+            "Choose one with trainer=sft."
+        )
+    callbacks = section.pop("callbacks", None) or []
+    if isinstance(callbacks, Mapping):
+        callbacks = list(callbacks.values())
+    return TrainerSpec(
+        target=target,
+        args_target=args["_target_"],
+        args={key: value for key, value in args.items() if key != "_target_"},
+        callbacks=tuple(callbacks),
+        kwargs=_without_none(section),
+    )
+
+
+def _read_peft(section: Any) -> Node | None:
+    if not section:
+        return None
+    settings = {key: value for key, value in section.items() if key != "_target_"}
+    if section.get("_target_"):
+        return dict(section)
+    if settings:
+        raise ConfigError(
+            f"peft=none fine-tunes every weight, but peft.{next(iter(settings))} is set. Choose peft=lora to use it."
+        )
+    return None
+
+
+def _read_objective(section: Any) -> Objective:
+    section = section or {}
+    for key in section:
+        if key not in ("metric", "direction"):
+            raise ConfigError(f"objective.{key} is not a setting. Allowed: metric, direction.")
+    objective = Objective(**section)
+    if objective.direction not in ("minimize", "maximize"):
+        raise ConfigError(f"objective.direction is {objective.direction!r}. Allowed: minimize, maximize.")
+    return objective
+
+
+def _without_none(section: Node) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if value is not None}
+
+
+def _at_least_one(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} is {value!r}. Allowed: a whole number from 1 up.")
+    return value
+
+
+def _boolean(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}. Allowed: true, false.")
+    return value

@@ -1,0 +1,1 @@
+"""What people look at: Fabric loggers and callbacks."""
