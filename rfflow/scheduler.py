@@ -1,0 +1,87 @@
+"""Who trains next? Pure decisions: knows runs, chunks and slots; never sees torch, a clock or a disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A run trains on a chunk in a slot."""
+
+    run: int
+    chunk: int
+    """The run's own count of chunks, from 0, epochs counted through."""
+    slot: int = 0
+
+
+@dataclass
+class _Entry:
+    chunks: int
+    done: int = 0
+    turns: float = 0
+    """Fair share used so far: a run that joins late starts level with those who have had the fewest turns."""
+    is_waiting: bool = True
+    slot: int | None = None
+
+
+class Scheduler:
+    """Give every live run the same number of turns, lowest number first among equals.
+
+    All runs see chunk 0 before any sees chunk 1, so that they can be compared early. A run that is added or resumed
+    later gets its turns from then on; it does not first make up for the turns it missed.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, _Entry] = {}
+
+    def __contains__(self, run: int) -> bool:
+        return run in self._entries
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no run waits for a slot and none holds one."""
+        return not any(entry.is_waiting or entry.slot is not None for entry in self._entries.values())
+
+    def add(self, run: int, chunks: int, done: int = 0) -> None:
+        """Let a run take part, with ``chunks`` chunks of which ``done`` lie behind it."""
+        assert run not in self._entries, f"run {run} is scheduled already"
+        assert 0 <= done < chunks, f"run {run} has {chunks - done} chunks left"
+        self._entries[run] = _Entry(chunks, done, self._fewest_turns())
+
+    def next(self, slot: int = 0) -> Assignment | None:
+        """Return what the free slot does now, or ``None`` when no run waits."""
+        waiting = [(entry.turns, run) for run, entry in self._entries.items() if entry.is_waiting and entry.slot is None]
+        if not waiting:
+            return None
+        run = min(waiting)[1]
+        entry = self._entries[run]
+        entry.slot = slot
+        return Assignment(run, entry.done, slot)
+
+    def finish(self, assignment: Assignment) -> None:
+        """The chunk is done and the slot is free; a run leaves by itself after its last chunk."""
+        entry = self._entries[assignment.run]
+        assert entry.slot == assignment.slot and entry.done == assignment.chunk, f"{assignment} was not given out"
+        entry.slot = None
+        entry.done += 1
+        entry.turns += 1
+        if entry.done == entry.chunks:
+            del self._entries[assignment.run]
+
+    def stop(self, run: int) -> None:
+        """Keep the run off the slots, from its next boundary on."""
+        self._entries[run].is_waiting = False
+
+    def resume(self, run: int) -> None:
+        """Let a stopped run take part again, from its next chunk on."""
+        entry = self._entries[run]
+        entry.turns = max(entry.turns, self._fewest_turns())
+        entry.is_waiting = True
+
+    def remove(self, run: int) -> None:
+        """Forget a run that failed, was deleted, or ended before its last chunk. Its slot is free."""
+        self._entries.pop(run, None)
+
+    def _fewest_turns(self) -> float:
+        return min((entry.turns for entry in self._entries.values() if entry.is_waiting), default=0)

@@ -1,0 +1,69 @@
+"""Are these the arguments of that dataclass? Names and plain types, checked before anything is built."""
+
+from __future__ import annotations
+
+import enum
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from rfflow.errors import ConfigError, nearest
+
+
+def check_values(cls: type, values: Mapping[str, Any], where: str) -> None:
+    """Check ``values`` against the fields of the dataclass ``cls``.
+
+    Types are checked where a field is declared with plain ones (``int``, ``float``, ``bool``, ``str`` and unions of
+    them); what the class itself checks, and anything more involved, is left to it.
+
+    Raises:
+        ConfigError: naming the key, the value and the nearest names or the types allowed.
+    """
+    known = {field.name: field for field in fields(cls) if field.init}
+    try:
+        hints = typing.get_type_hints(cls)
+    except Exception:  # some library annotated with a name that it does not import; its own checks remain
+        hints = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(
+                f"{where}.{key} is not an argument of {cls.__name__}.{nearest(key, known)} "
+                f"All of them: python -c 'from {cls.__module__} import {cls.__name__} as C; help(C)'"
+            )
+        if value is None or key not in hints:
+            continue
+        allowed = _plain_types(hints[key])
+        if allowed and not _fits(value, allowed):
+            names = ", ".join(sorted(kind.__name__ for kind in allowed))
+            raise ConfigError(f"{where}.{key} is {value!r} ({type(value).__name__}). {cls.__name__} takes: {names}.")
+
+
+_PLAIN = (bool, int, float, str, list, dict, tuple, set)
+
+
+def _plain_types(hint: Any) -> set[type]:
+    """Return the plain types a hint allows, or nothing when it allows something else too."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        parts = [_plain_types(part) for part in typing.get_args(hint) if part is not type(None)]
+        return set().union(*parts) if all(parts) else set()
+    if origin is typing.Literal:
+        return {type(value) for value in typing.get_args(hint)}
+    kind = origin or hint
+    if kind in _PLAIN:
+        return {kind}
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return {str}
+    return set()
+
+
+def _fits(value: Any, allowed: set[type]) -> bool:
+    if isinstance(value, bool):
+        return bool in allowed
+    if isinstance(value, int) and float in allowed:
+        return True
+    if isinstance(value, list) and allowed & {tuple, set}:
+        return True
+    return isinstance(value, tuple(allowed))

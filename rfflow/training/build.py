@@ -1,0 +1,170 @@
+"""From a RunSpec to the trainer that a plain TRL script would have built, with every mistake named before training."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from peft import PeftConfig, get_peft_model
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+
+from rfflow.errors import ConfigError, nearest
+from rfflow.spec import Node, RunSpec, TrainerSpec
+from rfflow.training.arguments import check_values
+from rfflow.training.bases import Base
+from rfflow.training.data import Data
+from rfflow.training.sources import resolve_function
+
+log = logging.getLogger(__name__)
+
+
+def build_trainer(spec: RunSpec, base: Base, data: Data, output_dir: Path, device: torch.device) -> Trainer:
+    """Build the trainer of one run.
+
+    Args:
+        spec: the run.
+        base: its base model; adapters share its weights, a full fine-tune copies them.
+        data: its rows, not yet tokenized.
+        output_dir: where the trainer keeps its own checkpoints, unless ``trainer.args.output_dir`` says otherwise.
+        device: where to train.
+
+    Raises:
+        ConfigError: for anything that TRL, transformers or PEFT refuse.
+    """
+    trainer_class = _class(spec.trainer.target, Trainer, "trainer._target_")
+    args = _build_args(spec.trainer, output_dir, device)
+    peft_config = _build_peft_config(spec.peft) if spec.peft else None
+    model = base.structure() if peft_config else base.copy()
+    if peft_config is not None:
+        _check_targets(peft_config, model)
+    tokenizer = base.tokenizer()
+    parameters = inspect.signature(trainer_class.__init__).parameters
+    kwargs: dict[str, Any] = {
+        "model": model,
+        "args": args,
+        "train_dataset": data.train,
+        "eval_dataset": data.eval,
+        "processing_class": tokenizer,
+        "callbacks": [_instantiate(node, "trainer.callbacks") for node in spec.trainer.callbacks],
+        **{key: _component(node, f"trainer.{key}", tokenizer) for key, node in spec.trainer.kwargs.items()},
+    }
+    for key in spec.trainer.kwargs:
+        if key not in parameters:
+            raise ConfigError(f"trainer.{key}: {spec.trainer.target} takes no {key!r}.{nearest(key, parameters)}")
+    with _refusals(f"{spec.trainer.target} refuses the configuration"):
+        if peft_config is not None and "peft_config" in parameters:
+            kwargs["peft_config"] = peft_config
+        elif peft_config is not None:
+            # A trainer that knows nothing of PEFT gets the wrapped model, seeded as TRL would have seeded it.
+            set_seed(args.seed)
+            kwargs["model"] = get_peft_model(model, peft_config)
+        trainer = trainer_class(**kwargs)
+    if peft_config is not None:
+        copied = base.unshare(trainer.model)
+        if copied:
+            log.info("%d base parameters are trained by this run and are its own copies", copied)
+    return trainer
+
+
+def _build_args(spec: TrainerSpec, output_dir: Path, device: torch.device) -> TrainingArguments:
+    args_class = _class(spec.args_target, TrainingArguments, "trainer.args._target_")
+    values = dict(spec.args)
+    check_values(args_class, values, "trainer.args")
+    values.setdefault("output_dir", str(output_dir))
+    if device.type == "cpu":
+        values.setdefault("use_cpu", True)
+    with _refusals(f"{spec.args_target} refuses a value"):
+        args = args_class(**values)
+        args._setup_devices  # noqa: B018 - accelerate's state is made here, inside the run's context
+    # One process trains on one device: never let transformers spread a model with DataParallel.
+    args._n_gpu = min(args._n_gpu, 1)
+    return args
+
+
+def _build_peft_config(node: Node) -> PeftConfig:
+    config_class = _class(node["_target_"], PeftConfig, "peft._target_")
+    values = {key: value for key, value in node.items() if key != "_target_"}
+    check_values(config_class, values, "peft")
+    with _refusals(f"{node['_target_']} refuses a value"):
+        return config_class(**values)
+
+
+def _check_targets(config: PeftConfig, model: torch.nn.Module) -> None:
+    """Every listed target must match: PEFT passes over a misspelt one as long as another matches."""
+    targets = getattr(config, "target_modules", None)
+    if not targets or isinstance(targets, str):
+        return  # "all-linear" or a regular expression: PEFT itself says when nothing matches
+    names = [name for name, _ in model.named_modules() if name]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            leaves = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)})
+            raise ConfigError(
+                f"peft.target_modules: nothing in the model is called {target!r}.{nearest(target, leaves)} "
+                f"Linear layers there: {', '.join(leaves)}."
+            )
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit", "Linear8bitLt")
+
+
+def _component(node: Any, where: str, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Turn a node into what a trainer's argument wants: an object of the class, or the function itself."""
+    if isinstance(node, list):
+        return [_component(item, where, tokenizer) for item in node]
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return node
+    target = _object(node["_target_"], where)
+    if not inspect.isclass(target):
+        return resolve_function(node)
+    node = dict(node)
+    parameters = inspect.signature(target).parameters
+    for name in ("processing_class", "tokenizer"):
+        if name in parameters and name not in node:  # a collator needs the run's own
+            return _instantiate(node, where, **{name: tokenizer})
+    return _instantiate(node, where)
+
+
+def _instantiate(node: Node, where: str, **kwargs: Any) -> Any:
+    try:
+        return instantiate(dict(node), **kwargs, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise ConfigError(f"{where}: cannot make {node.get('_target_')!r}: {cause}") from error
+
+
+def _class(path: str, kind: type, where: str) -> type[Any]:
+    found = _object(path, where)
+    if not inspect.isclass(found) or not issubclass(found, kind):
+        raise ConfigError(f"{where} is {path!r}, which is not a subclass of {kind.__module__}.{kind.__name__}.")
+    return found
+
+
+def _object(path: str, where: str) -> Any:
+    try:
+        return get_object(path)
+    except Exception as error:
+        raise ConfigError(f"{where} is {path!r}, which cannot be imported: {error}") from error
+
+
+class _refusals:
+    """Turn whatever a library raises while a run is built into one sentence."""
+
+    def __init__(self, what: str):
+        self._what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, ConfigError):
+            log.error("%s", self._what, exc_info=error)
+            text = " ".join(str(error).split()) or kind.__name__ if kind else ""
+            raise ConfigError(f"{self._what}: {text}") from error

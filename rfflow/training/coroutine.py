@@ -1,0 +1,248 @@
+"""A trainer that can be suspended.
+
+``trainer.train()`` runs inside a greenlet. A callback of ours switches back to whoever resumed it: when training is
+about to begin, from time to time with what was logged, and at every chunk boundary. The trainer is unmodified and
+notices nothing: nothing is rebuilt, and each switch happens between two optimizer steps, behind whatever the trainer
+itself does at the end of a step (logging, evaluating, saving).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import greenlet
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rfflow.errors import ConfigError
+from rfflow.runs import ChunkPlan, chunk_ends
+from rfflow.training.context import unmoved_random_state
+
+Log = tuple[int, Mapping[str, float]]  # the step, and what the trainer logged there
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The trainer has counted its steps and is about to take the first."""
+
+    plan: ChunkPlan
+
+
+@dataclass(frozen=True)
+class Progress:
+    """In the middle of a chunk; resume it at once."""
+
+    step: int
+    logs: tuple[Log, ...]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A chunk is done."""
+
+    step: int
+    logs: tuple[Log, ...]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Finished(Boundary):
+    """The last chunk is done, and the trainer with it."""
+
+
+Pause = Ready | Progress | Boundary
+
+
+class TrainerCoroutine:
+    """One run's trainer, from before its first step to after its last.
+
+    Call :meth:`resume` inside the run's context, and only there.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        chunks: int,
+        *,
+        evaluate: bool = True,
+        finish: Callable[[Trainer], None] | None = None,
+        progress_every: float = 0.5,
+    ):
+        """Wrap ``trainer``.
+
+        Args:
+            trainer: any ``transformers.Trainer``, as its own script would have built it.
+            chunks: chunks an epoch.
+            evaluate: evaluate at every boundary at which the trainer does not do so itself.
+            finish: called with the trainer when training has ended, before the coroutine does.
+            progress_every: seconds between two :class:`Progress` pauses.
+        """
+        self.trainer = trainer
+        self._finish = finish
+        self._callback = _SuspendingCallback(self, chunks, evaluate, progress_every)
+        trainer.add_callback(self._callback)
+        self._greenlet = greenlet.greenlet(self._train)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to resume."""
+        return self._greenlet.dead
+
+    def resume(self) -> Pause:
+        """Go on to the next pause.
+
+        Raises:
+            ConfigError: if the run has fewer steps than chunks (from the first call only).
+            Exception: whatever the trainer raised; the coroutine is over then.
+        """
+        assert not self._greenlet.dead, "the trainer has ended"
+        self._greenlet.parent = greenlet.getcurrent()
+        pause: Pause = self._greenlet.switch()
+        return pause
+
+    def close(self) -> None:
+        """Abandon the trainer where it stands, letting its ``finally`` clauses run."""
+        if self._greenlet and not self._greenlet.dead:
+            self._greenlet.parent = greenlet.getcurrent()
+            self._greenlet.throw(greenlet.GreenletExit)
+
+    def _train(self) -> Finished:
+        self.trainer.train()
+        boundary = self._callback.last_boundary()
+        if self._finish is not None:
+            with unmoved_random_state(self.trainer.args.device):
+                self._finish(self.trainer)
+        return boundary
+
+    def _pause(self, pause: Pause) -> None:
+        greenlet.getcurrent().parent.switch(pause)
+
+
+class _SuspendingCallback(TrainerCallback):
+    """Finds the boundaries, collects the logs, and pauses."""
+
+    def __init__(self, coroutine: TrainerCoroutine, chunks: int, evaluate: bool, progress_every: float):
+        self._coroutine = coroutine
+        self._chunks = chunks
+        self._evaluate = evaluate
+        self._progress_every = progress_every
+        self._ends: frozenset[int] = frozenset()
+        self._logs: list[Log] = []
+        self._loss: float | None = None
+        self._evaluated: tuple[int, dict[str, float]] | None = None
+        self._boundary_is_due = False
+        self._last_pause = time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **_: Any
+    ) -> None:
+        steps_per_epoch = _steps_per_epoch(args, state, train_dataloader)
+        try:
+            ends = chunk_ends(steps_per_epoch, self._chunks, state.max_steps)
+        except ValueError as error:
+            raise ConfigError(
+                f"chunks is {self._chunks}, but an epoch has only {steps_per_epoch} optimizer steps. "
+                f"Allowed: 1 to {steps_per_epoch}. More data or a smaller batch makes more steps."
+            ) from error
+        self._ends = frozenset(ends)
+        self._coroutine._pause(Ready(ChunkPlan(ends, self._chunks)))
+        self._last_pause = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step in self._ends:
+            self._boundary_is_due = True
+            # Read here because the trainer empties its accumulator when it logs. Reading moves nothing.
+            self._loss = _mean_loss_since_log(self._coroutine.trainer)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        numbers = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, (int, float))}
+        self._logs.append((state.global_step, numbers))
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
+        numbers = {key: float(value) for key, value in (metrics or {}).items() if isinstance(value, (int, float))}
+        if self._evaluated is not None and self._evaluated[0] == state.global_step:
+            numbers = {**self._evaluated[1], **numbers}  # several evaluation sets, one after the other
+        self._evaluated = (state.global_step, numbers)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # The first moment after a step at which the trainer has logged, evaluated and saved.
+        if self._boundary_is_due:
+            self._pause(self._make_boundary(Boundary))
+        elif self._logs and time.monotonic() - self._last_pause >= self._progress_every:
+            self._pause(Progress(state.global_step, self._take_logs()))
+
+    def last_boundary(self) -> Finished:
+        """Return the run's end; called when ``train()`` has returned."""
+        boundary = self._make_boundary(Finished)
+        assert isinstance(boundary, Finished)
+        return boundary
+
+    def _pause(self, pause: Pause) -> None:
+        self._coroutine._pause(pause)
+        self._last_pause = time.monotonic()
+
+    def _make_boundary(self, kind: type[Boundary]) -> Boundary:
+        trainer = self._coroutine.trainer
+        self._boundary_is_due = False
+        metrics = {} if self._loss is None else {"loss": self._loss}
+        metrics.update(self._evaluate_here(trainer))
+        return kind(trainer.state.global_step, self._take_logs(), metrics)
+
+    def _evaluate_here(self, trainer: Trainer) -> dict[str, float]:
+        step = trainer.state.global_step
+        if self._evaluated is not None and self._evaluated[0] == step:
+            return self._evaluated[1]
+        if not self._evaluate or trainer.eval_dataset is None:
+            return {}
+        with _unnoticed(trainer, self):
+            trainer.evaluate()
+        assert self._evaluated is not None
+        return self._evaluated[1]
+
+    def _take_logs(self) -> tuple[Log, ...]:
+        logs, self._logs = tuple(self._logs), []
+        return logs
+
+
+@contextlib.contextmanager
+def _unnoticed(trainer: Trainer, callback: TrainerCallback) -> Iterator[None]:
+    """Let rfflow evaluate without a trace in the run: not in its RNG, its log history, its control or its callbacks.
+
+    A user's EarlyStoppingCallback, for one, must count the user's evaluations and not ours.
+    """
+    handler = trainer.callback_handler
+    callbacks, control, history = handler.callbacks, trainer.control, trainer.state.log_history
+    handler.callbacks = [callback]
+    trainer.control = TrainerControl()
+    trainer.state.log_history = []
+    was_training = trainer.model.training
+    try:
+        with unmoved_random_state(trainer.args.device):
+            yield
+    finally:
+        trainer.model.train(was_training)
+        handler.callbacks, trainer.control, trainer.state.log_history = callbacks, control, history
+
+
+def _steps_per_epoch(args: TrainingArguments, state: TrainerState, dataloader: Any) -> int:
+    try:
+        batches = len(dataloader)
+    except TypeError:  # a streaming data set has no epochs that could be counted: the whole run is one
+        return state.max_steps
+    return max(-(-batches // args.gradient_accumulation_steps), 1)
+
+
+def _mean_loss_since_log(trainer: Trainer) -> float | None:
+    steps = trainer.state.global_step - trainer._globalstep_last_logged
+    total = trainer._tr_loss
+    if steps <= 0 or not isinstance(total, torch.Tensor):
+        return None
+    return total.item() / steps
