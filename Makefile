@@ -1,0 +1,37 @@
+# make demo   the main job, on a small real model (about five minutes on two CPU cores)
+# make test   the tests
+# Both make the environment first, in .venv, with the tested versions of everything.
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+# The first Python on the path that rfflow runs on; say make PYTHON=... to choose.
+PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test lint types wheel
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt requirements-demo.txt
+	@test -n "$(PYTHON)" || { echo "rfflow needs Python 3.11, 3.12 or 3.13; none is on the path (make PYTHON=...)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,gguf]"
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
+	touch $@
+
+demo: install
+	$(PY) -m rfflow +recipe=sft --multirun lr=1e-3,1e-4
+
+test: install
+	$(PY) -m pytest
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: install
+	$(PY) -m mypy
+
+wheel: install
+	$(PY) -m build --no-isolation --wheel
