@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException
 
 
-class RfflowError(HydraException):
+class RfflowError(CompactHydraException):
     """Anything a user can mend."""
 
 
