@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import traceback
 from collections.abc import Iterable, Mapping
@@ -91,7 +90,9 @@ class Engine:
 
     def _prepare(self) -> None:
         """Build every new run up to its first step, so that what is wrong with any of them is said now."""
-        new = [run for run in self.experiment.runs if run.state is RunState.QUEUED and run.number not in self._scheduler]
+        new = [
+            run for run in self.experiment.runs if run.state is RunState.QUEUED and run.number not in self._scheduler
+        ]
         for run in new:
             ready = self._trainees[run.number].prepare()
             assert isinstance(ready, Ready)

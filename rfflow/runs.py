@@ -105,7 +105,9 @@ class ChunkResult:
 class Run:
     """One configuration, from Hydra job to trained adapter."""
 
-    def __init__(self, number: int, spec: RunSpec, overrides: tuple[str, ...], paths: RunPaths, parent: int | None = None):
+    def __init__(
+        self, number: int, spec: RunSpec, overrides: tuple[str, ...], paths: RunPaths, parent: int | None = None
+    ):
         self.number = number
         self.spec = spec
         self.overrides = overrides

@@ -51,7 +51,9 @@ class Scheduler:
 
     def next(self, slot: int = 0) -> Assignment | None:
         """Return what the free slot does now, or ``None`` when no run waits."""
-        waiting = [(entry.turns, run) for run, entry in self._entries.items() if entry.is_waiting and entry.slot is None]
+        waiting = [
+            (entry.turns, run) for run, entry in self._entries.items() if entry.is_waiting and entry.slot is None
+        ]
         if not waiting:
             return None
         run = min(waiting)[1]

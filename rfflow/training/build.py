@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,17 +154,13 @@ def _object(path: str, where: str) -> Any:
         raise ConfigError(f"{where} is {path!r}, which cannot be imported: {error}") from error
 
 
-class _refusals:
-    """Turn whatever a library raises while a run is built into one sentence."""
-
-    def __init__(self, what: str):
-        self._what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, ConfigError):
-            log.error("%s", self._what, exc_info=error)
-            text = " ".join(str(error).split()) or kind.__name__ if kind else ""
-            raise ConfigError(f"{self._what}: {text}") from error
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Turn whatever a library raises while a run is built into one sentence; the trace goes to the run's log."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        log.error("%s", what, exc_info=error)
+        raise ConfigError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error

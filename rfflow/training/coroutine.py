@@ -138,7 +138,12 @@ class _SuspendingCallback(TrainerCallback):
         self._last_pause = time.monotonic()
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **_: Any,
     ) -> None:
         steps_per_epoch = _steps_per_epoch(args, state, train_dataloader)
         try:
