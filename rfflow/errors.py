@@ -16,6 +16,10 @@ class ConfigError(RfflowError):
     """The configuration asks for something that cannot be; found before any training."""
 
 
+class OpError(RfflowError):
+    """An op that cannot be applied; nothing of it has been."""
+
+
 class RunFailed(RfflowError):
     """One run raised while training. The others went on."""
 
