@@ -1,0 +1,81 @@
+"""The command: ``python -m rfflow +recipe=sft --multirun lr=1e-3,1e-4``, or ``rfflow ...`` where it is installed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig
+
+import rfflow
+
+_here = Path(__file__).resolve().parent
+CONF = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"  # in a wheel, in a checkout
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = _parser()
+    sys.argv[1:] = flags_first(sys.argv[1:], parser)
+    if line := os.environ.get("COMP_LINE"):
+        os.environ["COMP_LINE"] = completion_line(line, parser)
+    run()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def run(cfg: DictConfig) -> Any:
+    """Train one configuration, or hand it to the launcher of the sweep."""
+    from rfflow.launcher import train
+
+    return train(cfg)
+
+
+def flags_first(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Put Hydra's flags before the overrides.
+
+    Hydra's parser refuses what comes after a flag in the middle (``+recipe=sft --multirun lr=1e-3,1e-4``), which is how
+    people write it.
+    """
+    given = parser.parse_intermixed_args(list(argv))
+    flags = []
+    for action in parser._actions:
+        value = getattr(given, action.dest, None)
+        if not action.option_strings or value in (None, False):
+            continue
+        flags += [action.option_strings[0]] if value is True else [action.option_strings[0], value]
+    return [*flags, *given.overrides]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = get_args_parser()
+    for action in parser._actions:
+        if action.dest == "version":
+            action.version = f"rfflow {rfflow.__version__} ({action.version})"  # type: ignore[attr-defined]
+    return parser
+
+
+def completion_line(line: str, parser: argparse.ArgumentParser) -> str:
+    """Do the same for the unfinished line that a shell asks Hydra to complete."""
+    program, *words = line.split(" ")
+    if not words:
+        return line
+    *finished, last = words
+    parser.error = _raise  # type: ignore[method-assign,assignment]
+    try:
+        return " ".join([program, *flags_first([word for word in finished if word], parser), last])
+    except argparse.ArgumentError:
+        return line  # as it stands no flags can be told from overrides
+
+
+def _raise(message: str) -> None:
+    raise argparse.ArgumentError(None, message)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Hydra's overrides, as people wrote them and as they want to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+
+def setting_apart(job: Sequence[str], sweep: Iterable[str]) -> tuple[str, ...]:
+    """Return the overrides of a job that are not those of every job of its sweep.
+
+    Args:
+        job: the overrides of one job, such as ``["+recipe=sft", "lr=0.001"]``.
+        sweep: what was asked of the sweep, such as ``["+recipe=sft", "lr=1e-3,1e-4"]``.
+
+    A sweep of one job has none of its own; then they are all returned, because a run wants a name.
+    """
+    parser = OverridesParser.create()
+    common = {_text(override) for override in parser.parse_overrides(list(sweep)) if not override.is_sweep_override()}
+    own = tuple(
+        text
+        for text, override in zip(job, parser.parse_overrides(list(job)), strict=True)
+        if _text(override) not in common
+    )
+    return own or tuple(job)
+
+
+def _text(override: Override) -> str:
+    """Write an override as Hydra's sweepers do, so that quotes and blanks make no difference."""
+    return f"{override.get_key_element()}={override.get_value_element_as_str()}"
