@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning_fabric import Fabric
 
-from rfflow.errors import ConfigError
+from rfflow.errors import ConfigError, EngineError
 from rfflow.runs import ChunkResult, Experiment, ExperimentPaths, Run, RunPaths, RunState
 from rfflow.scheduler import Assignment, Scheduler
 from rfflow.spec import ExperimentSpec, Node, RunSpec
@@ -114,6 +114,8 @@ class Engine:
         started, switched = time.time(), trainee.context.switch_seconds
         try:
             boundary = self._train_chunk(run, trainee)
+        except EngineError:
+            raise
         except Exception as error:  # one run failing is news; the others go on
             self._fail(run, error)
             return

@@ -14,7 +14,7 @@ from rfflow.spec import DatasetSpec
 from rfflow.training.bases import Bases
 from rfflow.training.build import build_trainer
 from rfflow.training.context import RunContext
-from rfflow.training.coroutine import Pause, TrainerCoroutine
+from rfflow.training.coroutine import Boundary, Pause, TrainerCoroutine
 from rfflow.training.data import Data, load_data
 from rfflow.training.models import load_base
 
@@ -61,10 +61,17 @@ class Trainee:
             raise ConfigError(f"Run {self.run.number} ({self.run.label}): {error}") from error
 
     def resume(self) -> Pause:
-        """Train to the next pause."""
+        """Train to the next pause.
+
+        Raises:
+            EngineError: if the run wrote to weights that it shares with others.
+        """
         assert self._coroutine is not None, "prepare() comes first"
         with self.context.active():
-            return self._coroutine.resume()
+            pause = self._coroutine.resume()
+        if isinstance(pause, Boundary):
+            self._workshop.bases.get(self.run.spec.model).check_untouched(f"Run {self.run.number}")
+        return pause
 
     def close(self) -> None:
         """Let go of the trainer and what it holds."""
