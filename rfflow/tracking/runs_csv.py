@@ -1,0 +1,116 @@
+"""One row a run, for pandas and spreadsheets."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rfflow.runs import Callback, Experiment, Run
+from rfflow.tracking.files import replace_text
+
+COLUMNS = (
+    "run",
+    "state",
+    "parent",
+    "overrides",
+    "chunk",
+    "chunks",
+    "step",
+    "steps",
+    "seconds",
+    "objective",
+    "checkpoint",
+    "error",
+)
+
+
+class RunsTable(Callback):
+    """Keep ``runs.csv`` current: written anew at every boundary and change of state.
+
+    The columns are ``COLUMNS``, then one for every metric that any run has logged, in the order in which they were
+    first seen; so the header only ever grows at its end. ``chunk`` and ``step`` count what is done, ``chunks`` and
+    ``steps`` what there is to do, ``seconds`` is time on the device, ``objective`` the value that ranks the run,
+    ``checkpoint`` the trained adapter or else the newest checkpoint. A metric that has the name of one of these columns
+    gets the prefix ``metric.``.
+    """
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, str] = {}
+        """Names of metrics and of their columns, in order."""
+
+    def on_experiment_start(self, experiment: Experiment) -> None:
+        """Write every run as queued."""
+        self._write(experiment)
+
+    def on_run_start(self, experiment: Experiment) -> None:
+        """Show the run as running."""
+        self._write(experiment)
+
+    def on_chunk_end(self, experiment: Experiment) -> None:
+        """Show what the chunk brought."""
+        self._write(experiment)
+
+    def on_run_end(self, experiment: Experiment) -> None:
+        """Show the run as completed or failed."""
+        self._write(experiment)
+
+    def on_experiment_end(self, experiment: Experiment) -> None:
+        """Write the last word."""
+        self._write(experiment)
+
+    def on_exception(self, experiment: Experiment) -> None:
+        """Leave what is known."""
+        self._write(experiment)
+
+    def _write(self, experiment: Experiment) -> None:
+        for run in experiment.runs:
+            for name in run.metrics:
+                self._metrics.setdefault(name, f"metric.{name}" if name in COLUMNS else name)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*COLUMNS, *self._metrics.values()], restval="", lineterminator="\n")
+        writer.writeheader()
+        for run in experiment.runs:
+            writer.writerow(_row(experiment, run) | self._metric_cells(run.metrics))
+        replace_text(experiment.paths.runs_table, text.getvalue())
+
+    def _metric_cells(self, metrics: Mapping[str, float]) -> dict[str, Any]:
+        return {self._metrics[name]: value for name, value in metrics.items()}
+
+
+def _row(experiment: Experiment, run: Run) -> dict[str, Any]:
+    return {
+        "run": run.number,
+        "state": run.state.value,
+        "parent": "" if run.parent is None else run.parent,
+        "overrides": " ".join(run.overrides),
+        "chunk": len(run.chunks),
+        "chunks": "" if run.plan is None else len(run.plan),
+        "step": run.step,
+        "steps": "" if run.plan is None else run.plan.steps,
+        "seconds": round(run.seconds, 3),
+        "objective": experiment.spec.objective.value(run.metrics),
+        "checkpoint": newest_checkpoint(run) or "",
+        "error": error_line(run) if run.error is not None else "",
+    }
+
+
+def newest_checkpoint(run: Run) -> Path | None:
+    """Return the trained adapter if there is one, else the checkpoint with the highest step."""
+    if run.paths.final.is_dir():
+        return run.paths.final
+    steps = [
+        (int(path.name.rpartition("-")[2]), path)
+        for path in run.paths.checkpoints.glob("checkpoint-*")
+        if path.name.rpartition("-")[2].isdigit()
+    ]
+    return max(steps)[1] if steps else None
+
+
+def error_line(run: Run) -> str:
+    """Return what a run failed of as one line: the kind of error and the first line of its message."""
+    message = str(run.error).strip().partition("\n")[0].strip()
+    kind = type(run.error).__name__
+    return f"{kind}: {message}" if message else kind

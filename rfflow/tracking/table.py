@@ -1,0 +1,301 @@
+"""What the terminal shows: a live table while the runs train, and the ranking at the end."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from rfflow.runs import Callback, ChunkResult, Experiment, Run, RunState
+from rfflow.tracking.files import shown
+from rfflow.tracking.labels import labels
+from rfflow.tracking.runs_csv import error_line
+
+STYLES = {
+    RunState.RUNNING: "green",
+    RunState.STOPPED: "yellow",
+    RunState.FAILED: "bold red",
+    RunState.DELETED: "dim",
+}
+
+
+class LiveTable(Callback):
+    """Show all runs while they train, and at the end which was best and where the adapters are.
+
+    On a terminal it is one table, drawn again at the events. Elsewhere (a log file, a pipe) it is one line a chunk.
+    Whatever is printed or logged meanwhile appears above the table.
+
+    Args:
+        refresh_seconds: how often, at most, the trainers' logs redraw the table; a change of state or chunk always does.
+        console: where to show it; the standard output as it is when the experiment starts, if not given.
+    """
+
+    def __init__(self, refresh_seconds: float = 0.2, console: Console | None = None):
+        self._refresh_seconds = refresh_seconds
+        self._console = console
+        self._live: Live | None = None
+        self._drawn = -math.inf
+        self._active: int | None = None
+        """The run that holds the device."""
+        self._handlers: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def on_experiment_start(self, experiment: Experiment) -> None:
+        """Show every run as queued."""
+        # Bound to the stream of this moment: while a run trains, sys.stdout may be its log file.
+        console = self._console = self._console or Console(file=sys.stdout, highlight=False)
+        if console.is_terminal and not console.is_dumb_terminal:
+            self._open(experiment, console)
+        else:
+            _say(console, f"{experiment.spec.name}: {_runs(len(experiment.runs))} in {shown(experiment.paths.root)}")
+            _say(console, tensorboard_command(experiment))
+
+    def on_run_start(self, experiment: Experiment, run: Run) -> None:
+        """Show the run; one that was cloned gets a line where there is no table."""
+        if self._live is None and run.parent is not None and self._console is not None:
+            label = labels(experiment.runs, 40)[run.number]
+            _say(self._console, f"run {run.number}  {label}  cloned from run {run.parent}")
+        self._draw(experiment)
+
+    def on_chunk_start(self, experiment: Experiment, run: Run) -> None:
+        """Mark the run that trains now."""
+        self._active = run.number
+        self._draw(experiment)
+
+    def on_log(self, experiment: Experiment) -> None:
+        """Show new losses, if the table has been the same for a while."""
+        if time.monotonic() - self._drawn >= self._refresh_seconds:
+            self._draw(experiment)
+
+    def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
+        """Show the run at its boundary."""
+        self._active = None
+        if self._live is None and self._console is not None:
+            _say(self._console, chunk_line(experiment, run, result))
+        self._draw(experiment)
+
+    def on_run_end(self, experiment: Experiment, run: Run) -> None:
+        """Tell at once that a run failed, and where its trace is."""
+        self._active = None
+        if run.state is RunState.FAILED and self._console is not None:
+            label = labels(experiment.runs, 40)[run.number]
+            _say(self._console, f"run {run.number}  {label}  failed: {_clip(_error(run), 200)}", style="red")
+            _say(self._console, f"  trace: {shown(run.paths.log)}")
+        self._draw(experiment)
+
+    def on_experiment_end(self, experiment: Experiment) -> None:
+        """Replace the table by the ranking, and say where things are."""
+        console = self._console
+        self.close(keep=False)
+        if console is None:
+            return
+        console.print(ranking(experiment, console.width, console.encoding))
+        for run in experiment.ranked():
+            if run.state is RunState.COMPLETED:
+                _say(console, f"run {run.number}  {shown(run.paths.final)}")
+        for run in experiment.runs:
+            if run.state is RunState.FAILED:
+                _say(console, f"run {run.number} failed: {_clip(_error(run), 200)}", style="red")
+                _say(console, f"  trace: {shown(run.paths.log)}")
+        _say(console, tensorboard_command(experiment))
+
+    def on_exception(self) -> None:
+        """Give the terminal back."""
+        self.close()
+
+    def close(self, keep: bool = True) -> None:
+        """Leave the terminal as it was found; safe to call twice.
+
+        Args:
+            keep: whether the table stays on the screen as it was last.
+        """
+        live, self._live = self._live, None
+        if live is not None:
+            live.transient = not keep
+            live.stop()
+            for handler, stream in self._handlers:
+                handler.setStream(stream)
+            self._handlers.clear()
+            atexit.unregister(self.close)
+
+    # --- the live table -----------------------------------------------------------------------------------------------
+
+    def _open(self, experiment: Experiment, console: Console) -> None:
+        before = {sys.stdout, sys.stderr}
+        # No thread of its own: it would draw while a run holds the standard output.
+        self._live = Live(console=console, auto_refresh=False, redirect_stdout=True, redirect_stderr=True)
+        self._live.start()
+        # Log handlers hold the streams that Live has just put its own in front of.
+        for handler in _stream_handlers():
+            if handler.stream in before:
+                instead = sys.stderr if handler.stream is not sys.stdout and sys.stderr not in before else sys.stdout
+                self._handlers.append((handler, handler.stream))
+                handler.setStream(instead)
+        atexit.register(self.close)
+        self._draw(experiment)
+
+    def _draw(self, experiment: Experiment) -> None:
+        if self._live is not None:
+            self._live.update(live_table(experiment, self._live.console, self._active), refresh=True)
+            self._drawn = time.monotonic()
+
+
+def live_table(experiment: Experiment, console: Console, active: int | None) -> RenderableType:
+    """Return the table of all runs; where the terminal is not high enough, of the best and the one that trains."""
+    runs = [run for run in experiment.runs if run.state is not RunState.DELETED]
+    room = max(1, console.height - 6)
+    if len(runs) > room:
+        best = {run.number for run in experiment.ranked()[: room - 1]}
+        shown_runs = [run for run in runs if run.number in best or run.number == active][:room]
+    else:
+        shown_runs = runs
+    table = _new_table(experiment)
+    table.add_column("left", justify="right", no_wrap=True)
+    names = labels(experiment.runs, _label_room(console.width, 56))
+    for run in shown_runs:
+        state = "training" if run.number == active else run.state.value
+        cells = _cells(experiment, run, names[run.number], Text(state, style=STYLES.get(run.state, "")))
+        style = "bold" if run.number == active else "dim" if run.state is RunState.STOPPED else None
+        table.add_row(*cells, _left(run), style=style)
+    left = experiment.seconds_left()
+    notes = [experiment.spec.name, _runs(len(runs))]
+    if len(runs) > len(shown_runs):
+        notes.append(f"{len(runs) - len(shown_runs)} more in {shown(experiment.paths.runs_table)}")
+    if not math.isnan(left):
+        notes.append(f"about {duration(left)} left")
+    hint = Text(tensorboard_command(experiment), style="dim", no_wrap=True, overflow="ellipsis")
+    return Group(table, Text("  " + " · ".join(notes), no_wrap=True, overflow="ellipsis"), Text("  ") + hint)
+
+
+def ranking(experiment: Experiment, width: int, encoding: str = "utf-8") -> Table:
+    """Return the final table: best first by the objective, the best one marked."""
+    objective = experiment.spec.objective
+    star = "★" if encoding.lower().startswith("utf") else "*"
+    table = _new_table(experiment, title=f"{experiment.spec.name}: ranked by {objective.metric}, {objective.direction}")
+    table.add_column("time", justify="right", no_wrap=True)
+    names = labels(experiment.runs, _label_room(width, 58))
+    for place, run in enumerate(experiment.ranked()):
+        if run.state is RunState.DELETED:
+            continue
+        value = objective.value(run.metrics)
+        is_best = place == 0 and value is not None and not math.isnan(value)
+        state = Text(run.state.value, style=STYLES.get(run.state, ""))
+        number, *cells = _cells(experiment, run, names[run.number], state)
+        mark = f"{star} {number}" if is_best else number
+        table.add_row(mark, *cells, duration(run.seconds), style="bold green" if is_best else None)
+    return table
+
+
+def chunk_line(experiment: Experiment, run: Run, result: ChunkResult) -> str:
+    """Return one line on one chunk, for where there is no terminal."""
+    chunks, steps = (len(run.plan), run.plan.steps) if run.plan else ("?", "?")
+    parts = [
+        f"chunk {result.chunk + 1}/{chunks}",
+        f"run {run.number}",
+        labels(experiment.runs, 40)[run.number],
+        f"step {result.step}/{steps}",
+        *(f"{name} {_number(run, name)}" for name in _metrics(experiment) if name in run.metrics),
+        duration(result.seconds),
+    ]
+    return "  ".join(parts)
+
+
+def tensorboard_command(experiment: Experiment) -> str:
+    """Return the command that shows the curves."""
+    return f"tensorboard --logdir {shown(experiment.paths.tensorboard)}"
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time: 3.1 s, 2:05, 1:02:03."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _new_table(experiment: Experiment, title: str | None = None) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1))
+    table.add_column("run", justify="right", no_wrap=True)
+    table.add_column("overrides", no_wrap=True, overflow="ellipsis")
+    table.add_column("state", no_wrap=True)
+    table.add_column("chunk", justify="right", no_wrap=True)
+    table.add_column("step", justify="right", no_wrap=True)
+    for name in _metrics(experiment):
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _cells(experiment: Experiment, run: Run, label: str, state: Text) -> list[RenderableType]:
+    chunks, steps = (f"/{len(run.plan)}", f"/{run.plan.steps}") if run.plan else ("", "")
+    return [
+        str(run.number),
+        Text(label),  # as Text, or rich would read [q_proj] as markup
+        state,
+        f"{len(run.chunks)}{chunks}",
+        f"{run.step}{steps}",
+        *(_number(run, name) for name in _metrics(experiment)),
+    ]
+
+
+def _metrics(experiment: Experiment) -> list[str]:
+    """Return the metrics to show: the losses, and the objective if it is another."""
+    names = ["loss"]
+    if any("eval_loss" in run.metrics for run in experiment.runs):
+        names.append("eval_loss")
+    if experiment.spec.objective.metric not in ("loss", "eval_loss"):
+        names.append(experiment.spec.objective.metric)
+    return names
+
+
+def _number(run: Run, metric: str) -> str:
+    value = run.metrics.get(metric)
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _left(run: Run) -> str:
+    """Return the time on the device that a run still needs."""
+    if run.plan is None or not run.step or not run.chunks or not run.state.is_live:
+        return "-"
+    return duration(run.seconds / run.chunks[-1].step * (run.plan.steps - run.step))
+
+
+def _label_room(width: int, others: int) -> int:
+    return max(12, width - others)
+
+
+def _error(run: Run) -> str:
+    return error_line(run) if run.error is not None else "no reason known"
+
+
+def _runs(number: int) -> str:
+    return f"{number} run" if number == 1 else f"{number} runs"
+
+
+def _clip(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - 1]}…"
+
+
+def _say(console: Console, line: str, style: str | None = None) -> None:
+    """Print a line whole: no markup, no wrapping, so that a path can be copied."""
+    console.print(Text(line, style=style or ""), soft_wrap=True)
+
+
+def _stream_handlers() -> Iterator[logging.StreamHandler[TextIO]]:
+    loggers = [logging.root, *logging.Logger.manager.loggerDict.values()]
+    for logger in loggers:
+        for handler in getattr(logger, "handlers", ()):
+            # A FileHandler is a StreamHandler too, but its stream is its own.
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                yield handler
