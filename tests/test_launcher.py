@@ -1,0 +1,224 @@
+"""What the launcher makes of the jobs of a sweep; the engine behind it trains nothing here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+import rfflow
+from rfflow import launcher
+from rfflow.errors import ConfigError, RunFailed
+from rfflow.spec import DatasetSpec, ModelSpec, RunSpec, TrainerSpec
+from tests.stub_engine import StubEngine
+
+RUN = RunSpec(
+    model=ModelSpec("tiny"),
+    dataset=DatasetSpec(path="rows.jsonl"),
+    trainer=TrainerSpec("trl.SFTTrainer", "trl.SFTConfig"),
+    peft=None,
+    chunks=2,
+)
+
+pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
+
+
+class Ends(Callback):
+    """Hydra callbacks that note when a job ended, and how."""
+
+    seen: list[tuple[int, JobStatus, Any]] = []
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        self.seen.append((HydraConfig.get().job.num, job_return.status, job_return._return_value))
+
+
+class App:
+    """A Hydra application with a key ``x``, swept under our launcher."""
+
+    def __init__(self, folder: Path, engine: StubEngine | None):
+        self.engine = engine
+        self.folder = folder
+        self.made = 0
+        conf = folder / "conf"
+        conf.mkdir()
+        (conf / "config.yaml").write_text(
+            "defaults:\n- override hydra/launcher: rfflow\n- _self_\nx: 0\nname: app\n"
+            f"hydra:\n  sweep: {{dir: {folder}/out, subdir: 'runs/${{hydra.job.num}}'}}\n"
+            "  callbacks: {ends: {_target_: tests.test_launcher.Ends}}\n"
+        )
+
+    def make_engine(self, *args: Any) -> StubEngine:
+        self.made += 1
+        if self.engine is None:
+            self.engine = StubEngine(*args)
+        self.engine.spec, self.engine.paths = args
+        return self.engine
+
+    def sweep(self, task: Callable[[DictConfig], Any], *overrides: str) -> list[JobReturn]:
+        with initialize_config_dir(str(self.folder / "conf"), version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            batches = hydra.multirun("config", task, ["hydra.mode=MULTIRUN", *overrides], with_log_configuration=False)
+        return [result for batch in batches for result in batch]
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
+    Ends.seen = []
+    app = App(tmp_path, None)
+    monkeypatch.setattr(launcher, "make_engine", app.make_engine)
+    return app
+
+
+@pytest.fixture
+def app_with_engine(app: App) -> App:
+    app.engine = StubEngine(None, None)  # type: ignore[arg-type]
+    return app
+
+
+def run_of(cfg: DictConfig) -> RunSpec:
+    return RUN
+
+
+def test_a_job_returns_the_objective_of_its_run(app: App) -> None:
+    results = app.sweep(run_of, "x=1,2,3")
+    assert [(result.status, result.return_value) for result in results] == [(JobStatus.COMPLETED, n) for n in (0, 1, 2)]
+
+
+def test_runs_are_named_by_what_sets_them_apart(app: App) -> None:
+    app.sweep(run_of, "x=1,2", "+y=[q, v]", "+z='a b',c")
+    assert app.engine is not None
+    assert [run.label for run in app.engine.runs] == ["x=1 +z='a b'", "x=1 +z=c", "x=2 +z='a b'", "x=2 +z=c"]
+
+
+def test_a_job_ends_when_its_run_has_ended_and_not_before(app_with_engine: App) -> None:
+    """on_job_end is what other tools of Hydra's hear; a run that failed has to arrive there as failed."""
+    engine = app_with_engine.engine
+    assert engine is not None
+    engine.failing = {1: ValueError("loss is NaN")}
+    ended_while_training: list[Any] = []
+    train = engine.run
+    engine.run = lambda: (ended_while_training.extend(Ends.seen), train())[1]  # type: ignore[method-assign]
+    with pytest.raises(RunFailed):
+        app_with_engine.sweep(run_of, "x=1,2,3")
+    assert ended_while_training == []
+    assert [(number, status) for number, status, _ in Ends.seen] == [
+        (0, JobStatus.COMPLETED),
+        (1, JobStatus.FAILED),
+        (2, JobStatus.COMPLETED),
+    ]
+
+
+def test_a_failed_run_is_named_with_its_error_and_its_log(app_with_engine: App) -> None:
+    assert app_with_engine.engine is not None
+    error = app_with_engine.engine.failing[1] = ValueError("loss is NaN\nat step 3")
+    with pytest.raises(RunFailed) as failed:
+        app_with_engine.sweep(run_of, "x=1,2,3")
+    sentence, trace = str(failed.value).splitlines()
+    assert sentence == "Run 1 (x=2) failed: ValueError: loss is NaN"
+    assert trace == f"Its trace: {app_with_engine.folder}/out/runs/1/run.log"
+    assert failed.value.__cause__ is error
+
+
+def test_batches_add_their_runs_to_one_experiment(app: App) -> None:
+    app.sweep(run_of, "x=1,2,3", "hydra.sweeper.max_batch_size=2")
+    assert app.engine is not None
+    assert [run.number for run in app.engine.runs] == [0, 1, 2]
+    assert (app.made, app.engine.closed) == (1, 2)
+
+
+def test_a_run_is_added_under_its_own_hydra_config(app: App) -> None:
+    app.sweep(run_of, "x=1,2")
+    assert app.engine is not None
+    assert app.engine.job_numbers == [0, 1]
+    assert HydraConfig.instance().cfg is None, "and it is taken away again"
+
+
+def test_runs_lie_where_the_application_puts_its_jobs(app: App) -> None:
+    app.sweep(run_of, "x=1,2")
+    app.sweep(run_of, "x=1,2", "hydra.sweep.subdir=${x}")
+    assert app.engine is not None
+    assert [run.paths.root.relative_to(app.folder).as_posix() for run in app.engine.runs] == [
+        "out/runs/0",
+        "out/runs/1",
+        "out/1",
+        "out/2",
+    ]
+
+
+def test_a_configuration_that_cannot_be_stops_everything_before_training(app: App) -> None:
+    def task(cfg: DictConfig) -> RunSpec:
+        if cfg.x == 2:
+            raise ConfigError("x is 2.")
+        return RUN
+
+    with pytest.raises(ConfigError, match=r"^x is 2\.$"):
+        app.sweep(task, "x=1,2,3")
+    assert app.engine is None
+    assert [(number, status) for number, status, _ in Ends.seen] == [(1, JobStatus.FAILED), (0, JobStatus.FAILED)]
+
+
+def test_what_the_engine_refuses_before_training_is_said_as_it_is(app_with_engine: App) -> None:
+    assert app_with_engine.engine is not None
+    app_with_engine.engine.refusing = ConfigError("more chunks than steps")
+    with pytest.raises(ConfigError, match="more chunks than steps"):
+        app_with_engine.sweep(run_of, "x=1,2")
+    assert [status for _, status, _ in Ends.seen] == [JobStatus.FAILED] * 2
+    assert app_with_engine.engine.closed
+
+
+@pytest.mark.parametrize("key, values", [("name", ("a", "b")), ("+objective.metric", ("loss", "eval_loss"))])
+def test_what_belongs_to_the_experiment_cannot_be_swept(app: App, key: str, values: tuple[str, str]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        app.sweep(run_of, f"{key}={','.join(values)}")
+    assert app.engine is None
+    for word in (key.strip("+").partition(".")[0], *values, "run 0", "run 1"):
+        assert word in str(refused.value)
+
+
+def test_an_ordinary_job_that_fails_lets_the_later_ones_go_on(app: App) -> None:
+    """As under Hydra's own launcher: all jobs run, the sweep then raises the first error."""
+    ran = []
+
+    def task(cfg: DictConfig) -> int:
+        ran.append(cfg.x)
+        if cfg.x == 1:
+            raise KeyError("x")
+        return 7
+
+    with pytest.raises(KeyError):
+        app.sweep(task, "x=1,2")
+    assert ran == [1, 2]
+    assert [status for _, status, _ in Ends.seen] == [JobStatus.FAILED, JobStatus.COMPLETED]
+
+
+def test_nothing_is_trained_beside_a_job_that_failed(app: App) -> None:
+    """Its error is known now; hours later would be too late."""
+
+    def task(cfg: DictConfig) -> RunSpec:
+        if cfg.x == 2:
+            raise KeyError("x")
+        return RUN
+
+    with pytest.raises(KeyError):
+        app.sweep(task, "x=1,2")
+    assert app.engine is None
+
+
+def test_ordinary_values_are_handed_through(app: App) -> None:
+    assert [result.return_value for result in app.sweep(lambda cfg: cfg.x * 10, "x=1,2")] == [10, 20]
+    assert app.engine is None
+
+
+def test_importing_rfflow_promises_what_it_lists() -> None:
+    assert all(hasattr(rfflow, name) for name in rfflow.__all__)
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = rfflow.nonsense
