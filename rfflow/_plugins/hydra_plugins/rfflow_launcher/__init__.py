@@ -44,8 +44,8 @@ class RfflowLauncherConf:
 def _open_sections(*names: str) -> DictConfig:
     """Sections to which an override may add a key without Hydra's plus.
 
-    TRL's, PEFT's and ``from_pretrained``'s arguments are too many to list in conf/ and change between versions. The
-    names are checked later against the classes themselves, where the nearest ones can be offered.
+    TRL's, PEFT's and ``from_pretrained``'s arguments are too many to list in conf/ and change between versions. What is
+    in these sections is checked later, where the nearest names can be offered.
     """
     sections = OmegaConf.create({name: {} for name in names})
     for name in names:
@@ -55,4 +55,8 @@ def _open_sections(*names: str) -> DictConfig:
 
 _store = ConfigStore.instance()
 _store.store(group="hydra/launcher", name="rfflow", node=RfflowLauncherConf, provider="rfflow")
-_store.store(name="rfflow_open_sections", node=_open_sections("model", "dataset", "peft", "trainer"), provider="rfflow")
+_store.store(
+    name="rfflow_open_sections",
+    node=_open_sections("model", "dataset", "peft", "trainer", "objective", "engine"),
+    provider="rfflow",
+)

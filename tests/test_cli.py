@@ -1,0 +1,250 @@
+"""The command line as people type it; the engine behind it trains nothing here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rfflow import __main__ as cli
+from rfflow import launcher
+from tests.stub_engine import StubEngine
+
+pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
+
+
+class Shell:
+    """Runs a command in this process (one of its own takes a second) and keeps the engines it made."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+        self.engines: list[StubEngine] = []
+        self._capsys = capsys
+        self._monkeypatch = monkeypatch
+        monkeypatch.setattr(launcher, "make_engine", self._make_engine)
+        self.status = 0
+
+    def _make_engine(self, *args: object) -> StubEngine:
+        self.engines.append(StubEngine(*args))  # type: ignore[arg-type]
+        return self.engines[-1]
+
+    def __call__(self, *words: str) -> str:
+        self._monkeypatch.setattr(sys, "argv", ["rfflow", *words])
+        self.status = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            self.status = int(stop.code or 0)
+        out, err = self._capsys.readouterr()
+        return out + err
+
+    @property
+    def labels(self) -> list[str]:
+        return [run.label for engine in self.engines for run in engine.runs]
+
+
+@pytest.fixture
+def rfflow(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    return Shell(capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "+recipe=sft --multirun lr=1e-3,1e-4",  # as the README has it
+        "--multirun +recipe=sft lr=1e-3,1e-4",
+        "+recipe=sft lr=1e-3,1e-4 --multirun",
+        "+recipe=sft -m lr=1e-3,1e-4",
+        "+recipe=sft hydra.mode=MULTIRUN lr=1e-3,1e-4",
+    ],
+)
+def test_flags_may_stand_anywhere(rfflow: Shell, line: str) -> None:
+    rfflow(*line.split())
+    assert rfflow.status == 0
+    assert rfflow.labels == ["lr=0.001", "lr=0.0001"]
+    (engine,) = rfflow.engines
+    assert [run.spec.trainer.args["learning_rate"] for run in engine.runs] == [1e-3, 1e-4]
+
+
+def test_an_experiment_lies_under_outputs(rfflow: Shell) -> None:
+    rfflow("+recipe=sft", "--multirun", "lr=1e-3,1e-4")
+    (root,) = Path("outputs/sft").iterdir()
+    assert rfflow.engines[0].paths.root == root
+    assert [run.paths.root for run in rfflow.engines[0].runs] == [root / "runs/0", root / "runs/1"]
+    files = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    assert {"multirun.yaml", "runs/0/.hydra/config.yaml", "runs/1/.hydra/overrides.yaml"} <= files
+    assert not any(name.endswith(".log") for name in files), "the engine writes run.log, Hydra nothing beside it"
+
+
+def test_several_keys_and_groups_are_swept(rfflow: Shell) -> None:
+    rfflow("+recipe=sft", "--multirun", "peft=lora_small,lora_large", "lr=1e-3,1e-4", "trainer.args.warmup_steps=0,5")
+    runs = rfflow.engines[0].runs
+    seen = {(run.spec.peft["r"], run.spec.trainer.args["learning_rate"]) for run in runs if run.spec.peft}
+    assert (len(runs), len(seen)) == (8, 4)
+    assert runs[0].label == "peft=lora_small lr=0.001 trainer.args.warmup_steps=0"
+
+
+def test_the_libraries_arguments_go_by_their_own_names(rfflow: Shell) -> None:
+    """None of these keys stands in conf/."""
+    rfflow(
+        "+recipe=sft",
+        "trainer.args.warmup_steps=10",
+        "peft.target_modules=[q_proj,v_proj]",
+        "peft.use_rslora=true",
+        "model.attn_implementation=eager",
+        "trainer.data_collator._target_=my.Collator",
+        "dataset.split=test",
+    )
+    spec = rfflow.engines[0].runs[0].spec
+    assert spec.trainer.args["warmup_steps"] == 10
+    assert spec.peft is not None and spec.peft["use_rslora"] is True
+    assert spec.peft["target_modules"] == ["q_proj", "v_proj"]
+    assert spec.model.kwargs == {"dtype": "float32", "attn_implementation": "eager"}
+    assert spec.trainer.kwargs == {"data_collator": {"_target_": "my.Collator"}}
+    assert spec.dataset.split == "test"
+
+
+def test_a_sweeper_in_yaml_reaches_them_too(rfflow: Shell, tmp_path: Path) -> None:
+    """A user's recipe that turns a plain command into a sweep."""
+    _write(
+        tmp_path / "mine/recipe/warm.yaml",
+        "# @package _global_\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {trainer.args.warmup_steps: '0,5', peft: 'lora,none'}}}\n",
+    )
+    rfflow("+recipe=warm", "--config-dir", str(tmp_path / "mine"))
+    runs = rfflow.engines[0].runs
+    assert [run.spec.trainer.args["warmup_steps"] for run in runs] == [0, 0, 5, 5]
+    assert [run.spec.peft is None for run in runs] == [False, True] * 2
+
+
+def test_a_single_run_is_an_experiment_of_one(rfflow: Shell) -> None:
+    rfflow("+recipe=sft", "lr=1e-3")
+    (engine,) = rfflow.engines
+    (root,) = Path("outputs/sft").iterdir()
+    assert engine.paths.root == root
+    assert [run.paths.root for run in engine.runs] == [root / "runs/0"]
+    assert (rfflow.labels, engine.closed, rfflow.status) == (["+recipe=sft lr=1e-3"], 1, 0)
+
+
+@pytest.mark.parametrize("hydra_launcher", ["basic", "rfflow"])
+def test_another_launcher_trains_each_run_by_itself(rfflow: Shell, hydra_launcher: str) -> None:
+    rfflow("+recipe=sft", "-m", "lr=1e-3,1e-4", f"hydra/launcher={hydra_launcher}")
+    assert len(rfflow.engines) == {"basic": 2, "rfflow": 1}[hydra_launcher]
+
+
+def test_without_a_recipe_the_defaults_are_trained(rfflow: Shell) -> None:
+    rfflow()
+    assert rfflow.engines[0].spec.name == "experiment"
+
+
+def test_a_failed_single_run_ends_with_status_1(rfflow: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_engine(*args: object) -> StubEngine:
+        return StubEngine(*args, failing={0: ValueError("loss is NaN")})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(launcher, "make_engine", make_engine)
+    said = rfflow("+recipe=sft")
+    assert rfflow.status == 1
+    assert "failed: ValueError: loss is NaN\nIts trace: outputs/sft/" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "line, hint",
+    [
+        ("lrr=3", "Key 'lrr' is not in struct"),
+        ("--multirun lrr=3,4", "Key 'lrr' is not in struct"),
+        ("objective.metrc=loss", "Allowed: metric, direction"),
+        ("peft=lara", "lora_small"),
+        ("recipe=sft", "use +recipe=sft"),
+        ("engine.acelerator=cpu", "Did you mean 'accelerator'"),
+        ("dataset.evalsize=3", "Did you mean 'eval_size'"),
+        ("dataset=local", "dataset.path"),
+        ("peft=none peft.r=4", "Choose peft=lora"),
+        ("chunks=0", "Allowed: a whole number from 1 up"),
+        ("-m name=a,b", "name belongs to the whole experiment"),
+        ("-m engine.device=0,1", "engine belongs to the whole experiment"),
+        ("-m +x=1 chunks=two,3", "chunks is 'two'"),
+    ],
+)
+def test_mistakes_are_answered_before_any_training(rfflow: Shell, line: str, hint: str) -> None:
+    said = rfflow(*line.split())
+    assert rfflow.status == 1
+    assert hint in said
+    assert "Traceback" not in said
+    assert rfflow.engines == []
+
+
+def test_a_config_folder_of_ones_own_adds_to_ours(rfflow: Shell, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    _write(mine / "model/phi.yaml", "name: microsoft/phi-4\n")
+    _write(mine / "dataset/faq.yaml", "path: faq.jsonl\n")
+    _write(
+        mine / "recipe/support.yaml",
+        "# @package _global_\ndefaults:\n- override /model: phi\n- override /dataset: faq\nname: support\nchunks: 8\n",
+    )
+    rfflow("+recipe=support", "--config-dir", str(mine), "--multirun", "model=phi,smollm2")
+    engine = rfflow.engines[0]
+    assert engine.runs[0].spec.model.name == "microsoft/phi-4"
+    assert {run.spec.dataset.path for run in engine.runs} == {"faq.jsonl"}
+    assert (engine.spec.name, engine.runs[0].spec.chunks) == ("support", 8)
+
+
+def test_a_recipe_leaves_no_numbers_behind_for_other_data(rfflow: Shell) -> None:
+    rfflow("+recipe=sft", "dataset=local", "dataset.path=faq.jsonl")
+    spec = rfflow.engines[0].runs[0].spec.dataset
+    assert (spec.path, spec.max_samples, spec.columns) == ("faq.jsonl", None, {})
+
+
+def test_cfg_shows_the_configuration_and_stops(rfflow: Shell) -> None:
+    said = rfflow("+recipe=sft", "--cfg", "job", "trainer.args.packing=true", "--resolve")
+    assert "packing: true" in said
+    assert "learning_rate: 0.0002" in said
+    assert rfflow.engines == []
+
+
+def test_version_names_rfflow(rfflow: Shell) -> None:
+    assert rfflow("--version").startswith("rfflow 0.")
+
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("rfflow +recipe=", "+recipe=sft"),
+        ("rfflow peft=lora_s", "peft=lora_small"),
+        ("rfflow +recipe=sft --multirun dataset=fi", "dataset=fiqa dataset=fiqa_small"),
+        ("rfflow +recipe=sft --multirun lr=1e-3,1e-4 trainer.args.warmup_steps=3 obj", "objective."),
+        ("rfflow trainer.args.max_", "trainer.args.max_length="),
+        ("bin/rfflow ", "callbacks"),
+    ],
+)
+def test_the_shell_completes(rfflow: Shell, monkeypatch: pytest.MonkeyPatch, line: str, expected: str) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    said = rfflow("-sc", "query=bash")
+    assert expected in said
+
+
+def test_completion_is_installed_for_the_console_script(rfflow: Shell) -> None:
+    assert rfflow("-sc", "install=bash").strip().endswith("hydra_bash_completion rfflow")
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    code = (
+        "import sys, time; started = time.perf_counter()\n"
+        "from rfflow.__main__ import main\n"
+        "sys.argv = ['rfflow', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets', 'lightning_fabric'} & set(sys.modules)\n"
+        "print(heavy or 'light', time.perf_counter() - started < 2)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "+recipe=sft --multirun" in said.stdout
+    assert said.stdout.endswith("light True\n")
+    assert said.stderr == ""
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
