@@ -31,7 +31,8 @@ def draw(timeline: Mapping[str, Any], picture: Path) -> None:
     start = min(chunk["started"] for chunk in chunks)
     end = max(max(chunk["ended"] for chunk in chunks), start + 1e-3)
     # No pyplot: it would pick a backend and keep the figure for the whole process.
-    figure = Figure(figsize=(WIDTH, 1.5 + (0.34 if len(rows) < 20 else 0.24) * max(2, len(rows))), dpi=130, layout="constrained")
+    height = 1.5 + (0.34 if len(rows) < 20 else 0.24) * max(2, len(rows))
+    figure = Figure(figsize=(WIDTH, height), dpi=130, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_xlim(0, end - start)
@@ -70,7 +71,8 @@ def _draw_row(axes: Axes, row: int, chunks: Sequence[Mapping[str, Any]], start: 
 def _dress(axes: Axes, runs: Sequence[Mapping[str, Any]], seconds: float) -> None:
     names = label_parts({run["run"]: tuple(run["overrides"]) for run in runs}, width=30)
     texts = [
-        f"{names[run['run']] or unnamed(run['parent'])}   {run['run']}" if len(runs) > 1 else str(run["run"]) for run in runs
+        f"{names[run['run']] or unnamed(run['parent'])}   {run['run']}" if len(runs) > 1 else str(run["run"])
+        for run in runs
     ]
     axes.set_yticks(range(len(runs)), texts, fontsize=9 if len(runs) < 20 else 8, color=INK)
     step = next((nice for nice in NICE_SECONDS if seconds / nice <= 10), NICE_SECONDS[-1])

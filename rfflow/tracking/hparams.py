@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from google.protobuf import struct_pb2
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
@@ -64,7 +63,12 @@ def start_record(run: Run, seconds: float) -> Summary:
     """Return a run's row with all its settings."""
     start = plugin_data_pb2.SessionStartInfo(start_time_secs=seconds)
     for key, value in settings(run).items():
-        start.hparams[key].CopyFrom(_proto(value))
+        if isinstance(value, bool):
+            start.hparams[key].bool_value = value
+        elif isinstance(value, str):
+            start.hparams[key].string_value = value
+        else:
+            start.hparams[key].number_value = value
     return _summary(metadata.SESSION_START_INFO_TAG, session_start_info=start)
 
 
@@ -99,16 +103,9 @@ def _info(key: str, values: Sequence[Value]) -> api_pb2.HParamInfo:
         kind = api_pb2.DATA_TYPE_STRING
     else:
         return api_pb2.HParamInfo(name=key, type=api_pb2.DATA_TYPE_FLOAT64)
-    domain = struct_pb2.ListValue(values=[_proto(value) for value in sorted(set(values), key=str)])
-    return api_pb2.HParamInfo(name=key, type=kind, domain_discrete=domain)
-
-
-def _proto(value: Value) -> struct_pb2.Value:
-    if isinstance(value, bool):
-        return struct_pb2.Value(bool_value=value)
-    if isinstance(value, str):
-        return struct_pb2.Value(string_value=value)
-    return struct_pb2.Value(number_value=float(value))
+    info = api_pb2.HParamInfo(name=key, type=kind)
+    info.domain_discrete.extend(sorted(set(values), key=str))
+    return info
 
 
 def _summary(tag: str, **record: Any) -> Summary:

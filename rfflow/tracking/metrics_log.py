@@ -8,10 +8,10 @@ import time
 from bisect import bisect_left
 from collections.abc import Mapping
 
-from rfflow.runs import Callback, Run
+from rfflow.runs import Run
 
 
-class MetricsLog(Callback):
+class MetricsLog:
     """Append every log of a run to its ``metrics.jsonl``.
 
     A line is ``{"time": seconds since the epoch, "step": optimizer steps done, "chunk": which chunk of the run, from 1,

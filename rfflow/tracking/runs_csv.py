@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rfflow.runs import Callback, Experiment, Run
+from rfflow.runs import Experiment, Run
 from rfflow.tracking.files import replace_text
 
 COLUMNS = (
@@ -27,7 +27,7 @@ COLUMNS = (
 )
 
 
-class RunsTable(Callback):
+class RunsTable:
     """Keep ``runs.csv`` current: written anew at every boundary and change of state.
 
     The columns are ``COLUMNS``, then one for every metric that any run has logged, in the order in which they were
@@ -62,8 +62,9 @@ class RunsTable(Callback):
         self._write(experiment)
 
     def on_exception(self, experiment: Experiment) -> None:
-        """Leave what is known."""
-        self._write(experiment)
+        """Leave what is known; nothing, if the experiment never started."""
+        if experiment.paths.runs_table.exists():
+            self._write(experiment)
 
     def _write(self, experiment: Experiment) -> None:
         for run in experiment.runs:

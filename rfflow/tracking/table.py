@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rfflow.runs import Callback, ChunkResult, Experiment, Run, RunState
+from rfflow.runs import ChunkResult, Experiment, Run, RunState
 from rfflow.tracking.files import shown
 from rfflow.tracking.labels import labels
 from rfflow.tracking.runs_csv import error_line
@@ -29,14 +29,15 @@ STYLES = {
 }
 
 
-class LiveTable(Callback):
+class LiveTable:
     """Show all runs while they train, and at the end which was best and where the adapters are.
 
     On a terminal it is one table, drawn again at the events. Elsewhere (a log file, a pipe) it is one line a chunk.
     Whatever is printed or logged meanwhile appears above the table.
 
     Args:
-        refresh_seconds: how often, at most, the trainers' logs redraw the table; a change of state or chunk always does.
+        refresh_seconds: how often, at most, the trainers' logs redraw the table; a change of state or chunk
+            always does.
         console: where to show it; the standard output as it is when the experiment starts, if not given.
     """
 
@@ -132,16 +133,15 @@ class LiveTable(Callback):
     # --- the live table -----------------------------------------------------------------------------------------------
 
     def _open(self, experiment: Experiment, console: Console) -> None:
-        before = {sys.stdout, sys.stderr}
+        out, err = sys.stdout, sys.stderr
         # No thread of its own: it would draw while a run holds the standard output.
         self._live = Live(console=console, auto_refresh=False, redirect_stdout=True, redirect_stderr=True)
         self._live.start()
         # Log handlers hold the streams that Live has just put its own in front of.
         for handler in _stream_handlers():
-            if handler.stream in before:
-                instead = sys.stderr if handler.stream is not sys.stdout and sys.stderr not in before else sys.stdout
+            if handler.stream is out or handler.stream is err:
                 self._handlers.append((handler, handler.stream))
-                handler.setStream(instead)
+                handler.setStream(sys.stdout if handler.stream is out else sys.stderr)
         atexit.register(self.close)
         self._draw(experiment)
 
@@ -226,7 +226,9 @@ def duration(seconds: float) -> str:
 
 
 def _new_table(experiment: Experiment, title: str | None = None) -> Table:
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1))
+    table = Table(
+        box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1)
+    )
     table.add_column("run", justify="right", no_wrap=True)
     table.add_column("overrides", no_wrap=True, overflow="ellipsis")
     table.add_column("state", no_wrap=True)

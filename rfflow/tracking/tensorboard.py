@@ -15,14 +15,15 @@ from lightning_fabric.loggers import Logger
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from rfflow.runs import Callback, ChunkResult, Experiment, Objective, Run, RunState
+from rfflow.runs import ChunkResult, Experiment, Run, RunState
+from rfflow.spec import Objective
 from rfflow.tracking import hparams
 
 SHARED = "experiment"
 """Directories that hold what belongs to no run are called so, with a number behind."""
 
 
-class TensorBoardLogger(Logger, Callback):
+class TensorBoardLogger(Logger):
     """Write every run's curves below ``tb/<run>/``, and what TensorBoard needs to compare them.
 
     It is a Fabric logger, which takes metrics named ``<run>/<tag>``, and a callback, which learns from the experiment's
@@ -101,7 +102,8 @@ class TensorBoardLogger(Logger, Callback):
     def on_experiment_start(self, experiment: Experiment) -> None:
         """Give every run its directory and its row."""
         self._experiment = experiment
-        # Left by an earlier process with the same directory; a TensorBoard that is running has read them.
+        # Left by an earlier start, in this process or another; a TensorBoard that is running has read them.
+        self._shared_columns = ()
         for old in sorted(experiment.paths.tensorboard.glob(f"{SHARED}-*")):
             self._shared_number = max(self._shared_number, int(re.sub(r"\D", "", old.name) or 0))
             shutil.rmtree(old)
@@ -219,9 +221,7 @@ def _ordered(tags: Mapping[str, None], objective: Objective) -> list[str]:
     """Put what people compare first: the objective, the losses, then the rest, timings last."""
     first = (_tag(objective.metric), "eval/loss", "train/loss")
     timings = ("runtime", "per_second")
-    return sorted(
-        tags, key=lambda tag: (first.index(tag) if tag in first else len(first), tag.endswith(timings), tag)
-    )
+    return sorted(tags, key=lambda tag: (first.index(tag) if tag in first else len(first), tag.endswith(timings), tag))
 
 
 def _overlays(objective: Objective) -> dict[str, dict[str, list[Any]]]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rfflow.runs import Callback, ChunkResult, Experiment, Run
+from rfflow.runs import ChunkResult, Experiment, Run
 from rfflow.tracking.files import replace_text, shown
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 
 
-class Timeline(Callback):
+class Timeline:
     """Keep ``timeline.json`` at every boundary and draw ``timeline.png`` when nothing is left to train.
 
     The file is one object::
@@ -33,8 +33,8 @@ class Timeline(Callback):
                      "evaluation": ... or null}, ...]}  and on evaluating (the trainer's own eval_runtime, if logged)
 
     Every chunk is turned into text once; a boundary joins those lines and replaces the file, which takes about a
-    millisecond for 10 000 chunks. Should it take longer, boundaries are skipped so that writing stays below ``share`` of
-    the time; the end of the experiment is always written.
+    millisecond for 10 000 chunks. Should it take longer, boundaries are skipped so that writing stays below ``share``
+    of the time; the end of the experiment is always written.
 
     Args:
         picture: whether to draw the picture (it needs matplotlib).
@@ -52,9 +52,11 @@ class Timeline(Callback):
 
     def on_experiment_start(self, experiment: Experiment) -> None:
         """Take in what the runs have behind them, where an experiment goes on."""
-        known = sorted((result for run in experiment.runs for result in run.chunks), key=lambda result: result.started)
-        for result in known:
-            self._add(result)
+        known = {(chunk["run"], chunk["chunk"]) for chunk in self._chunks}
+        before = [result for run in experiment.runs for result in run.chunks]
+        for result in sorted(before, key=lambda result: result.started):
+            if (result.run, result.chunk + 1) not in known:
+                self._add(result)
         self._write(experiment)
 
     def on_log(self, run: Run, metrics: Mapping[str, float]) -> None:
@@ -79,8 +81,9 @@ class Timeline(Callback):
             draw(read(experiment.paths.timeline), experiment.paths.timeline_picture)
 
     def on_exception(self, experiment: Experiment) -> None:
-        """Write what is known; no picture."""
-        self._write(experiment)
+        """Write what is known, if the experiment ever started; no picture."""
+        if experiment.paths.timeline.exists():
+            self._write(experiment)
 
     def _add(self, result: ChunkResult, evaluation: float | None = None) -> None:
         chunk = {
