@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, env_override, filter_overrides, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
@@ -85,6 +86,9 @@ class Job:
 
     spec: RunSpec
     config: DictConfig
+    """The job's configuration, Hydra's own included."""
+    cfg: DictConfig
+    """What the job's function was called with."""
     result: JobReturn
     experiment: Node
     """The part of the resolved configuration that all runs share."""
@@ -156,7 +160,7 @@ class Sweep:
         _check_shared(self._jobs)
         if self._engine is None:
             with _hydra_config(jobs[0].config):
-                self._engine = make_engine(read_experiment(_task_config(jobs[0])), paths)
+                self._engine = make_engine(read_experiment(jobs[0].cfg), paths)
         runs = [self._add(self._engine, job, paths) for job in jobs]
         try:
             with env_override(self._config.hydra.job.env_set):
@@ -187,22 +191,21 @@ class Sweep:
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
 
 
-class _WaitingCallbacks:
+class _WaitingCallbacks(Callbacks):
     """Hydra's callbacks, with ``on_job_end`` put off for a job whose run has yet to be trained."""
 
-    def __init__(self, callbacks: Any):
-        self._callbacks = callbacks
+    def __init__(self, callbacks: Callbacks):
+        super().__init__()
+        self.callbacks = callbacks.callbacks
         self.jobs: list[Job] = []
-
-    def on_job_start(self, **kwargs: Any) -> None:
-        self._callbacks.on_job_start(**kwargs)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         spec = job_return._return_value
         if job_return.status is JobStatus.COMPLETED and isinstance(spec, RunSpec):
-            self.jobs.append(Job(spec, config, job_return, _shared(job_return.cfg)))
+            assert job_return.cfg is not None
+            self.jobs.append(Job(spec, config, job_return.cfg, job_return, _shared(job_return.cfg)))
         else:
-            self._callbacks.on_job_end(config=config, job_return=job_return, **kwargs)
+            super().on_job_end(config=config, job_return=job_return, **kwargs)
 
 
 @contextmanager
@@ -241,11 +244,6 @@ def _check_shared(jobs: Sequence[Job]) -> None:
                     f"{key} belongs to the whole experiment and cannot differ between its runs. Seen: {seen!r} (run "
                     f"{first.number}) and {value!r} (run {job.number}). Sweep it in experiments of their own."
                 )
-
-
-def _task_config(job: Job) -> DictConfig:
-    assert job.result.cfg is not None
-    return job.result.cfg
 
 
 def _relative(path: Path) -> Path:
