@@ -96,7 +96,7 @@ def _check_key(text: str, override: Override) -> None:
             )
         if parts[0] in EXPERIMENT_KEYS:
             raise OpError(
-                f"The override {shown(text)} sets {parts[0]}, which all runs of the experiment share. Not allowed in an op: "
+                f"The override {shown(text)} sets {parts[0]}, which all runs share. Not allowed in an op: "
                 f"{', '.join(EXPERIMENT_KEYS)}."
             )
         _check_names(text, parts)
@@ -139,12 +139,12 @@ def _check_value(text: str, value: object, is_group: bool) -> None:
     for leaf in _strings(text, value):
         if "${" in leaf and not _REFERENCE.fullmatch(leaf):
             raise OpError(
-                f"The override {shown(text)} holds {leaf!r}. Allowed in an op: plain values, and one reference alone, such "
-                "as ${trainer.args.learning_rate}."
+                f"The override {shown(text)} holds {leaf!r}. Allowed in an op: plain values, and one reference "
+                "alone, such as ${trainer.args.learning_rate}."
             )
         if is_group and (leaf.startswith("/") or ".." in leaf.split("/")):
             raise OpError(
-                f"The override {shown(text)} points out of the config group. Choose one of the group's own configs by name."
+                f"The override {shown(text)} points out of the config group. Name one of the group's configs."
             )
 
 
@@ -173,6 +173,6 @@ def _check_names(text: str, names: Sequence[str]) -> None:
     for name in names:
         if name.strip() in CODE_KEYS:
             raise OpError(
-                f"The override {shown(text)} sets {name}: an op may change values and choose among the config groups that "
-                "exist, and may not name code."
+                f"The override {shown(text)} sets {name}: an op may change values and choose among the "
+                "config groups that exist, and may not name code."
             )

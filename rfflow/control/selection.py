@@ -102,6 +102,7 @@ class _Op(Protocol):
 # --- from a document --------------------------------------------------------------------------------------------------
 
 _ALLOWED = "a number, a list of numbers, all, {best: 2, by: eval_loss} or {worst: 50%}"
+_LIMIT = 10**9  # an integer that Python refuses to print would break the journal
 _PERCENT = re.compile(r"(\d{1,3}(?:\.\d{1,17})?(?:e-\d{1,3})?)\s*%")
 
 
@@ -127,7 +128,7 @@ def parse_selection(value: object) -> Selection:
 
 
 def _run_number(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LIMIT:
         raise OpError(f"run is {shown(value)}. Allowed: {_ALLOWED}; runs are numbered from 0.")
     return value
 
@@ -155,7 +156,7 @@ def _parse_ranked(value: Mapping[Any, Any]) -> Ranked:
 def _parse_amount(end: str, value: object) -> tuple[int | None, float | None]:
     if isinstance(value, str) and (match := _PERCENT.fullmatch(value)) and 0 < float(match[1]) <= 100:
         return None, float(match[1])
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _LIMIT:
         raise OpError(f"{end} is {shown(value)}. Allowed: a whole number from 1 up, or a share such as 50%.")
     return value, None
 

@@ -1,0 +1,280 @@
+"""``rfflow ctl``: ask something of a running experiment from another terminal, and wait for the answer."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rfflow.control.inbox import DONE, REJECTED
+from rfflow.control.ops import VERBS, parse
+from rfflow.control.ownership import Owner, living_owner
+from rfflow.errors import OpError
+
+OK, FAILED, USAGE, NOT_YET = 0, 1, 2, 3
+
+_EXAMPLES = """\
+examples:
+  rfflow ctl status
+  rfflow ctl stop 3
+  rfflow ctl stop --worst 50%
+  rfflow ctl resume 3 4
+  rfflow ctl clone 0 lr=5e-4 peft.r=32 --warm-start
+  rfflow ctl clone --best 1 lr=1e-4,5e-4
+  rfflow ctl delete all
+
+exit status: 0 applied, 1 refused or no experiment, 2 wrong usage, 3 not answered yet
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``rfflow ctl`` with these arguments (those after ``ctl``) and return its exit status."""
+    parser = _parser()
+    try:
+        args = parser.parse_intermixed_args(argv)
+        document = None if args.verb == "status" else _document(args)
+    except SystemExit as end:  # argparse has printed what it had to say
+        return end.code if isinstance(end.code, int) else USAGE
+    except OpError as error:
+        print(f"rfflow ctl: {error}", file=sys.stderr)
+        return USAGE
+    try:
+        control = _find_control(args.control, needs_owner=document is not None)
+        if document is None:
+            return _print_status(control)
+        return _ask(control, document, args.timeout)
+    except OpError as error:
+        print(f"rfflow ctl: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("rfflow ctl: not waiting any longer; the op stays in the control directory.", file=sys.stderr)
+        return NOT_YET
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rfflow ctl",
+        description="Stop, resume, clone or delete runs of the experiment that is going, or see how they stand.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("verb", choices=[*VERBS, "status"], help="what to do")
+    parser.add_argument("words", nargs="*", metavar="RUN|all|key=value", help="runs, and for clone Hydra overrides")
+    parser.add_argument("--best", metavar="N", help="instead of numbers: the best N (or N%%) runs")
+    parser.add_argument("--worst", metavar="N", help="instead of numbers: the worst N (or N%%) runs")
+    parser.add_argument("--by", metavar="METRIC", help="rank by this metric (default: the objective)")
+    parser.add_argument("--direction", choices=["minimize", "maximize"], help="which way METRIC is good")
+    parser.add_argument("--warm-start", action="store_true", help="clone: start from the parent's weights")
+    parser.add_argument("--control", type=Path, metavar="DIR", help="the control directory (default: found)")
+    parser.add_argument(
+        "--timeout", type=_seconds, default=60.0, metavar="SECONDS", help="how long to wait for the answer (default 60)"
+    )
+    return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise ValueError(text)
+    return value
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+def _document(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the op document that the command line means, checked as the engine will check it."""
+    is_clone = args.verb == "clone"
+    overrides = [word for word in args.words if is_clone and ("=" in word or word.startswith("~"))]
+    document = {"op": args.verb, "run": _selection(args, [word for word in args.words if word not in overrides])}
+    if is_clone:
+        document["overrides"] = overrides
+    if is_clone or args.warm_start:
+        document["warm_start"] = args.warm_start
+    parse(document)
+    return document
+
+
+def _selection(args: argparse.Namespace, words: list[str]) -> Any:
+    ranked = {
+        key: _number(value) if key in ("best", "worst") else value
+        for key in ("best", "worst", "by", "direction")
+        if (value := getattr(args, key)) is not None
+    }
+    if ranked and words:
+        raise OpError(f"Give either runs ({' '.join(words)}) or --{next(iter(ranked))}, not both.")
+    if ranked:
+        return ranked
+    if not words:
+        raise OpError(f"{args.verb} which runs? Give numbers, all, --best N or --worst N.")
+    if words == ["all"]:
+        return "all"
+    for word in words:
+        if not (word.isascii() and word.isdigit()):
+            hint = "" if args.verb == "clone" or "=" not in word else " Overrides belong to clone."
+            raise OpError(f"{word!r} is not a run's number.{hint} Allowed: numbers from 0 up, or all.")
+    numbers = [_number(word) for word in words]
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _number(word: str) -> int | str:
+    return int(word) if word.isascii() and word.isdigit() and len(word) < 20 else word
+
+
+# --- whom to ask ------------------------------------------------------------------------------------------------------
+
+
+def _find_control(given: Path | None, needs_owner: bool) -> Path:
+    if given is not None:
+        if not given.is_dir():
+            raise OpError(f"--control {given} is not a directory.")
+        if needs_owner and living_owner(given) is None:
+            raise OpError(f"No running experiment answers ops in {given}.")
+        return given
+    here = Path("control")
+    if living_owner(here) is not None:
+        return here
+    alive = [(path, owner) for path in Path("outputs").glob("*/*/control") if (owner := living_owner(path)) is not None]
+    if not alive:
+        raise OpError(
+            "No experiment is running here (looked at ./control and outputs/*/*/control). "
+            "Go to the directory where it was started, or give --control DIR."
+        )
+    if len(alive) > 1:
+        raise OpError("More than one experiment is running. Give one of these:\n" + "\n".join(_listed(alive)))
+    return alive[0][0]
+
+
+def _listed(alive: list[tuple[Path, Owner]]) -> list[str]:
+    newest_first = sorted(alive, key=lambda found: str(found[0]), reverse=True)
+    return [f"  --control {path}    (process {owner.pid})" for path, owner in newest_first]
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+def _ask(
+    control: Path,
+    document: dict[str, Any],
+    timeout: float,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    name = drop(control, document)
+    deadline = clock() + timeout
+    while True:
+        # Asked before looking for the answer: an experiment that ends answers first.
+        is_alive = living_owner(control) is not None
+        answer = _answer(control, name)
+        if answer is not None:
+            return answer
+        if not is_alive:
+            print(f"rfflow ctl: the experiment ended before it came to {control / name}.", file=sys.stderr)
+            return FAILED
+        if clock() >= deadline:
+            print(
+                f"rfflow ctl: not yet: the run is in the middle of its chunk. {control / name} stays and will be "
+                f"answered at the chunk's end, in {DONE}/ or {REJECTED}/.",
+                file=sys.stderr,
+            )
+            return NOT_YET
+        sleep(0.05)
+
+
+def drop(control: Path, document: dict[str, Any]) -> str:
+    """Put an op into the control directory in one step, never over another file; return the name it got there."""
+    temporary = control / f".ctl-{os.getpid()}-{time.monotonic_ns()}.tmp"
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            yaml.safe_dump(document, file, sort_keys=False, allow_unicode=True)
+            file.flush()
+            os.fsync(file.fileno())
+        # The inbox takes a file at once if it was put in place after it was written, and the two must not fall into
+        # the same tick of the file system's clock.
+        written = time.time_ns() - 1_000_000_000
+        os.utime(temporary, ns=(written, written))
+        while True:
+            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09}-{document['op']}.yaml"
+            with contextlib.suppress(FileExistsError):
+                _link(temporary, control / name)
+                return name
+    except OSError as error:
+        raise OpError(f"Cannot write into {control}: {error.strerror}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links; the name holds nanoseconds, so nobody else has it
+        os.rename(source, target)
+
+
+def _answer(control: Path, name: str) -> int | None:
+    for folder, suffix, status in ((DONE, ".outcome", OK), (REJECTED, ".error", FAILED)):
+        if (control / folder / name).exists():
+            try:
+                note = (control / folder / f"{name}{suffix}").read_text(encoding="utf-8").strip()
+            except OSError:
+                note = folder
+            print(note, file=sys.stdout if status == OK else sys.stderr)
+            return status
+    return None
+
+
+# --- status -----------------------------------------------------------------------------------------------------------
+
+
+def _print_status(control: Path) -> int:
+    from rfflow.control.status import read_status
+
+    status = read_status(control)
+    if status is None:
+        raise OpError(f"There is no status in {control} yet.")
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "overrides", "state", "chunk", "step", "loss", "eval loss", "parent"):
+        table.add_column(column, justify="left" if column in ("overrides", "state") else "right")
+    for run in status.get("runs") or []:
+        metrics = run.get("metrics") or {}
+        cells = [
+            run.get("number"),
+            " ".join(run.get("overrides") or []),
+            run.get("state"),
+            _of(run.get("chunk"), run.get("chunks")),
+            _of(run.get("step"), run.get("steps")),
+            _metric(metrics.get("loss")),
+            _metric(metrics.get("eval_loss")),
+            "" if run.get("parent") is None else run["parent"],
+        ]
+        table.add_row(*(Text(str(cell)) for cell in cells))
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    if living_owner(control) is None:
+        ending = "not running any more"
+    else:
+        ending = "waiting for an op" if status.get("waiting") else "running"
+    console.print(Text(f"{status.get('experiment')}: {ending} (as of {status.get('updated')})"))
+    console.print(table)
+    return OK
+
+
+def _of(done: object, total: object) -> str:
+    return "" if done is None else str(done) if total is None else f"{done}/{total}"
+
+
+def _metric(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else ""

@@ -1,0 +1,340 @@
+"""The control directory: op files go in, and every one of them ends in ``done/`` or in ``rejected/``.
+
+People write here with editors, shells and network mounts, so nothing about a file is taken on trust: it may be half
+written, huge, a directory, unreadable, or gone a moment later.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rfflow.control.documents import MAX_BYTES, parse_documents
+from rfflow.control.ops import Op
+from rfflow.control.ownership import Lock
+from rfflow.control.watching import Watch
+from rfflow.errors import ConfigError, OpError, RfflowError
+
+log = logging.getLogger(__name__)
+
+DONE, REJECTED, STATUS = "done", "rejected", "status.yaml"
+RESERVED = (STATUS, STATUS.replace(".yaml", ".yml"))
+"""Names in the control directory that rfflow writes itself."""
+
+
+def is_op_file(name: str) -> bool:
+    """Whether a name in the control directory is one that is looked at."""
+    return name.endswith((".yaml", ".yml")) and not name.startswith(".") and name not in RESERVED
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One state of one file: another file of the same name, or a change, makes another identity."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    """Nanoseconds since the epoch."""
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Identity:
+        """Read it from ``os.stat``."""
+        if stat.S_ISDIR(status.st_mode):
+            return cls(status.st_dev, status.st_ino, 0, 0)  # what happens inside a directory is not our business
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    @property
+    def stamp(self) -> str:
+        """The same as text, for the journal."""
+        return f"{self.device}:{self.inode}:{self.size}:{self.modified}"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One op file as it was read: all of its ops, or what is wrong with it."""
+
+    name: str
+    identity: Identity
+    ops: tuple[Op, ...] = ()
+    """In the order of the documents."""
+    error: OpError | None = None
+    content: bytes = b""
+
+
+@dataclass
+class _Verdict:
+    """Where an answered item goes and what is written beside it."""
+
+    item: Item
+    folder: str
+    note_suffix: str
+    note: str
+    target: str | None = None
+    """The name it gets there, once the note is written."""
+
+
+_SHORTEST_WAIT = 0.02
+"""Seconds; a file that never settles must not make waiting a busy loop."""
+
+_Key = tuple[str, Identity]
+
+
+class Inbox:
+    """The watched directory of one experiment.
+
+    :meth:`scan` returns what is new, in the byte order of the file names (so ``10-x`` comes before ``9-x``: pad with
+    zeros); each item is to be answered once with :meth:`done` or :meth:`reject`. Until then, and also where moving the
+    file fails, the same file is not returned again.
+
+    A file is taken at the first look if it was renamed or linked into place after it was written, or has been left
+    alone for ``settle`` seconds. One that is younger may still be growing and is left for the next look.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        experiment: Path | str = "",
+        *,
+        settle: float = 0.25,
+        polling: bool = False,
+        clock: Callable[[], float] = time.time,
+    ):
+        self.directory = Path(os.path.abspath(directory))
+        self._settle = settle
+        self._clock = clock
+        self._taken: set[_Key] = set()
+        """Returned by :meth:`scan` and not answered yet."""
+        self._unmoved: dict[_Key, _Verdict] = {}
+        """Answered, but still in their place because moving them failed."""
+        self._looks: dict[_Key, float] = {}
+        """When a file that may still be growing was first seen in this state."""
+        self._trouble: str | None = None
+        self._watch = Watch(self.directory, is_op_file, polling)
+        self._lock = Lock(self.directory, experiment)
+        try:
+            self._make_directories()
+        except OSError as error:
+            raise ConfigError(f"The control directory {self.directory} cannot be made: {error}.") from error
+        self._lock.acquire()
+
+    def scan(self) -> list[Item]:
+        """Return the op files that have come since the last look, in the order of their names. Never raises."""
+        items = []
+        seen: set[_Key] = set()
+        for name in self._names():
+            try:
+                status = os.stat(self.directory / name, follow_symlinks=False)
+            except OSError:
+                continue  # it vanished
+            key = (name, Identity.of(status))
+            seen.add(key)
+            item = self._look_at(key, status)
+            if item is not None:
+                self._taken.add(key)
+                items.append(item)
+        self._looks = {key: at for key, at in self._looks.items() if key in seen and key not in self._taken}
+        self._unmoved = {key: verdict for key, verdict in self._unmoved.items() if key in seen}
+        return items
+
+    def done(self, item: Item, outcome: str) -> Path:
+        """File the item under ``done/``, with the outcome beside it as ``<name>.outcome``; return where it lies."""
+        return self._answer(item, DONE, ".outcome", outcome)
+
+    def reject(self, item: Item, reason: str) -> Path:
+        """File the item under ``rejected/``, with the reason beside it as ``<name>.error``; return where it lies."""
+        log.warning("Refused %s: %s", _printable(item.name), reason)
+        return self._answer(item, REJECTED, ".error", reason)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Sleep until there may be something to scan; return False where only the timeout (seconds) has passed."""
+        if self._watch.start() and self._has_news():
+            return True
+        if not self._looks:
+            return self._watch.wait(timeout)
+        soonest = max(_SHORTEST_WAIT, min(self._looks.values()) + self._settle - self._clock())
+        if timeout is not None and timeout < soonest:
+            return self._watch.wait(timeout)
+        self._watch.wait(soonest)
+        return True
+
+    def wake(self) -> None:
+        """End :meth:`wait` from another thread."""
+        self._watch.wake()
+
+    def close(self) -> None:
+        """Stop watching and give the directory back."""
+        self._watch.stop()
+        self._lock.release()
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def _names(self) -> list[str]:
+        if not self._lock.is_intact():
+            self._recreate()
+        try:
+            with os.scandir(self.directory) as entries:
+                names = [entry.name for entry in entries if is_op_file(entry.name)]
+        except OSError as error:
+            self._complain(f"The control directory {self.directory} cannot be read, so no op is seen: {error}")
+            return []
+        if not self._lock.is_intact():
+            return []  # another experiment took the directory over; it answers
+        if self._trouble is not None:
+            log.info("The control directory %s can be used again.", self.directory)
+            self._trouble = None
+        return sorted(names, key=os.fsencode)
+
+    def _look_at(self, key: _Key, status: os.stat_result) -> Item | None:
+        """Return the file as an item; None while it is in hand, still being written, or gone."""
+        name, identity = key
+        if key in self._taken:
+            return None
+        if key in self._unmoved:
+            self._file_away(self._unmoved[key])
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no ordinary file")
+            return Item(name, identity, error=OpError(f"It is {kind}. Allowed: an ordinary file of YAML."))
+        if identity.size > MAX_BYTES:
+            return Item(name, identity, error=OpError(f"It holds {identity.size} bytes. Allowed: up to {MAX_BYTES}."))
+        is_settled = self._is_settled(key, status)
+        was_put_in_place = status.st_ctime_ns != status.st_mtime_ns
+        if not (is_settled or was_put_in_place):
+            return None
+        item = self._read(name, identity)
+        # A program may touch a file's owner or mode before it writes: only a settled file is wrong for good.
+        return item if item is None or item.error is None or is_settled else None
+
+    def _is_settled(self, key: _Key, status: os.stat_result) -> bool:
+        now = self._clock()
+        first_seen = self._looks.setdefault(key, now)
+        # The second condition is for a file server whose clock is ahead of ours.
+        return now - max(status.st_mtime, status.st_ctime) >= self._settle or now - first_seen >= self._settle
+
+    def _read(self, name: str, identity: Identity) -> Item | None:
+        try:
+            # Not blocking: the file may have become a named pipe since we looked.
+            file = os.open(self.directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return Item(name, identity, error=OpError(f"It cannot be read: {error.strerror}."))
+        try:
+            if Identity.of(os.fstat(file)) != identity:
+                return None
+            content = b""
+            while len(content) <= MAX_BYTES and (part := os.read(file, MAX_BYTES + 1 - len(content))):
+                content += part
+            if Identity.of(os.fstat(file)) != identity or len(content) != identity.size:
+                return None
+        except OSError as error:
+            return Item(name, identity, error=OpError(f"It cannot be read: {error.strerror}."))
+        finally:
+            os.close(file)
+        try:
+            return Item(name, identity, parse_documents(content), content=content)
+        except OpError as error:
+            return Item(name, identity, error=error, content=content)
+
+    def _has_news(self) -> bool:
+        known = {name for name, _ in (*self._taken, *self._unmoved, *self._looks)}
+        return not known.issuperset(self._names())
+
+    # --- answering ----------------------------------------------------------------------------------------------------
+
+    def _answer(self, item: Item, folder: str, note_suffix: str, note: str) -> Path:
+        assert (item.name, item.identity) in self._taken, f"{item.name} is not waiting for an answer"
+        self._taken.remove((item.name, item.identity))
+        return self._file_away(_Verdict(item, folder, note_suffix, note))
+
+    def _file_away(self, verdict: _Verdict) -> Path:
+        """Move the file and write the note; where that fails, remember, so that the op cannot be applied again."""
+        item = verdict.item
+        key, source, folder = (item.name, item.identity), self.directory / item.name, self.directory / verdict.folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if verdict.target is None:
+                target = _free_name(folder, item.name, verdict.note_suffix)
+                # The note first: whoever sees the file in its new place finds the note too.
+                _write(folder / _cut(target, verdict.note_suffix), verdict.note)
+                verdict.target = target
+            if self._is_still_there(item):
+                os.rename(source, folder / verdict.target)
+            else:  # the file was removed or replaced after it was read; what was read is filed all the same
+                (folder / verdict.target).write_bytes(item.content)
+        except OSError as error:
+            if key not in self._unmoved:
+                log.warning("Cannot move %s to %s/: %s.", _printable(str(source)), verdict.folder, error)
+            self._unmoved[key] = verdict
+            return source
+        self._unmoved.pop(key, None)
+        return folder / verdict.target
+
+    def _is_still_there(self, item: Item) -> bool:
+        try:
+            there = Identity.of(os.stat(self.directory / item.name, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
+        if not item.content:  # it was refused unread, so growing on does not make it another
+            return (there.device, there.inode) == (item.identity.device, item.identity.inode)
+        return there == item.identity
+
+    # --- the directory itself -----------------------------------------------------------------------------------------
+
+    def _make_directories(self) -> None:
+        for folder in (DONE, REJECTED):
+            (self.directory / folder).mkdir(parents=True, exist_ok=True)
+
+    def _recreate(self) -> None:
+        self._watch.stop()
+        try:
+            self._make_directories()
+            self._lock.acquire()
+        except (OSError, RfflowError) as error:
+            self._complain(f"The control directory {self.directory} is gone and cannot be made again: {error}")
+            return
+        log.warning("The control directory %s (or its lock) was deleted. It has been made again.", self.directory)
+
+    def _complain(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            log.error("%s", trouble)
+            self._trouble = trouble
+
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symbolic link, which is not followed",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def _free_name(folder: Path, name: str, note_suffix: str) -> str:
+    """Return the name, or the name with a number in it where an earlier file has it: ``stop.yaml``, ``stop.2.yaml``."""
+    stem, dot, extension = name.rpartition(".")
+    number, target = 1, name
+    while os.path.lexists(folder / target) or os.path.lexists(folder / _cut(target, note_suffix)):
+        number += 1
+        target = _cut(stem, f".{number}{dot}{extension}")
+    return target
+
+
+def _cut(stem: str, ending: str) -> str:
+    """Join the two, cutting the stem where the name would be longer than file systems take (255 bytes)."""
+    return os.fsdecode(os.fsencode(stem)[: 255 - len(os.fsencode(ending))]) + ending
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def _printable(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,0 +1,88 @@
+"""What became of every op, for good: one JSON line for each op and run, in the experiment's ``ops.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+log = logging.getLogger(__name__)
+
+
+def now() -> str:
+    """Return the time of day as the journal writes it: ISO 8601, UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the journal."""
+
+    op: str
+    """The verb: stop, resume, clone, delete."""
+    run: int | None
+    """The run it was applied to; None where an op was refused before it came to a run."""
+    outcome: Literal["applied", "refused"]
+    detail: str = ""
+    """What came of it, or why it was refused."""
+    by: str = "person"
+    """Who asked: ``person``, or ``policy/<name>``."""
+    file: str | None = None
+    """The op file's name, where there was one."""
+    stamp: str | None = None
+    """Which state of that file (:attr:`rfflow.control.inbox.Identity.stamp`)."""
+    chunk: int | None = None
+    """The chunk after which it was applied."""
+    time: str = field(default_factory=now)
+
+
+class Journal:
+    """An append-only file of :class:`Entry` lines that survives a crash at any moment."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+
+    def append(self, *entries: Entry) -> None:
+        """Write the entries; when this returns they are on the disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(asdict(entry), ensure_ascii=True) + "\n" for entry in entries)
+        with open(self.path, "ab+") as file:
+            self._mend(file.fileno())
+            file.write(lines.encode("ascii"))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> list[Entry]:
+        """Return all entries; a line that a crash left torn is passed over with a warning."""
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        known = {f.name for f in fields(Entry)}
+        entries = []
+        for number, line in enumerate(lines, 1):
+            try:
+                values = json.loads(line)
+                entries.append(Entry(**{key: value for key, value in values.items() if key in known}))
+            except (ValueError, TypeError, AttributeError):
+                log.warning("%s line %d is not an entry and is passed over: %.80r", self.path, number, line)
+        return entries
+
+    def _mend(self, file: int) -> None:
+        """Take off a last line that has no end; keep it where only its newline is missing."""
+        size = os.fstat(file).st_size
+        if size == 0 or os.pread(file, 1, size - 1) == b"\n":
+            return
+        content = os.pread(file, size, 0)
+        torn = content[content.rfind(b"\n") + 1 :]
+        try:
+            json.loads(torn)
+        except ValueError:
+            log.warning("%s ends in a torn line, which is taken off: %.80r", self.path, torn)
+            os.ftruncate(file, size - len(torn))
+        else:
+            os.write(file, b"\n")
