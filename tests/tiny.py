@@ -140,7 +140,7 @@ def run_spec(
     trainer: str = "trl.SFTTrainer",
     args_target: str = "trl.SFTConfig",
 ) -> RunSpec:
-    """Return a run that trains `model` on `data`; `args` and `peft` override ARGS and LORA, ``peft=None`` is no adapter."""
+    """Return a run of `model` on `data`; `args` and `peft` override ARGS and LORA, ``peft=None`` is no adapter."""
     return RunSpec(
         model=ModelSpec(name=str(model), kwargs=dict(model_kwargs)),
         dataset=DatasetSpec(path=str(data), eval_size=eval_size, **dataset),

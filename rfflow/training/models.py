@@ -28,7 +28,7 @@ from trl.trainer.utils import create_model_from_path
 
 from rfflow.errors import ConfigError, nearest
 from rfflow.spec import ModelSpec
-from rfflow.training.sources import cache_folder, existing_path, instantiate_values, listing, looks_local
+from rfflow.training.sources import cache_folder, existing_path, instantiate_values, listing, looks_local, what_is_there
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +72,12 @@ def load_base(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
         # On the CPU unless asked otherwise: the engine moves the model. TRL would ask accelerate's global state for
         # the device, and so set it up before any run has said what it wants there.
         model = create_model_from_path(name, **{"trust_remote_code": False, "device_map": None, **kwargs})
-    hub = {key: kwargs[key] for key in ("trust_remote_code", "token", "cache_dir") if key in kwargs}
+    hub = {key: kwargs[key] for key in ("trust_remote_code", "token", "cache_dir", "revision") if key in kwargs}
+    where = "model.name"
     if spec.tokenizer is not None:
-        where, name = "model.tokenizer", _locate(spec.tokenizer, "model.tokenizer")
-    else:
-        where, hub = "model.name", hub | {key: kwargs[key] for key in ("revision",) if key in kwargs}
+        where = "model.tokenizer"
+        name = _locate(spec.tokenizer, where)
+        hub.pop("revision", None)  # the model's own
     with _refusals(where, spec.tokenizer or spec.name, name, part="tokenizer"), _no_progress_bars():
         tokenizer = AutoProcessor.from_pretrained(name, **hub)
     return model, tokenizer
@@ -151,8 +152,9 @@ def _refusals(where: str, written: str, loaded: str, part: str = "model") -> Ite
             raise ConfigError(
                 f"{where} is {written!r}: cannot load the {part}. {_sentence(error)} {hint}".strip()
             ) from error
+        there = what_is_there(Path(written)) if "/" in written and Path(written).parent.is_dir() else ""
         raise ConfigError(
-            f"{where} is {written!r}: no such folder here, and the Hugging Face hub does not give the {part}. "
+            f"{where} is {written!r}: no such folder here, and the Hugging Face hub does not give the {part}.{there} "
             f"{_sentence(error)} Check the name and the network (HF_HUB_OFFLINE must not be 1), or give a local folder."
         ) from error
 
@@ -230,6 +232,7 @@ def _convert(file: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         config = quantised.config
         del config.quantization_config
+        config.__dict__.pop("_model_name_or_path", None)  # the name it had with its maker
         # The loaded model remembers that it is quantised in more places than its config: a fresh one does not. Its
         # weights are never made, since only its state is saved.
         with torch.device("meta"):

@@ -49,7 +49,7 @@ def existing_path(location: str, where: str) -> Path:
         return _package_path(location, where)
     path = Path(location).expanduser()
     if not path.exists():
-        raise ConfigError(f"{where} is {location!r}: no such file or folder.{_what_is_there(path)}")
+        raise ConfigError(f"{where} is {location!r}: no such file or folder.{what_is_there(path)}")
     return path
 
 
@@ -61,7 +61,6 @@ def looks_local(location: str) -> bool:
         or location.count("/") > 1
         or Path(location).suffix in (".gguf", ".safetensors", ".json", ".jsonl", ".csv", ".parquet")
         or Path(location).exists()
-        or ("/" in location and Path(location).parent.is_dir())
     )
 
 
@@ -81,10 +80,10 @@ def _package_path(location: str, where: str) -> Path:
     for folder in folders:
         if (folder / inside).exists():
             return folder / inside
-    raise ConfigError(f"{where} is {location!r}: no such file in the package.{_what_is_there(folders[0] / inside)}")
+    raise ConfigError(f"{where} is {location!r}: no such file in the package.{what_is_there(folders[0] / inside)}")
 
 
-def _what_is_there(missing: Path) -> str:
+def what_is_there(missing: Path) -> str:
     """Say what stands where the path breaks off."""
     parent = missing.parent
     while not parent.exists():
