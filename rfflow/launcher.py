@@ -138,7 +138,7 @@ class Sweep:
         return results
 
     def _compose(self, number: int, overrides: Sequence[str], callbacks: _WaitingCallbacks) -> JobReturn:
-        log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
+        log.info("\t#%d : %s", number, " ".join(self._setting_apart(filter_overrides(overrides))))
         config = self._config_loader.load_sweep_config(self._config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
@@ -176,7 +176,7 @@ class Sweep:
                 self._end(job, JobStatus.COMPLETED, self._engine.objective(run))
 
     def _add(self, engine: Engine, job: Job, paths: ExperimentPaths) -> Run:
-        overrides = setting_apart(job.result.overrides or [], self._config.hydra.overrides.task)
+        overrides = self._setting_apart(job.result.overrides or [])
         is_usual = job.run_dir == paths.run(job.number).root
         with _hydra_config(job.config):
             return engine.add(job.spec, job.number, overrides, run_dir=None if is_usual else job.run_dir)
@@ -186,6 +186,9 @@ class Sweep:
         job.result.status = status
         with _hydra_config(job.config):
             self._callbacks.on_job_end(config=job.config, job_return=job.result)
+
+    def _setting_apart(self, overrides: Sequence[str]) -> tuple[str, ...]:
+        return setting_apart(overrides, self._config.hydra.overrides.task)
 
     def _configure_log(self) -> None:
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
