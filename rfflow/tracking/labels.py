@@ -42,10 +42,10 @@ def _line(parts: Sequence[str], short_keys: Mapping[str, str], width: int | None
         return line
     pairs = [(short_keys[override_key(part)], part.partition("=")[2]) for part in parts]
     for room in (width, 24, 16, 12, 8, 6, 5):
-        line = " ".join(f"{key}={_without_middle(value, room)}" if value else key for key, value in pairs)
+        line = " ".join(f"{key}={clip_middle(value, room)}" if value else key for key, value in pairs)
         if len(line) <= width:
             return line
-    return f"{line[: width - 1]}…"
+    return line[: width - 1].rstrip("…") + "…"
 
 
 def _short_keys(keys: set[str]) -> dict[str, str]:
@@ -56,7 +56,8 @@ def _short_keys(keys: set[str]) -> dict[str, str]:
     return {key: end if len(same) == 1 else key for end, same in ends.items() for key in same}
 
 
-def _without_middle(text: str, room: int) -> str:
+def clip_middle(text: str, room: int) -> str:
+    """Return the text, its middle left out where it is longer than ``room``."""
     if len(text) <= room:
         return text
     tail = (room - 1) // 2

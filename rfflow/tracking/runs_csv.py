@@ -57,6 +57,10 @@ class RunsTable:
         """Show the run as completed or failed."""
         self._write(experiment)
 
+    def on_run_change(self, experiment: Experiment) -> None:
+        """Show what an op did to a run."""
+        self._write(experiment)
+
     def on_experiment_end(self, experiment: Experiment) -> None:
         """Write the last word."""
         self._write(experiment)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import io
 import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -18,15 +20,19 @@ from rich.text import Text
 
 from rfflow.runs import ChunkResult, Experiment, Run, RunState
 from rfflow.tracking.files import shown
-from rfflow.tracking.labels import labels
+from rfflow.tracking.labels import clip_middle, labels
 from rfflow.tracking.runs_csv import error_line
 
 STYLES = {
     RunState.RUNNING: "green",
     RunState.STOPPED: "yellow",
     RunState.FAILED: "bold red",
-    RunState.DELETED: "dim",
 }
+GAP = 2
+"""Blanks between two columns."""
+MAX_HEAD = 12
+MIN_LABEL = 12
+"""Characters that the overrides get, whatever else has to go."""
 
 
 class LiveTable:
@@ -56,17 +62,18 @@ class LiveTable:
         """Show every run as queued."""
         # Bound to the stream of this moment: while a run trains, sys.stdout may be its log file.
         console = self._console = self._console or Console(file=sys.stdout, highlight=False)
+        if isinstance(console.file, io.TextIOWrapper):
+            console.file.reconfigure(
+                errors="replace"
+            )  # a shortened label must not end an experiment in an ASCII locale
         if console.is_terminal and not console.is_dumb_terminal:
             self._open(experiment, console)
         else:
             _say(console, f"{experiment.spec.name}: {_runs(len(experiment.runs))} in {shown(experiment.paths.root)}")
             _say(console, tensorboard_command(experiment))
 
-    def on_run_start(self, experiment: Experiment, run: Run) -> None:
-        """Show the run; one that was cloned gets a line where there is no table."""
-        if self._live is None and run.parent is not None and self._console is not None:
-            label = labels(experiment.runs, 40)[run.number]
-            _say(self._console, f"run {run.number}  {label}  cloned from run {run.parent}")
+    def on_run_start(self, experiment: Experiment) -> None:
+        """Show the run as running."""
         self._draw(experiment)
 
     def on_chunk_start(self, experiment: Experiment, run: Run) -> None:
@@ -93,6 +100,23 @@ class LiveTable:
             label = labels(experiment.runs, 40)[run.number]
             _say(self._console, f"run {run.number}  {label}  failed: {_clip(_error(run), 200)}", style="red")
             _say(self._console, f"  trace: {shown(run.paths.log)}")
+        self._draw(experiment)
+
+    def on_run_change(self, experiment: Experiment) -> None:
+        """Show what an op did to a run."""
+        self._draw(experiment)
+
+    def on_op(self, experiment: Experiment, text: str) -> None:
+        """Say what an op did."""
+        if self._console is not None:
+            _say(self._console, text)
+        self._draw(experiment)
+
+    def on_wait(self, experiment: Experiment, control: Path, timeout: float | None) -> None:
+        """Say what would let the experiment go on."""
+        if self._console is not None:
+            patience = "" if timeout is None else f" for up to {_rough(timeout)}"
+            _say(self._console, f"Every live run is stopped. Waiting{patience} for an op in {shown(control)}")
         self._draw(experiment)
 
     def on_experiment_end(self, experiment: Experiment) -> None:
@@ -155,46 +179,42 @@ def live_table(experiment: Experiment, console: Console, active: int | None) -> 
     """Return the table of all runs; where the terminal is not high enough, of the best and the one that trains."""
     runs = [run for run in experiment.runs if run.state is not RunState.DELETED]
     room = max(1, console.height - 6)
+    shown_runs = runs
     if len(runs) > room:
         best = {run.number for run in experiment.ranked()[: room - 1]}
         shown_runs = [run for run in runs if run.number in best or run.number == active][:room]
-    else:
-        shown_runs = runs
-    table = _new_table(experiment)
-    table.add_column("left", justify="right", no_wrap=True)
-    names = labels(experiment.runs, _label_room(console.width, 56))
-    for run in shown_runs:
-        state = "training" if run.number == active else run.state.value
-        cells = _cells(experiment, run, names[run.number], Text(state, style=STYLES.get(run.state, "")))
-        style = "bold" if run.number == active else "dim" if run.state is RunState.STOPPED else None
-        table.add_row(*cells, _left(run), style=style)
+    rows = [_cells(experiment, run) | {"left": _left(run)} for run in shown_runs]
+    styles: dict[int, str] = {}
+    for row, run in zip(rows, shown_runs, strict=True):
+        if run.number == active:
+            row["state"] = "training"
+            styles[run.number] = "bold"
     left = experiment.seconds_left()
     notes = [experiment.spec.name, _runs(len(runs))]
     if len(runs) > len(shown_runs):
         notes.append(f"{len(runs) - len(shown_runs)} more in {shown(experiment.paths.runs_table)}")
     if not math.isnan(left):
-        notes.append(f"about {duration(left)} left")
-    hint = Text(tensorboard_command(experiment), style="dim", no_wrap=True, overflow="ellipsis")
-    return Group(table, Text("  " + " · ".join(notes), no_wrap=True, overflow="ellipsis"), Text("  ") + hint)
+        notes.append(f"about {_rough(left)} left")
+    return Group(
+        _table(experiment, shown_runs, rows, console.width, styles),
+        Text(" " + " · ".join(notes), no_wrap=True, overflow="ellipsis"),
+        Text(" " + tensorboard_command(experiment), style="dim", no_wrap=True, overflow="ellipsis"),
+    )
 
 
 def ranking(experiment: Experiment, width: int, encoding: str = "utf-8") -> Table:
-    """Return the final table: best first by the objective, the best one marked."""
+    """Return the final table: best first by the objective, the best one marked; runs that failed come last."""
     objective = experiment.spec.objective
     star = "★" if encoding.lower().startswith("utf") else "*"
-    table = _new_table(experiment, title=f"{experiment.spec.name}: ranked by {objective.metric}, {objective.direction}")
-    table.add_column("time", justify="right", no_wrap=True)
-    names = labels(experiment.runs, _label_room(width, 58))
-    for place, run in enumerate(experiment.ranked()):
-        if run.state is RunState.DELETED:
-            continue
-        value = objective.value(run.metrics)
-        is_best = place == 0 and value is not None and not math.isnan(value)
-        state = Text(run.state.value, style=STYLES.get(run.state, ""))
-        number, *cells = _cells(experiment, run, names[run.number], state)
-        mark = f"{star} {number}" if is_best else number
-        table.add_row(mark, *cells, duration(run.seconds), style="bold green" if is_best else None)
-    return table
+    runs = [run for run in experiment.ranked() if run.state is not RunState.DELETED]
+    runs.sort(key=lambda run: run.state is RunState.FAILED)
+    rows = [_cells(experiment, run) | {"time": duration(run.seconds)} for run in runs]
+    styles: dict[int, str] = {}
+    if runs and runs[0].state is not RunState.FAILED and not objective.sort_key(runs[0].metrics)[0]:
+        rows[0]["run"] = f"{star} {runs[0].number}"
+        styles[runs[0].number] = "bold green"
+    title = f"{experiment.spec.name}: ranked by {objective.metric}, {objective.direction}"
+    return _table(experiment, runs, rows, width, styles, title)
 
 
 def chunk_line(experiment: Experiment, run: Run, result: ChunkResult) -> str:
@@ -225,30 +245,52 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _new_table(experiment: Experiment, title: str | None = None) -> Table:
-    table = Table(
-        box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1)
-    )
-    table.add_column("run", justify="right", no_wrap=True)
-    table.add_column("overrides", no_wrap=True, overflow="ellipsis")
-    table.add_column("state", no_wrap=True)
-    table.add_column("chunk", justify="right", no_wrap=True)
-    table.add_column("step", justify="right", no_wrap=True)
-    for name in _metrics(experiment):
-        table.add_column(name, justify="right", no_wrap=True)
+def _cells(experiment: Experiment, run: Run) -> dict[str, str]:
+    """Return what stands in a run's row, by the heads of the columns."""
+    chunks, steps = (f"/{len(run.plan)}", f"/{run.plan.steps}") if run.plan else ("", "")
+    return {
+        "run": str(run.number),
+        "overrides": "",
+        "state": run.state.value,
+        "chunk": f"{len(run.chunks)}{chunks}",
+        "step": f"{run.step}{steps}",
+        **{name: _number(run, name) for name in _metrics(experiment)},
+    }
+
+
+def _table(
+    experiment: Experiment,
+    runs: Sequence[Run],
+    rows: Sequence[dict[str, str]],
+    width: int,
+    styles: Mapping[int, str],
+    title: str | None = None,
+) -> Table:
+    """Lay the rows out so that none is wrapped: the overrides get the room that the numbers leave."""
+    heads = list(rows[0]) if rows else ["run", "overrides", "state"]
+    # Where even that is too little, what can be found elsewhere goes: time, the training loss, steps.
+    for head in ("time", "loss", "step", "left"):
+        if _label_room(heads, rows, width) < MIN_LABEL and head in heads and len(_metrics(experiment)) > 1:
+            heads.remove(head)
+    names = labels(experiment.runs, max(MIN_LABEL, _label_room(heads, rows, width)))
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
+    table.pad_edge = False
+    for head in heads:
+        justify: Literal["left", "right"] = "left" if head in ("overrides", "state") else "right"
+        table.add_column(clip_middle(head, MAX_HEAD), justify=justify, no_wrap=True)
+    for run, row in zip(runs, rows, strict=True):
+        row["overrides"] = names[run.number]
+        # As Text, or rich would read [q_proj] as markup.
+        cells = [Text(row[head], style=STYLES.get(run.state, "") if head == "state" else "") for head in heads]
+        table.add_row(*cells, style=styles.get(run.number))
     return table
 
 
-def _cells(experiment: Experiment, run: Run, label: str, state: Text) -> list[RenderableType]:
-    chunks, steps = (f"/{len(run.plan)}", f"/{run.plan.steps}") if run.plan else ("", "")
-    return [
-        str(run.number),
-        Text(label),  # as Text, or rich would read [q_proj] as markup
-        state,
-        f"{len(run.chunks)}{chunks}",
-        f"{run.step}{steps}",
-        *(_number(run, name) for name in _metrics(experiment)),
+def _label_room(heads: Sequence[str], rows: Sequence[dict[str, str]], width: int) -> int:
+    others = [
+        max(min(len(head), MAX_HEAD), *(len(row[head]) for row in rows), 0) for head in heads if head != "overrides"
     ]
+    return width - 2 - sum(others) - GAP * len(others)
 
 
 def _metrics(experiment: Experiment) -> list[str]:
@@ -270,11 +312,12 @@ def _left(run: Run) -> str:
     """Return the time on the device that a run still needs."""
     if run.plan is None or not run.step or not run.chunks or not run.state.is_live:
         return "-"
-    return duration(run.seconds / run.chunks[-1].step * (run.plan.steps - run.step))
+    return _rough(run.seconds / run.chunks[-1].step * (run.plan.steps - run.step))
 
 
-def _label_room(width: int, others: int) -> int:
-    return max(12, width - others)
+def _rough(seconds: float) -> str:
+    """Return an estimate without tenths of seconds."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
 
 
 def _error(run: Run) -> str:

@@ -129,6 +129,13 @@ class TensorBoardLogger(Logger):
         if run.name in self._writers:
             self._write(self._writers[run.name], hparams.end_record(run, time.time()))
 
+    def on_run_change(self, experiment: Experiment, run: Run) -> None:
+        """Take in a clone, or take a deleted run out."""
+        if run.state is RunState.DELETED:
+            self.remove(run)
+        self._add_runs(experiment)
+        self._write_shared(experiment)
+
     def on_experiment_end(self, experiment: Experiment) -> None:
         """Close all files."""
         self._write_shared(experiment)

@@ -9,7 +9,6 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from rfflow.engine import namespaced
 from rfflow.runs import ChunkPlan, ChunkResult, Experiment, ExperimentPaths, Run, RunState
 from rfflow.spec import DatasetSpec, ExperimentSpec, ModelSpec, Objective, RunSpec, TrainerSpec
 
@@ -56,6 +55,11 @@ def add_run(experiment: Experiment, overrides: tuple[str, ...], parent: int | No
     return run
 
 
+def tag(metric: str) -> str:
+    """Name a trainer's metric as the engine does for loggers."""
+    return f"eval/{metric.removeprefix('eval_')}" if metric.startswith("eval_") else f"train/{metric}"
+
+
 class Story:
     """Sends events in the engine's order and keeps the runs' own state as the engine does."""
 
@@ -85,7 +89,7 @@ class Story:
         """Log as a trainer does."""
         run.metrics.update(metrics)
         run.step = max(run.step, step)
-        self.fabric.log_dict(namespaced(run.name, metrics), step=step)
+        self.fabric.log_dict({f"{run.name}/{tag(name)}": value for name, value in metrics.items()}, step=step)
         self.call("on_log", run=run, metrics=metrics, step=step)
 
     def chunk(self, run: Run, metrics: Mapping[str, float] | None = None, seconds: float = 3.0) -> None:
@@ -117,12 +121,21 @@ class Story:
         run.move_to(RunState.FAILED)
         self.call("on_run_end", run=run)
 
+    def change(self, run: Run, state: RunState | None = None) -> None:
+        """Apply an op: stop, resume or delete a run, or (without a state) make it as a clone."""
+        if state is None:
+            run.plan = PLAN
+        else:
+            run.move_to(state)
+        self.call("on_run_change", run=run)
+        self.call("on_op", run=run, text=f"010-op.yaml: run {run.number} is {run.state.value}")
+
     def end(self) -> None:
         """End the experiment."""
         self.call("on_experiment_end")
 
     def tell(self) -> Iterator[str]:
-        """Tell a whole experiment, stopping after every turn: losses, NaN, no metrics at all, a failure, a clone."""
+        """Tell a whole experiment, stopping after every turn: losses, NaN, no metrics, a failure, ops."""
         good, diverging, silent, failing = self.experiment.runs[:4]
         self.begin()
         yield "begun"
@@ -135,7 +148,15 @@ class Story:
                 yield "every run has trained"
                 self.fail(failing, RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB"))
                 yield "a run has failed"
+        self.change(diverging, RunState.STOPPED)
+        self.call("on_wait", control=self.experiment.paths.root / "control", timeout=600.0)
+        self.change(diverging, RunState.RUNNING)
         clone = add_run(self.experiment, ("lr=5e-4",), parent=good.number)
+        self.change(clone)
+        unwanted = add_run(self.experiment, ("lr=9",), parent=good.number)
+        self.change(unwanted)
+        self.chunk(unwanted, {"loss": 9.0})
+        self.change(unwanted, RunState.DELETED)
         for chunk in range(2, 4):
             for run in (good, diverging, silent):
                 self.chunk(run, {} if run is silent else {"loss": 1.0 / chunk, "eval_loss": 1.1 / chunk})
