@@ -1,27 +1,46 @@
-"""The loop: ask the scheduler who is next, let that run train one chunk, tell everybody what came of it."""
+"""The loop: take the ops that are due, ask the scheduler who is next, let that run train one chunk, tell everybody."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from lightning_fabric import Fabric
 
-from rfflow.errors import ConfigError, EngineError
+from rfflow.errors import ConfigError, EngineError, OpError
 from rfflow.runs import ChunkResult, Experiment, ExperimentPaths, Run, RunPaths, RunState
 from rfflow.scheduler import Assignment, Scheduler
 from rfflow.spec import ExperimentSpec, Node, RunSpec
+from rfflow.steering import Steering
+from rfflow.training.checkpoint import SafetensorsIO
 from rfflow.training.coroutine import Boundary, Finished, Log, Progress, Ready
+from rfflow.training.memory import Holdings
 from rfflow.training.trainee import Trainee, Workshop
+from rfflow.training.warm_start import WarmStart
 
 log = logging.getLogger(__name__)
+
+
+class Composer(Protocol):
+    """Makes the configuration of a clone; the launcher's is Hydra itself."""
+
+    def compose_clone(
+        self, parent: Run, overrides: tuple[str, ...], number: int
+    ) -> tuple[RunSpec, tuple[str, ...], Any]:
+        """Return the clone's spec, the overrides that set it apart, and its ``HydraConfig``.
+
+        Raises:
+            HydraException: if the overrides do not compose; ``ConfigError`` is one.
+        """
+        ...
 
 
 class Engine:
@@ -37,27 +56,29 @@ class Engine:
     More runs may be added after :meth:`run` has returned, and :meth:`run` called again.
     """
 
-    def __init__(self, spec: ExperimentSpec, paths: ExperimentPaths, fabric: Fabric | None = None):
+    def __init__(
+        self,
+        spec: ExperimentSpec,
+        paths: ExperimentPaths,
+        fabric: Fabric | None = None,
+        composer: Composer | None = None,
+    ):
         paths.root.mkdir(parents=True, exist_ok=True)
         self.experiment = Experiment(spec, paths)
         self.fabric = fabric or make_fabric(spec)
         self.fabric.seed_everything(spec.seed, workers=False, verbose=False)
+        self._composer = composer
         self._scheduler = Scheduler()
-        self._workshop = Workshop(self.fabric)
+        self._workshop = Workshop(self.fabric, spec.memory, spec.seed)
         self._trainees: dict[int, Trainee] = {}
+        self._steering: Steering | None = None
         self._is_open = False
 
     def add(self, spec: RunSpec, number: int, overrides: Iterable[str] = (), run_dir: Path | None = None) -> Run:
         """Put a run in the queue; nothing is built yet."""
         paths = RunPaths(run_dir) if run_dir else self.experiment.paths.run(number)
         run = Run(number, spec, tuple(overrides), paths)
-        run.paths.root.mkdir(parents=True, exist_ok=True)
-        self._trainees[number] = Trainee(
-            run,
-            self._workshop,
-            capture_output=self.experiment.spec.capture_output,
-            hydra=HydraConfig.instance().cfg,
-        )
+        self._trainees[number] = self._make_trainee(run, HydraConfig.instance().cfg)
         self.experiment.runs.append(run)
         return run
 
@@ -68,12 +89,18 @@ class Engine:
             ConfigError: before any training, if one of the new runs cannot be built.
         """
         try:
-            self._prepare()
-            while (assignment := self._scheduler.next()) is not None:
-                self._turn(assignment)
+            self._open()
+            while True:
+                if self._steering is not None:
+                    self._steering.take_ops()
+                assignment = self._scheduler.next()
+                if assignment is not None:
+                    self._turn(assignment)
+                elif not self._wait_for_ops():
+                    break
         except BaseException as error:
             self._call("on_exception", error=error)
-            self._abandon()
+            self._let_go()
             raise
 
     def close(self) -> None:
@@ -81,22 +108,88 @@ class Engine:
         if self._is_open:
             self._is_open = False
             self._call("on_experiment_end")
+        self._let_go()
 
     def objective(self, run: Run) -> float | None:
         """Return the run's value of the metric that ranks the runs."""
         return self.experiment.spec.objective.value(run.metrics)
 
+    # --- what ops do; every run is at a boundary of its own when they are called --------------------------------------
+
+    def stop(self, run: Run) -> None:
+        """Take a run off the device; its state is kept, and it can be resumed."""
+        run.move_to(RunState.STOPPED)
+        self._scheduler.stop(run.number)
+        holdings = self._trainees[run.number].holdings
+        assert holdings is not None
+        holdings.leave_device()
+        self._workshop.memory.keep_within_host(self._suspended())
+        self._call("on_run_change", run=run)
+
+    def resume(self, run: Run) -> None:
+        """Let a stopped run go on with its next chunk."""
+        run.move_to(RunState.RUNNING if run.chunks else RunState.QUEUED)
+        self._scheduler.resume(run.number)
+        self._call("on_run_change", run=run)
+
+    def delete(self, run: Run) -> None:
+        """Give a run up; what it has saved stays."""
+        run.move_to(RunState.DELETED)
+        self._scheduler.remove(run.number)
+        if run.number in self._trainees:
+            self._trainees.pop(run.number).close()
+        self._call("on_run_change", run=run)
+
+    def make_clone(self, parent: Run, overrides: tuple[str, ...], number: int, *, warm_start: bool) -> Run:
+        """Build a clone up to its first step, without letting anybody know of it yet.
+
+        Follow with :meth:`admit` or :meth:`discard`.
+
+        Raises:
+            OpError: if it cannot be made; nothing is left of it then.
+        """
+        if self._composer is None:
+            raise OpError("This experiment cannot compose clones: it was not started from a Hydra configuration.")
+        paths = self.experiment.paths.run(number)
+        try:
+            spec, label, hydra = self._composer.compose_clone(parent, overrides, number)
+            run = Run(number, spec, label, paths, parent=parent.number)
+            trainee = self._trainees[number] = self._make_trainee(run, hydra)
+            start = self._warm_start(parent, spec) if warm_start else None
+            run.first_chunk = start.first_chunk if start else 0
+            run.plan = trainee.prepare(start).plan
+        except (OSError, HydraException) as error:  # ours, and those of composing
+            self._drop(number, paths)
+            raise OpError(f"Cannot clone run {parent.number}: {error}") from error
+        except BaseException:
+            self._drop(number, paths)
+            raise
+        return run
+
+    def admit(self, run: Run) -> None:
+        """Let a clone that was made take part."""
+        assert run.plan is not None
+        self.experiment.runs.append(run)
+        self._scheduler.add(run.number, chunks=len(run.plan))
+        self._call("on_run_change", run=run)
+
+    def discard(self, run: Run) -> None:
+        """Forget a clone that was made and not admitted."""
+        self._drop(run.number, run.paths)
+
+    def tell(self, hook: str, **kwargs: Any) -> None:
+        """Call a hook of every Fabric callback."""
+        self._call(hook, **kwargs)
+
     # --- one turn -----------------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
+    def _open(self) -> None:
         """Build every new run up to its first step, so that what is wrong with any of them is said now."""
-        new = [
-            run for run in self.experiment.runs if run.state is RunState.QUEUED and run.number not in self._scheduler
-        ]
+        new = [run for run in self.experiment.runs if run.state is RunState.QUEUED and run.plan is None]
+        if self._steering is None and self.experiment.spec.control.enabled:
+            self._steering = Steering(self)  # refuses a control directory that another experiment owns
         for run in new:
-            ready = self._trainees[run.number].prepare()
-            assert isinstance(ready, Ready)
-            run.plan = ready.plan
+            run.plan = self._trainees[run.number].prepare().plan
         if not self._is_open:
             self._is_open = True
             self._call("on_experiment_start")
@@ -105,7 +198,7 @@ class Engine:
             self._scheduler.add(run.number, chunks=len(run.plan))
 
     def _turn(self, assignment: Assignment) -> None:
-        run = self._run(assignment.run)
+        run = self.experiment.run(assignment.run)
         if run.state is RunState.QUEUED:
             run.move_to(RunState.RUNNING)
             self._call("on_run_start", run=run)
@@ -113,12 +206,14 @@ class Engine:
         trainee = self._trainees[run.number]
         started, switched = time.time(), trainee.context.switch_seconds
         try:
+            self._make_room(trainee)
             boundary = self._train_chunk(run, trainee)
         except EngineError:
             raise
         except Exception as error:  # one run failing is news; the others go on
             self._fail(run, error)
             return
+        self._workshop.memory.observe()
         result = ChunkResult(
             run=run.number,
             chunk=assignment.chunk,
@@ -128,11 +223,14 @@ class Engine:
             ended=time.time(),
             switch=trainee.context.switch_seconds - switched,
         )
-        self._record(run, result)
+        run.chunks.append(result)
+        run.metrics.update(result.metrics)
         self._scheduler.finish(assignment)
         if isinstance(boundary, Finished):
             self._scheduler.remove(run.number)  # it may have ended early, by a callback of the user's
             run.move_to(RunState.COMPLETED)
+        self._call("on_chunk_end", run=run, result=result)
+        if isinstance(boundary, Finished):
             self._end(run)
 
     def _train_chunk(self, run: Run, trainee: Trainee) -> Boundary:
@@ -152,11 +250,6 @@ class Engine:
             self.fabric.log_dict(namespaced(run.name, metrics), step=step)
             self._call("on_log", run=run, metrics=metrics, step=step)
 
-    def _record(self, run: Run, result: ChunkResult) -> None:
-        run.chunks.append(result)
-        run.metrics.update(result.metrics)
-        self._call("on_chunk_end", run=run, result=result)
-
     def _fail(self, run: Run, error: Exception) -> None:
         run.error = error
         run.move_to(RunState.FAILED)
@@ -169,13 +262,55 @@ class Engine:
         self._trainees.pop(run.number).close()
         self._call("on_run_end", run=run)
 
-    def _abandon(self) -> None:
+    def _wait_for_ops(self) -> bool:
+        """Wait while stopped runs could be resumed; return whether there is a reason to look again."""
+        if self._steering is None or not any(run.state is RunState.STOPPED for run in self.experiment.runs):
+            return False
+        return self._steering.wait()
+
+    # --- runs and their memory ----------------------------------------------------------------------------------------
+
+    def _make_trainee(self, run: Run, hydra: Any) -> Trainee:
+        run.paths.root.mkdir(parents=True, exist_ok=True)
+        return Trainee(run, self._workshop, capture_output=self.experiment.spec.capture_output, hydra=hydra)
+
+    def _warm_start(self, parent: Run, spec: RunSpec) -> WarmStart:
+        if not parent.paths.weights.is_file():
+            raise OpError(
+                f"run {parent.number} has not reached a chunk boundary yet, so it has no weights to start from."
+            )
+        chunks_done = len(parent.chunks)
+        # The parent's place in its epoch, in the clone's chunks where the two cut it differently.
+        place = (parent.first_chunk + chunks_done) % parent.spec.chunks
+        return WarmStart(parent.number, parent.paths.weights, place * spec.chunks // parent.spec.chunks)
+
+    def _make_room(self, trainee: Trainee) -> None:
+        assert trainee.holdings is not None
+        others = [holdings for holdings in self._suspended() if holdings is not trainee.holdings]
+        self._workshop.memory.make_room(trainee.holdings, others)
+        if others:
+            self._workshop.memory.fetch_ahead(others[0])
+
+    def _suspended(self) -> list[Holdings]:
+        """The holdings of all runs that are prepared, soonest needed first, stopped ones last."""
+        upcoming = self._scheduler.upcoming()
+        numbers = [*upcoming, *(number for number in self._trainees if number not in upcoming)]
+        trainees = [self._trainees[number] for number in numbers if number in self._trainees]
+        return [trainee.holdings for trainee in trainees if trainee.holdings is not None]
+
+    def _drop(self, number: int, paths: RunPaths) -> None:
+        trainee = self._trainees.pop(number, None)
+        if trainee is not None:
+            trainee.close()
+        shutil.rmtree(paths.root, ignore_errors=True)
+
+    def _let_go(self) -> None:
         for trainee in self._trainees.values():
             trainee.close()
         self._trainees.clear()
-
-    def _run(self, number: int) -> Run:
-        return next(run for run in self.experiment.runs if run.number == number)
+        if self._steering is not None:
+            self._steering.close()
+            self._steering = None
 
     def _call(self, hook: str, **kwargs: Any) -> None:
         self.fabric.call(hook, experiment=self.experiment, **kwargs)
@@ -190,7 +325,7 @@ def namespaced(run: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def make_fabric(spec: ExperimentSpec) -> Fabric:
-    """Make the Fabric that finds the device and carries loggers and callbacks.
+    """Make the Fabric that finds the device, saves and loads, and carries loggers and callbacks.
 
     Loggers that have hooks (``on_chunk_end``, ...) hear them too.
 
@@ -201,7 +336,13 @@ def make_fabric(spec: ExperimentSpec) -> Fabric:
     callbacks = [_instantiate(node, f"callbacks.{name}") for name, node in spec.callbacks.items()]
     hearing = [logger for logger in loggers if any(name.startswith("on_") for name in dir(logger))]
     try:
-        return Fabric(accelerator=spec.accelerator, devices=1, loggers=loggers, callbacks=[*hearing, *callbacks])
+        return Fabric(
+            accelerator=spec.accelerator,
+            devices=1,
+            plugins=[SafetensorsIO()],
+            loggers=loggers,
+            callbacks=[*hearing, *callbacks],
+        )
     except (ValueError, RuntimeError) as error:  # Lightning's MisconfigurationException among them
         raise ConfigError(f"engine.accelerator is {spec.accelerator!r}: {error}") from error
 

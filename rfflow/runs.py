@@ -114,6 +114,9 @@ class Run:
         """Hydra overrides that set this run apart, for people to read."""
         self.paths = paths
         self.parent = parent
+        """The run this one was cloned from."""
+        self.first_chunk = 0
+        """The chunk of the epoch that comes first; not 0 for a clone that started warm."""
         self.state = RunState.QUEUED
         self.plan: ChunkPlan | None = None
         """Known once the trainer has counted its steps."""
@@ -165,6 +168,8 @@ class RunPaths:
         self.checkpoints = root / "checkpoints"
         self.final = self.checkpoints / "final"
         """The trained adapter (or model), as ``save_pretrained`` writes it."""
+        self.weights = self.checkpoints / "last.safetensors"
+        """The trained weights at the last boundary; clones that start warm begin from them."""
 
 
 class ExperimentPaths:
@@ -176,6 +181,8 @@ class ExperimentPaths:
         self.timeline = self.root / "timeline.json"
         self.timeline_picture = self.root / "timeline.png"
         self.tensorboard = self.root / "tb"
+        self.control = self.root / "control"
+        self.ops = self.root / "ops.jsonl"
 
     def run(self, number: int) -> RunPaths:
         """Return the paths of one run."""
@@ -191,6 +198,17 @@ class Experiment:
     runs: list[Run] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     """Seconds since the epoch."""
+
+    def run(self, number: int) -> Run:
+        """Return a run by its number.
+
+        Raises:
+            KeyError: if there is none.
+        """
+        for run in self.runs:
+            if run.number == number:
+                return run
+        raise KeyError(number)
 
     def ranked(self) -> list[Run]:
         """Return the runs from best to worst by the objective."""
@@ -234,6 +252,18 @@ class Callback:
 
     def on_run_end(self, experiment: Experiment, run: Run) -> None:
         """A run completed or failed (``run.error``)."""
+
+    def on_run_change(self, experiment: Experiment, run: Run) -> None:
+        """An op stopped, resumed or deleted a run, or made it as a clone (``run.state``)."""
+
+    def on_op(self, experiment: Experiment, run: Run, text: str) -> None:
+        """An op on a run was applied; ``text`` says which, by whom and what came of it."""
+
+    def on_wait(self, experiment: Experiment, control: Path, timeout: float | None) -> None:
+        """Every live run is stopped, and the engine waits for an op in the directory, up to ``timeout`` seconds."""
+
+    def on_exception(self, experiment: Experiment, error: BaseException) -> None:
+        """The experiment ends by an exception; ``on_experiment_end`` will follow when it is closed in order."""
 
     def on_experiment_end(self, experiment: Experiment) -> None:
         """Nothing is left to train."""

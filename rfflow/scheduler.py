@@ -51,15 +51,18 @@ class Scheduler:
 
     def next(self, slot: int = 0) -> Assignment | None:
         """Return what the free slot does now, or ``None`` when no run waits."""
-        waiting = [
-            (entry.turns, run) for run, entry in self._entries.items() if entry.is_waiting and entry.slot is None
-        ]
-        if not waiting:
+        run = next((run for run in self.upcoming() if self._entries[run].slot is None), None)
+        if run is None:
             return None
-        run = min(waiting)[1]
         entry = self._entries[run]
         entry.slot = slot
         return Assignment(run, entry.done, slot)
+
+    def upcoming(self) -> list[int]:
+        """Return the runs that wait, in the order in which they would get a slot."""
+        return [
+            run for _, run in sorted((entry.turns, run) for run, entry in self._entries.items() if entry.is_waiting)
+        ]
 
     def finish(self, assignment: Assignment) -> None:
         """The chunk is done and the slot is free; a run leaves by itself after its last chunk."""

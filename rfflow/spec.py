@@ -7,7 +7,7 @@ a mistake is reported the same way wherever it was made. The standard library an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -124,6 +124,29 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class MemorySpec:
+    """How much of the machine suspended runs may hold; sizes are bytes or text such as ``8GB``."""
+
+    device_limit: int | str | None = None
+    """On the device; ``None`` is what was free at the start."""
+    host_limit: int | str | None = None
+    """On the host, before runs go to disk; ``None`` is half of what was free at the start."""
+
+
+@dataclass(frozen=True)
+class ControlSpec:
+    """How people reach a running experiment."""
+
+    enabled: bool = True
+    dir: str | None = None
+    """The watched directory; ``None`` is ``control`` in the experiment's own directory."""
+    idle_timeout: float | None = 600
+    """Seconds to wait for an op once every live run is stopped; ``None`` waits for ever."""
+    polling: bool = False
+    """Look at the directory from time to time instead of being told (NFS needs it)."""
+
+
+@dataclass(frozen=True)
 class ExperimentSpec:
     """What all runs of an experiment have in common."""
 
@@ -140,6 +163,8 @@ class ExperimentSpec:
     """Lightning Fabric loggers."""
     callbacks: Mapping[str, Node] = field(default_factory=dict)
     """Lightning Fabric callbacks; their hooks are listed in :class:`rfflow.runs.Callback`."""
+    memory: MemorySpec = field(default_factory=MemorySpec)
+    control: ControlSpec = field(default_factory=ControlSpec)
 
 
 # --- from DictConfig --------------------------------------------------------------------------------------------------
@@ -160,25 +185,42 @@ def read_run(cfg: DictConfig) -> RunSpec:
     )
 
 
-EXPERIMENT_KEYS = ("name", "objective", "engine", "loggers", "callbacks")
+EXPERIMENT_KEYS = ("name", "objective", "engine", "control", "loggers", "callbacks")
 
 
 def read_experiment(cfg: DictConfig) -> ExperimentSpec:
     """Read and check what the runs of an experiment share."""
     config = _to_container(cfg)
-    engine = dict(config.get("engine") or {})
-    allowed = ("accelerator", "device", "capture_output")
-    for key in engine:
-        if key not in allowed:
-            raise ConfigError(f"engine.{key} is not a setting.{nearest(key, allowed)} Allowed: {', '.join(allowed)}.")
+    engine = _settings(config.get("engine"), "engine", ("accelerator", "device", "capture_output", "memory"))
+    memory = _settings(engine.pop("memory", None), "engine.memory", [f.name for f in fields(MemorySpec)])
+    control = _settings(config.get("control"), "control", [f.name for f in fields(ControlSpec)])
     return ExperimentSpec(
         name=str(config.get("name", "experiment")),
         objective=_read_objective(config.get("objective")),
         seed=int(config.get("seed") or 0),
         loggers={key: node for key, node in (config.get("loggers") or {}).items() if node},
         callbacks={key: node for key, node in (config.get("callbacks") or {}).items() if node},
+        memory=MemorySpec(**memory),
+        control=_check_control(ControlSpec(**control)),
         **engine,
     )
+
+
+def _settings(section: Any, name: str, allowed: Sequence[str]) -> dict[str, Any]:
+    section = dict(section or {})
+    for key in section:
+        if key not in allowed:
+            raise ConfigError(f"{name}.{key} is not a setting.{nearest(key, allowed)} Allowed: {', '.join(allowed)}.")
+    return section
+
+
+def _check_control(control: ControlSpec) -> ControlSpec:
+    timeout = control.idle_timeout
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout < 0):
+        raise ConfigError(f"control.idle_timeout is {timeout!r}. Allowed: seconds from 0 up, or null to wait for ever.")
+    _boolean(control.enabled, "control.enabled")
+    _boolean(control.polling, "control.polling")
+    return control
 
 
 def _to_container(cfg: DictConfig) -> dict[str, Any]:
@@ -211,11 +253,7 @@ def _read_model(section: dict[str, Any]) -> ModelSpec:
 
 
 def _read_dataset(section: dict[str, Any]) -> DatasetSpec:
-    allowed = [f.name for f in fields(DatasetSpec)]
-    for key in section:
-        if key not in allowed:
-            raise ConfigError(f"dataset.{key} is not a setting.{nearest(key, allowed)} Allowed: {', '.join(allowed)}.")
-    spec = DatasetSpec(**_without_none(section))
+    spec = DatasetSpec(**_without_none(_settings(section, "dataset", [f.name for f in fields(DatasetSpec)])))
     if (spec.path is None) == (spec.name is None):
         raise ConfigError(
             "Give either dataset.path (a JSONL, JSON, CSV or Parquet file) or dataset.name (a hub data set). "
@@ -258,11 +296,7 @@ def _read_peft(section: Any) -> Node | None:
 
 
 def _read_objective(section: Any) -> Objective:
-    section = section or {}
-    for key in section:
-        if key not in ("metric", "direction"):
-            raise ConfigError(f"objective.{key} is not a setting. Allowed: metric, direction.")
-    objective = Objective(**section)
+    objective = Objective(**_settings(section, "objective", ("metric", "direction")))
     if objective.direction not in ("minimize", "maximize"):
         raise ConfigError(f"objective.direction is {objective.direction!r}. Allowed: minimize, maximize.")
     return objective

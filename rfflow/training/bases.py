@@ -23,6 +23,11 @@ class Base:
         self._tokenizer = tokenizer
         self._fingerprint = self._take_fingerprint()
 
+    @property
+    def bytes(self) -> int:
+        """The size of the weights."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+
     def structure(self) -> PreTrainedModel:
         """Return a model whose modules are its own and whose parameters and buffers are the base's.
 

@@ -56,6 +56,9 @@ class Finished(Boundary):
 
 Pause = Ready | Progress | Boundary
 
+# The trainer counts these by the clock on the wall, with the time in which the other runs had the device.
+_WHILE_SUSPENDED = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+
 
 class TrainerCoroutine:
     """One run's trainer, from before its first step to after its last.
@@ -166,7 +169,11 @@ class _SuspendingCallback(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
-        numbers = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, (int, float))}
+        numbers = {
+            key: float(value)
+            for key, value in (logs or {}).items()
+            if isinstance(value, (int, float)) and key not in _WHILE_SUSPENDED
+        }
         self._logs.append((state.global_step, numbers))
 
     def on_evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import Any
 
 from lightning_fabric import Fabric
@@ -10,28 +11,33 @@ from transformers import Trainer
 
 from rfflow.errors import ConfigError
 from rfflow.runs import Run
-from rfflow.spec import DatasetSpec
-from rfflow.training.bases import Bases
+from rfflow.spec import DatasetSpec, MemorySpec, TrainerSpec
+from rfflow.training.bases import Base, Bases
 from rfflow.training.build import build_trainer
 from rfflow.training.context import RunContext
-from rfflow.training.coroutine import Boundary, Pause, TrainerCoroutine
+from rfflow.training.coroutine import Boundary, Pause, Ready, TrainerCoroutine
 from rfflow.training.data import Data, load_data
+from rfflow.training.memory import Holdings, Memory, own_tensors
 from rfflow.training.models import load_base
+from rfflow.training.warm_start import WarmStart, load_weights, start_at_chunk, trained_weights
 
 
 class Workshop:
-    """What runs are built from, and share: base models and data, each loaded once."""
+    """What runs are built from, and share: the device, base models and data, each loaded once."""
 
-    def __init__(self, fabric: Fabric):
-        self.device = fabric.device
+    def __init__(self, fabric: Fabric, memory: MemorySpec, seed: int):
+        self.fabric = fabric
+        self._seed = seed
+        self.memory = Memory(fabric, memory)
         self.bases = Bases(load_base, fabric.to_device)
         self._data: dict[str, Data] = {}
 
-    def data(self, spec: DatasetSpec) -> Data:
-        """Return the rows of ``spec``, reading them the first time they are asked for."""
-        if spec.key not in self._data:
-            self._data[spec.key] = load_data(spec)
-        return self._data[spec.key]
+    def data(self, spec: DatasetSpec, trainer: TrainerSpec) -> Data:
+        """Return the rows of ``spec`` for a trainer of that kind, reading them the first time they are asked for."""
+        key = f"{trainer.target} {spec.key}"
+        if key not in self._data:
+            self._data[key] = load_data(spec, self._seed, trainer)
+        return self._data[key]
 
 
 class Trainee:
@@ -39,26 +45,36 @@ class Trainee:
 
     def __init__(self, run: Run, workshop: Workshop, *, capture_output: bool = True, hydra: Any = None):
         self.run = run
+        self.context = RunContext(workshop.fabric.device, run.paths.log, capture_output=capture_output, hydra=hydra)
+        self.holdings: Holdings | None = None
+        """What the run owns on the device; known once it is prepared."""
         self._workshop = workshop
         self._coroutine: TrainerCoroutine | None = None
-        self.context = RunContext(workshop.device, run.paths.log, capture_output=capture_output, hydra=hydra)
 
-    def prepare(self) -> Pause:
+    def prepare(self, warm_start: WarmStart | None = None) -> Ready:
         """Build the trainer and take it to just before its first step.
 
         Raises:
             ConfigError: if the run cannot be built, naming it.
+            OpError: if the warm start does not fit.
         """
+        spec = self.run.spec
         try:
-            spec = self.run.spec
             base = self._workshop.bases.get(spec.model)
-            data = self._workshop.data(spec.dataset)
+            data = self._workshop.data(spec.dataset, spec.trainer)
+            if spec.peft is None:
+                self._workshop.memory.require(base.bytes, base.bytes, "Training every weight of the model")
             with self.context.active():
-                trainer = build_trainer(spec, base, data, self.run.paths.checkpoints, self._workshop.device)
+                trainer = build_trainer(spec, base, data, self.run.paths.checkpoints, self._workshop.fabric.device)
+                if warm_start is not None:
+                    self._warm(trainer, warm_start)
                 self._coroutine = TrainerCoroutine(trainer, spec.chunks, evaluate=spec.evaluate, finish=self._save)
-                return self._coroutine.resume()
+                ready = self._coroutine.resume()
         except ConfigError as error:
             raise ConfigError(f"Run {self.run.number} ({self.run.label}): {error}") from error
+        assert isinstance(ready, Ready)
+        self._hold(trainer, base)
+        return ready
 
     def resume(self) -> Pause:
         """Train to the next pause.
@@ -66,11 +82,15 @@ class Trainee:
         Raises:
             EngineError: if the run wrote to weights that it shares with others.
         """
-        assert self._coroutine is not None, "prepare() comes first"
+        assert self._coroutine is not None and self.holdings is not None, "prepare() comes first"
         with self.context.active():
             pause = self._coroutine.resume()
         if isinstance(pause, Boundary):
             self._workshop.bases.get(self.run.spec.model).check_untouched(f"Run {self.run.number}")
+            self.holdings.measure()
+            # For clones that start warm, also from a run that fails later or has left the device.
+            weights = trained_weights(self._coroutine.trainer.model)
+            self._workshop.fabric.save(self.run.paths.weights, {"weights": weights})
         return pause
 
     def close(self) -> None:
@@ -79,11 +99,24 @@ class Trainee:
             with self.context.active():
                 self._coroutine.close()
             self._coroutine = None
+        if self.holdings is not None:
+            self.holdings.forget()
         self.context.close()
+
+    def _warm(self, trainer: Trainer, warm_start: WarmStart) -> None:
+        weights = self._workshop.fabric.load(warm_start.weights)["weights"]
+        load_weights(trainer.model, weights, warm_start.parent)
+        start_at_chunk(trainer, warm_start.first_chunk, self.run.spec.chunks)
+
+    def _hold(self, trainer: Trainer, base: Base) -> None:
+        file = self.run.paths.root / ".suspended.safetensors"
+        self.holdings = Holdings(self._workshop.fabric, own_tensors(trainer, base.model), file)
+        self.holdings.measure()
 
     def _save(self, trainer: Trainer) -> None:
         # Written aside and renamed: whoever sees the folder sees all of it.
         final = self.run.paths.final
         aside = final.with_name(f".{final.name}.writing")
         trainer.save_model(str(aside))
+        shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
