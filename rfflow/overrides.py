@@ -29,4 +29,6 @@ def setting_apart(job: Sequence[str], sweep: Iterable[str]) -> tuple[str, ...]:
 
 def _text(override: Override) -> str:
     """Write an override as Hydra's sweepers do, so that quotes and blanks make no difference."""
+    if override.is_delete():
+        return override.get_key_element()  # a sweeper writes ~key= for ~key
     return f"{override.get_key_element()}={override.get_value_element_as_str()}"
