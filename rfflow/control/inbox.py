@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rfflow.control.documents import MAX_BYTES, parse_documents
 from rfflow.control.ops import Op
-from rfflow.control.ownership import Lock
+from rfflow.control.ownership import LOCK_NAME, Lock
 from rfflow.control.watching import Watch
 from rfflow.errors import ConfigError, OpError, RfflowError
 
@@ -115,7 +115,7 @@ class Inbox:
         self._looks: dict[_Key, float] = {}
         """When a file that may still be growing was first seen in this state."""
         self._trouble: str | None = None
-        self._watch = Watch(self.directory, is_op_file, polling)
+        self._watch = Watch(self.directory, lambda name: is_op_file(name) or name == LOCK_NAME, polling)
         self._lock = Lock(self.directory, experiment)
         try:
             self._make_directories()
@@ -175,16 +175,14 @@ class Inbox:
     # --- looking ------------------------------------------------------------------------------------------------------
 
     def _names(self) -> list[str]:
-        if not self._lock.is_intact():
-            self._recreate()
+        if not self._lock.is_intact() and not self._recreate():
+            return []
         try:
             with os.scandir(self.directory) as entries:
                 names = [entry.name for entry in entries if is_op_file(entry.name)]
         except OSError as error:
             self._complain(f"The control directory {self.directory} cannot be read, so no op is seen: {error}")
             return []
-        if not self._lock.is_intact():
-            return []  # another experiment took the directory over; it answers
         if self._trouble is not None:
             log.info("The control directory %s can be used again.", self.directory)
             self._trouble = None
@@ -291,15 +289,17 @@ class Inbox:
         for folder in (DONE, REJECTED):
             (self.directory / folder).mkdir(parents=True, exist_ok=True)
 
-    def _recreate(self) -> None:
+    def _recreate(self) -> bool:
+        """Make the directory again and take its lock; False where another experiment was quicker: it answers."""
         self._watch.stop()
         try:
             self._make_directories()
             self._lock.acquire()
         except (OSError, RfflowError) as error:
             self._complain(f"The control directory {self.directory} is gone and cannot be made again: {error}")
-            return
+            return False
         log.warning("The control directory %s (or its lock) was deleted. It has been made again.", self.directory)
+        return True
 
     def _complain(self, trouble: str) -> None:
         if trouble != self._trouble:

@@ -116,7 +116,10 @@ def _parse_clone(target: Selection, overrides: object, warm_start: object) -> Cl
         if isinstance(override, Mapping):
             raise OpError(f"The override {shown(override)} is a mapping. Write key=value, such as lr=5e-4.")
         if not isinstance(override, str):
-            raise OpError(f"The override {shown(override)} is not text. Write key=value, such as lr=5e-4.")
+            raise OpError(
+                f"The override {shown(override)} is not text. Write key=value, such as lr=5e-4. "
+                'In a YAML list, quote an override that holds a comma: ["lr=1e-4,5e-4"].'
+            )
     if not overrides and not warm_start:
         raise OpError(
             f"overrides is {shown(overrides)}: the clone would repeat its parent. "

@@ -14,9 +14,9 @@ def test_every_op_is_read():
     assert parse({"op": "resume", "run": [4, 1]}) == Resume(Numbers((4, 1)))
     assert parse({"op": "delete", "run": "all"}) == Delete(Everything())
     assert parse({"op": "stop", "run": {"worst": "50%"}}) == Stop(Ranked("worst", percent=50.0))
-    assert parse({"op": "clone", "run": {"best": 2, "by": "acc", "direction": "maximize"}, "warm_start": True}) == Clone(
-        Ranked("best", 2, None, "acc", "maximize"), (), True
-    )
+    assert parse(
+        {"op": "clone", "run": {"best": 2, "by": "acc", "direction": "maximize"}, "warm_start": True}
+    ) == Clone(Ranked("best", 2, None, "acc", "maximize"), (), True)
     assert parse({"op": "clone", "run": 0, "overrides": ["lr=5e-4", "peft.r=32"]}) == Clone(
         Numbers((0,)), ("lr=5e-4", "peft.r=32"), False
     )
@@ -76,9 +76,18 @@ def test_a_malformed_op_says_what_was_wrong(document, message):
 
 
 _json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["all", "stop", "50%"]),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.sampled_from(["op", "run", "best", "by", "overrides", "x"]) | st.integers(), inner, max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["all", "stop", "50%"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["op", "run", "best", "by", "overrides", "x"]) | st.integers(), inner, max_size=5
+        )
+    ),
     max_leaves=10,
 )
 

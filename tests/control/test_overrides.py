@@ -44,7 +44,7 @@ def test_no_overrides_make_one_clone():
     ],
 )
 def test_code_cannot_be_named(override):
-    with pytest.raises(OpError, match="may not name code|grammar"):
+    with pytest.raises(OpError, match=r"may not name code|grammar"):
         check([override])
 
 
@@ -69,7 +69,9 @@ def test_a_plain_reference_to_another_value_is_fine():
     check(["trainer.args.warmup_steps=${trainer.args.logging_steps}"])
 
 
-@pytest.mark.parametrize("override", ["peft=../../control/evil", "+peft@x=a/../../evil", "peft=/etc/evil", "peft=[a,../b]"])
+@pytest.mark.parametrize(
+    "override", ["peft=../../control/evil", "+peft@x=a/../../evil", "peft=/etc/evil", "peft=[a,../b]"]
+)
 def test_a_group_choice_cannot_leave_the_config_groups(override):
     """Hydra itself would load such a file, whatever `_target_` stands in it."""
     with pytest.raises(OpError, match="out of the config group"):

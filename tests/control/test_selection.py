@@ -38,7 +38,7 @@ def test_numbers_keep_the_order_given():
 
 
 def test_a_missing_run_is_named_with_those_there_are():
-    with pytest.raises(OpError, match="Cannot clone run 7: no such run. Runs: 0-2."):
+    with pytest.raises(OpError, match=r"Cannot clone run 7: no such run. Runs: 0-2."):
         select(Clone(Numbers((1, 7)), ("lr=1",)), runs(1, 2, 3), LOSS)
 
 
@@ -67,7 +67,7 @@ def test_all_means_those_that_the_op_can_act_on():
 
 
 def test_nobody_to_act_on_is_a_refusal_that_says_how_the_runs_stand():
-    with pytest.raises(OpError, match="No run can be resumed.*Runs: 0-1 running, 2 completed."):
+    with pytest.raises(OpError, match=r"No run can be resumed.*Runs: 0-1 running, 2 completed."):
         select(Resume(Everything()), runs(1, 2, 3, states=["running", "running", "completed"]), LOSS)
 
 
@@ -99,7 +99,14 @@ def test_a_diverged_run_is_the_worst_and_a_run_without_the_metric_comes_last():
 
 @pytest.mark.parametrize(
     ("end", "percent", "count", "taken"),
-    [("worst", 50, 5, 2), ("best", 50, 5, 3), ("worst", 50, 4, 2), ("best", 1, 5, 1), ("best", 29, 100, 29), ("worst", 29, 100, 29)],
+    [
+        ("worst", 50, 5, 2),
+        ("best", 50, 5, 3),
+        ("worst", 50, 4, 2),
+        ("best", 1, 5, 1),
+        ("best", 29, 100, 29),
+        ("worst", 29, 100, 29),
+    ],
 )
 def test_a_share_rounds_up_for_best_and_down_for_worst(end, percent, count, taken):
     assert len(select(Stop(Ranked(end, percent=percent)), runs(*range(count)), LOSS)) == taken
@@ -117,7 +124,7 @@ def test_more_than_there_are_is_refused():
 
 
 def test_a_metric_that_nobody_logged_is_refused_with_the_nearest():
-    with pytest.raises(OpError, match="by eval_los: none of the runs 0-1 has logged it. Did you mean 'eval_loss'"):
+    with pytest.raises(OpError, match=r"by eval_los: none of the runs 0-1 has logged it. Did you mean 'eval_loss'"):
         select(Stop(Ranked("best", 1, by="eval_los", direction="minimize")), runs(1, 2), LOSS)
 
 
