@@ -137,31 +137,37 @@ def _refusals(where: str, written: str, loaded: str, part: str = "model") -> Ite
         yield
     except ConfigError:
         raise
-    except TypeError as error:
+    except Exception as error:  # tokenizers raises bare ones
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None:
-            raise ConfigError(f"{where} is {written!r}: cannot load the {part}. {_sentence(error)}") from error
-        key = unknown[1]
-        raise ConfigError(
-            f"model.{key} is not an argument of from_pretrained nor a field of the model's config."
-            f"{nearest(key, (*KEYWORDS, *_config_fields(loaded)))} Arguments: {', '.join(KEYWORDS)}."
-        ) from error
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, SafetensorError) as error:
-        if looks_local(loaded):
-            hint = "Is a file there truncated or of another model?" if isinstance(error, SafetensorError) else ""
+        if isinstance(error, TypeError) and unknown:
+            key = unknown[1]
             raise ConfigError(
-                f"{where} is {written!r}: cannot load the {part}. {_sentence(error)} {hint}".strip()
+                f"model.{key} is not an argument of from_pretrained nor a field of the model's config."
+                f"{nearest(key, {*KEYWORDS, *_config_fields(loaded)})} Arguments: {', '.join(KEYWORDS)}."
+            ) from error
+        if looks_local(loaded):
+            raise ConfigError(
+                f"{where} is {written!r}: cannot load the {part}. {_reason(error)}{_hint(error, part)}"
             ) from error
         there = what_is_there(Path(written)) if "/" in written and Path(written).parent.is_dir() else ""
         raise ConfigError(
             f"{where} is {written!r}: no such folder here, and the Hugging Face hub does not give the {part}.{there} "
-            f"{_sentence(error)} Check the name and the network (HF_HUB_OFFLINE must not be 1), or give a local folder."
+            f"{_reason(error, sentences=1)} Check the name and the network (HF_HUB_OFFLINE must not be 1), "
+            "or give a local folder."
         ) from error
 
 
-def _sentence(error: Exception) -> str:
-    text = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
-    return f"{type(error).__name__}: {text.rstrip('.')}."
+def _reason(error: Exception, sentences: int = 3) -> str:
+    text = " ".join(re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[:sentences])
+    return f"{type(error).__name__}: {text.rstrip('.!')}."
+
+
+def _hint(error: Exception, part: str) -> str:
+    if isinstance(error, SafetensorError):
+        return " Is a file there truncated?"
+    if isinstance(error, TypeError):
+        return " Does its config.json name the architectures?"
+    return " Are its files (tokenizer.json, ...) there and whole?" if part == "tokenizer" else ""
 
 
 def _config_fields(name: str) -> list[str]:
@@ -204,10 +210,10 @@ def converted(file: Path) -> Path:
             shutil.rmtree(partial, ignore_errors=True)
             try:
                 _convert(file, partial)
-            except (OSError, ValueError, TypeError, KeyError, RuntimeError, IndexError, ImportError) as error:
+            except Exception as error:  # four libraries take part, and one of them raises bare exceptions
                 shutil.rmtree(partial, ignore_errors=True)
                 raise ConfigError(
-                    f"{file} cannot be read as a GGUF model. {_sentence(error)} Is the file complete?"
+                    f"{file} cannot be read as a GGUF model. {_reason(error)} Is the file complete?"
                 ) from error
             partial.rename(folder)
     return folder

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import importlib
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,7 +37,8 @@ def refused(path: Path | str, trainer: TrainerSpec | None = SFT, **settings: obj
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
     """Write a module of the user's own into the current directory; return its name."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    # As under the console script, which does not put the current directory there; restored afterwards.
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
     name = f"my_module_{abs(hash(request.node.nodeid))}"
 
     def write(code: str) -> str:
@@ -73,8 +77,6 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_packed_file_is_read(tmp_path: Path) -> None:
-    import gzip
-
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in make_rows(3)).encode()))
     assert load(path).train.to_list() == make_rows(3)
@@ -206,9 +208,6 @@ def test_a_formatting_function_from_the_current_directory_makes_the_rows(tmp_pat
 
 
 def test_an_edited_formatting_function_gives_new_rows(tmp_path: Path, module) -> None:
-    import importlib
-    import sys
-
     path = write_jsonl(tmp_path / "rows.jsonl", [{"q": "why"}])
     name = module("def text(row):\n    return 'old ' + row['q']\n")
     assert load(path, formatting_func=f"{name}.text").train["text"][:] == ["old why"]
