@@ -201,7 +201,9 @@ def drop(control: Path, document: dict[str, Any]) -> str:
         written = time.time_ns() - 1_000_000_000
         os.utime(temporary, ns=(written, written))
         while True:
-            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09}-{document['op']}.yaml"
+            seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+            moment = time.strftime("%Y%m%d-%H%M%S", time.localtime(seconds))
+            name = f"{moment}-{nanoseconds:09}-{document['op']}.yaml"
             with contextlib.suppress(FileExistsError):
                 _link(temporary, control / name)
                 return name
@@ -248,7 +250,7 @@ def _print_status(control: Path) -> int:
 
     table = Table(box=None, pad_edge=False)
     for column in ("run", "overrides", "state", "chunk", "step", "loss", "eval loss", "parent"):
-        table.add_column(column, justify="left" if column in ("overrides", "state") else "right")
+        table.add_column(column, justify="left" if column in ("overrides", "state") else "right", overflow="fold")
     for run in status.get("runs") or []:
         metrics = run.get("metrics") or {}
         cells = [
@@ -262,7 +264,7 @@ def _print_status(control: Path) -> int:
             "" if run.get("parent") is None else run["parent"],
         ]
         table.add_row(*(Text(str(cell)) for cell in cells))
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     if living_owner(control) is None:
         ending = "not running any more"
     else:

@@ -1,0 +1,49 @@
+"""status.yaml."""
+
+import math
+import os
+import shutil
+
+import numpy as np
+import yaml
+
+from rfflow.control.status import RunStatus, Status, StatusFile, read_status
+
+
+def test_the_status_is_plain_yaml_that_reads_back(tmp_path):
+    runs = (
+        RunStatus(
+            0, "stopped", ("lr=1e-3", "name='ü: x'"), 1, 4, 10, 40, {"loss": np.float32(0.5), "eval_loss": math.nan}
+        ),
+        RunStatus(1, "queued", parent=0),
+    )
+    StatusFile(tmp_path).write(Status("outputs/sft/now", runs, waiting=True))
+    document = yaml.safe_load((tmp_path / "status.yaml").read_text())
+    assert document["experiment"] == "outputs/sft/now"
+    assert document["pid"] == os.getpid() and document["waiting"] is True
+    first, second = document["runs"]
+    assert first["overrides"] == ["lr=1e-3", "name='ü: x'"]
+    assert first["metrics"]["loss"] == 0.5 and math.isnan(first["metrics"]["eval_loss"])
+    assert (second["number"], second["state"], second["parent"], second["chunks"]) == (1, "queued", 0, None)
+    assert os.listdir(tmp_path) == ["status.yaml"]
+    assert read_status(tmp_path)["runs"][0]["step"] == 10
+
+
+def test_a_failing_write_is_said_once_and_stops_nothing(tmp_path, caplog):
+    file = StatusFile(tmp_path / "control")
+    file.write(Status("x"))
+    file.write(Status("x"))
+    assert caplog.text.count("Cannot write") == 1
+    (tmp_path / "control").mkdir()
+    file.write(Status("x"))
+    shutil.rmtree(tmp_path / "control")
+    file.write(Status("x"))
+    assert caplog.text.count("Cannot write") == 2
+
+
+def test_no_status_and_a_broken_one_read_as_none(tmp_path):
+    assert read_status(tmp_path) is None
+    (tmp_path / "status.yaml").write_text("[")
+    assert read_status(tmp_path) is None
+    (tmp_path / "status.yaml").write_text("3")
+    assert read_status(tmp_path) is None
