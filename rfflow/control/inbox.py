@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rfflow.control.documents import MAX_BYTES, parse_documents
+from rfflow.control.filing import free_name, joined, printable, write_note
 from rfflow.control.ops import Op
 from rfflow.control.ownership import LOCK_NAME, Lock
 from rfflow.control.watching import Watch
@@ -148,7 +149,7 @@ class Inbox:
 
     def reject(self, item: Item, reason: str) -> Path:
         """File the item under ``rejected/``, with the reason beside it as ``<name>.error``; return where it lies."""
-        log.warning("Refused %s: %s", _printable(item.name), reason)
+        log.warning("Refused %s: %s", printable(item.name), reason)
         return self._answer(item, REJECTED, ".error", reason)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -258,9 +259,9 @@ class Inbox:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if verdict.target is None:
-                target = _free_name(folder, item.name, verdict.note_suffix)
+                target = free_name(folder, item.name, verdict.note_suffix)
                 # The note first: whoever sees the file in its new place finds the note too.
-                _write(folder / _cut(target, verdict.note_suffix), verdict.note)
+                write_note(folder / joined(target, verdict.note_suffix), verdict.note)
                 verdict.target = target
             if self._is_still_there(item):
                 os.rename(source, folder / verdict.target)
@@ -268,7 +269,7 @@ class Inbox:
                 (folder / verdict.target).write_bytes(item.content)
         except OSError as error:
             if key not in self._unmoved:
-                log.warning("Cannot move %s to %s/: %s.", _printable(str(source)), verdict.folder, error)
+                log.warning("Cannot move %s to %s/: %s.", printable(str(source)), verdict.folder, error)
             self._unmoved[key] = verdict
             return source
         self._unmoved.pop(key, None)
@@ -315,26 +316,3 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-
-
-def _free_name(folder: Path, name: str, note_suffix: str) -> str:
-    """Return the name, or the name with a number in it where an earlier file has it: ``stop.yaml``, ``stop.2.yaml``."""
-    stem, dot, extension = name.rpartition(".")
-    number, target = 1, name
-    while os.path.lexists(folder / target) or os.path.lexists(folder / _cut(target, note_suffix)):
-        number += 1
-        target = _cut(stem, f".{number}{dot}{extension}")
-    return target
-
-
-def _cut(stem: str, ending: str) -> str:
-    """Join the two, cutting the stem where the name would be longer than file systems take (255 bytes)."""
-    return os.fsdecode(os.fsencode(stem)[: 255 - len(os.fsencode(ending))]) + ending
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8", errors="backslashreplace")
-
-
-def _printable(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -168,6 +168,14 @@ def test_no_experiment_is_said_and_nothing_is_written(here, capsys):
     assert os.listdir(here / "control") == []
 
 
+def test_a_dropped_op_is_taken_at_the_first_look_however_quick_the_disk_is(start, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    inbox = start()
+    for number in range(30):
+        ctl.drop(inbox.directory, {"op": "stop", "run": number})
+        assert len(inbox.scan()) == 1
+
+
 def test_ops_dropped_at_once_by_many_are_all_there_in_order(start):
     inbox = start()
     threads = [threading.Thread(target=ctl.drop, args=(inbox.directory, {"op": "stop", "run": n})) for n in range(20)]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from watchdog import events
 
 from rfflow.control.documents import MAX_BYTES
 from rfflow.control.inbox import Inbox
@@ -463,7 +464,23 @@ def test_waiting_ends_when_woken_even_if_that_was_before(inbox):
     assert inbox.wait(timeout=30)
 
 
-def test_reading_and_writing_the_status_do_not_wake(inbox):
+@pytest.mark.parametrize(
+    ("event", "wakes"),
+    [
+        (events.FileOpenedEvent("x.yaml"), False),
+        (events.FileClosedNoWriteEvent("x.yaml"), False),
+        (events.FileMovedEvent(".status.yaml.tmp", "status.yaml"), False),
+        (events.FileCreatedEvent("x.yaml"), True),
+        (events.FileMovedEvent(".x", "x.yaml"), True),
+        (events.FileClosedEvent("x.yml"), True),
+    ],
+)
+def test_our_own_reading_does_not_wake_us(inbox, event, wakes):
+    inbox._watch.dispatch(event)
+    assert inbox._watch.wait(0) is wakes
+
+
+def test_writing_the_status_does_not_wake(inbox):
     inbox.wait(timeout=0.01)
     drop(inbox, "status.yaml", "runs: []")
     os.listdir(inbox.directory)
