@@ -18,7 +18,8 @@ def label_parts(overrides: Mapping[int, Sequence[str]], width: int | None = None
     """Return the overrides that not every run has, as one line a run; empty where there are none.
 
     Where the room is short, keys lose the groups they lie in (unless two keys would look the same), then long values
-    lose their middle, the longest first.
+    lose their middle, the longest first. What still does not fit is cut at the end, the shortest overrides in
+    front.
     """
     common = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
     distinct = {number: [part for part in parts if part not in common] for number, parts in overrides.items()}
@@ -42,9 +43,10 @@ def _line(parts: Sequence[str], short_keys: Mapping[str, str], width: int | None
         return line
     pairs = [(short_keys[override_key(part)], part.partition("=")[2]) for part in parts]
     for room in (width, 24, 16, 12, 8, 6, 5):
-        line = " ".join(f"{key}={clip_middle(value, room)}" if value else key for key, value in pairs)
-        if len(line) <= width:
+        short = [f"{key}={clip_middle(value, room)}" if value else key for key, value in pairs]
+        if len(line := " ".join(short)) <= width:
             return line
+    line = " ".join(sorted(short, key=len))
     return line[: width - 1].rstrip("…") + "…"
 
 

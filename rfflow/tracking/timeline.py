@@ -32,9 +32,9 @@ class Timeline:
                      "switch": ...,                   of which spent on restoring and saving the run's context
                      "evaluation": ... or null}, ...]}  and on evaluating (the trainer's own eval_runtime, if logged)
 
-    Every chunk is turned into text once; a boundary joins those lines and replaces the file, which takes about a
-    millisecond for 10 000 chunks. Should it take longer, boundaries are skipped so that writing stays below ``share``
-    of the time; the end of the experiment is always written.
+    Every chunk is turned into text once; a boundary joins those lines and replaces the file, a few milliseconds for
+    10 000 chunks. So that this stays below ``share`` of the time, whatever the disk, the boundaries that follow a write
+    too soon are skipped; the end of the experiment is always written.
 
     Args:
         picture: whether to draw the picture (it needs matplotlib).

@@ -70,7 +70,7 @@ def test_hooks_are_the_engines_and_take_what_it_gives(callback: Any) -> None:
 
 
 def test_a_whole_experiment_is_only_looked_at(callback: Any, experiment: Experiment, tmp_path: Path) -> None:
-    """NaN, no metrics, a failure, a clone, a run deleted: all are shown, none is changed, nothing is written elsewhere."""
+    """NaN, no metrics, a failure, a clone, a deleted run: all are shown, none changed, nothing is written elsewhere."""
     told = make_experiment(tmp_path / "alone", *FOUR)
     tell_whole(told)
     before = {*tmp_path.rglob("*")}

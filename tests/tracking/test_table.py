@@ -1,0 +1,220 @@
+"""What stands in the terminal, and in a log file where there is none."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+
+from rfflow.runs import Experiment, RunState
+from rfflow.spec import Objective
+from rfflow.tracking.table import LiveTable, duration, live_table, ranking
+from tests.tracking.story import FOUR, Story, make_experiment, tell_whole
+
+LONG = [
+    ("peft.target_modules=[q_proj,v_proj,k_proj]", "lr=1e-3", "model.name=some/where/over/the/rainbow"),
+    ("peft.target_modules=[q_proj]", "lr=1e-4", "model.name=some/where/else"),
+]
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """Make four runs under the current directory."""
+    monkeypatch.chdir(tmp_path)
+    return make_experiment(tmp_path / "outputs" / "sft", *FOUR)
+
+
+def _lines(what: RenderableType, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, height=24)
+    console.print(what)
+    assert isinstance(console.file, io.StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
+
+
+def _terminal() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
+
+
+def test_without_a_terminal_there_is_one_line_a_chunk(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the numbers that one would look for, and the failure as soon as it happens."""
+    story = Story(experiment, LiveTable())
+    story.begin()
+    first, second = experiment.runs[:2]
+    assert capsys.readouterr().out == "sft: 4 runs in outputs/sft\ntensorboard --logdir outputs/sft/tb\n"
+    story.chunk(first, {"loss": 2.31, "eval_loss": 2.25}, seconds=3.1)
+    assert capsys.readouterr().out == "chunk 1/4  run 0  lr=1e-3  step 2/8  loss 2.31  eval_loss 2.25  3.1 s\n"
+    story.log(first, {"loss": 2.0}, step=3)
+    assert capsys.readouterr().out == ""
+    story.fail(second, ValueError("loss is NaN\nand more"))
+    assert capsys.readouterr().out == (
+        "run 1  lr=1e-1 peft=lora_large  failed: ValueError: loss is NaN\n  trace: outputs/sft/runs/1/run.log\n"
+    )
+
+
+def test_the_end_says_who_won_and_where_everything_is(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ranked by the objective, the best marked; adapters, traces, TensorBoard; a deleted run is gone."""
+    tell_whole(experiment, LiveTable())
+    end = capsys.readouterr().out.partition("sft: ranked by eval_loss, minimize")[2].splitlines()
+    rows = [line.split() for line in end if "/4" in line and line.split()[0] in ["★", *"01234"]]
+    assert [row[1] if row[0] == "★" else row[0] for row in rows] == ["4", "0", "1", "2", "3"]
+    assert rows[0][0] == "★" and all(row[0] != "★" for row in rows[1:])
+    assert end[-7:] == [
+        "run 4  outputs/sft/runs/4/checkpoints/final",
+        "run 0  outputs/sft/runs/0/checkpoints/final",
+        "run 1  outputs/sft/runs/1/checkpoints/final",
+        "run 2  outputs/sft/runs/2/checkpoints/final",
+        "run 3 failed: RuntimeError: CUDA out of memory.",
+        "  trace: outputs/sft/runs/3/run.log",
+        "tensorboard --logdir outputs/sft/tb",
+    ]
+
+
+def test_a_failed_run_is_never_the_best(experiment: Experiment) -> None:
+    """However low its loss was when it died."""
+    story = Story(experiment)
+    story.begin()
+    for run, loss in zip(experiment.runs[:2], (0.1, 2.0), strict=True):
+        story.chunk(run, {"loss": loss})
+    story.fail(experiment.runs[0], RuntimeError("no"))
+    rows = _lines(ranking(experiment, 80))[3:]
+    assert rows[0].split()[:2] == ["★", "1"] and rows[-1].split()[0] == "0"
+
+
+def test_nothing_is_best_before_anything_was_measured(experiment: Experiment) -> None:
+    """No star without a number, nor for NaN."""
+    story = Story(experiment)
+    story.begin()
+    story.chunk(experiment.runs[0], {"loss": float("nan")})
+    assert not any("★" in line for line in _lines(ranking(experiment, 80)))
+
+
+@pytest.mark.parametrize("objective", [Objective(), Objective("mean_token_accuracy", "maximize")])
+@pytest.mark.parametrize("table", ["live", "ranking"])
+def test_eighty_columns_are_enough(tmp_path: Path, objective: Objective, table: str) -> None:
+    """No cell is cut or wrapped but the overrides, which say what they can."""
+    experiment = make_experiment(tmp_path, *LONG, objective=objective)
+    story = Story(experiment)
+    story.begin()
+    for run in experiment.runs:
+        story.chunk(run, {"loss": 1.2345, "eval_loss": 1.5e-7, "mean_token_accuracy": 0.87654})
+        story.complete(run)
+    found = (
+        live_table(experiment, Console(width=80, height=24), active=0) if table == "live" else ranking(experiment, 80)
+    )
+    lines = _lines(found)
+    rows = [line for line in lines if "1/4" in line]
+    assert len(rows) == 2 and all(cell_len(line) <= 80 for line in lines)
+    for row in rows:
+        cells = row.replace("★", " ").split()
+        assert "1/4" in cells and "1.5e-07" in cells and "lr=1e-" in row
+        assert ("0.8765" in cells) == (objective.metric != "eval_loss")
+
+
+def test_more_runs_than_lines_show_the_best_and_the_one_that_trains(tmp_path: Path) -> None:
+    """A table higher than the terminal could not be drawn over."""
+    experiment = make_experiment(tmp_path, *[(f"lr={n}",) for n in range(40)])
+    story = Story(experiment)
+    story.begin()
+    for run in experiment.runs:
+        story.chunk(run, {"loss": float(40 - run.number)})
+    lines = _lines(live_table(experiment, Console(width=80, height=24), active=3))
+    shown = [int(line.split()[0]) for line in lines if "1/4" in line]
+    assert shown == [3, *range(23, 40)] and len(lines) <= 23
+    assert any("22 more in" in line for line in lines)
+
+
+def test_values_that_look_like_markup_are_shown(tmp_path: Path) -> None:
+    """[bold] is a list to Hydra."""
+    experiment = make_experiment(tmp_path, ("x=[bold]",), ("x=[q_proj,v_proj]",))
+    lines = _lines(live_table(experiment, Console(width=80, height=24), active=None))
+    assert any("x=[bold]" in line for line in lines) and any("x=[q_proj,v_proj]" in line for line in lines)
+
+
+def test_what_is_printed_and_logged_stands_above_the_table(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through streams and log handlers that were there before, which get back what they had."""
+    console = _terminal()
+    assert isinstance(console.file, io.StringIO)
+    screen = console.file
+    monkeypatch.setattr(sys, "stdout", screen)
+    handler = logging.StreamHandler(screen)
+    logging.root.addHandler(handler)
+    try:
+        story = Story(experiment, LiveTable(console=console))
+        story.begin()
+        for say in _ways_to_say():
+            before = len(screen.getvalue())
+            say("hello")
+            written = screen.getvalue()[before:]
+            assert "hello" in written and "overrides" in written.partition("hello")[2], "the table was not drawn again"
+        story.end()
+        assert sys.stdout is screen and handler.stream is screen
+    finally:
+        logging.root.removeHandler(handler)
+
+
+def _ways_to_say() -> list[Callable[[str], object]]:
+    return [print, logging.getLogger("anybody").warning]
+
+
+def test_the_cursor_comes_back(experiment: Experiment) -> None:
+    """After the end, and after an exception that nobody expected."""
+    for end in ("on_experiment_end", "on_exception"):
+        console = _terminal()
+        assert isinstance(console.file, io.StringIO)
+        story = Story(experiment, LiveTable(console=console))
+        story.begin()
+        assert console.file.getvalue().count("\x1b[?25l") == 1
+        story.call(end, error=KeyboardInterrupt())
+        assert console.file.getvalue().count("\x1b[?25h") == 1
+
+
+def test_logs_do_not_redraw_the_table_without_end(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand logs a second would cost more than the training."""
+    clock = [0.0]
+    monkeypatch.setattr("rfflow.tracking.table.time.monotonic", lambda: clock[0])
+    table = LiveTable(console=_terminal())
+    drawn: list[float] = []
+    draw = table._draw
+    monkeypatch.setattr(table, "_draw", lambda seen: (drawn.append(clock[0]), draw(seen)))
+    story = Story(experiment, table)
+    story.begin()
+    drawn.clear()
+    for _ in range(1000):
+        clock[0] += 0.001
+        story.log(experiment.runs[0], {"loss": 1.0}, step=1)
+    assert 3 <= len(drawn) <= 6
+    story.end()
+
+
+def test_ops_and_waiting_are_told(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was done, and where to put the next op."""
+    story = Story(experiment, LiveTable())
+    story.begin()
+    story.start(experiment.runs[0])
+    capsys.readouterr()
+    story.change(experiment.runs[0], RunState.STOPPED)
+    story.call("on_wait", control=Path("outputs/sft/control").absolute(), timeout=600.0)
+    assert capsys.readouterr().out == (
+        "010-op.yaml: run 0 is stopped\n"
+        "Every live run is stopped. Waiting for up to 10:00 for an op in outputs/sft/control\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.14, "3.1 s"), (59.94, "59.9 s"), (59.99, "1:00"), (125, "2:05"), (3723, "1:02:03")]
+)
+def test_durations_can_be_read(seconds: float, text: str) -> None:
+    """Never 60.0 s."""
+    assert duration(seconds) == text
