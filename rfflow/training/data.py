@@ -69,25 +69,24 @@ def load_data(spec: DatasetSpec, seed: int, trainer: TrainerSpec | None = None) 
     elif spec.eval_size:
         held_out = train
         rows, eval_rows = _hold_out(len(train), spec.eval_size, seed)
-    train = _finish(train, rows[: spec.max_samples], spec, trainer, "train on")
+    train = _finish(train, rows[: spec.max_samples], spec, trainer, f"The data set {_source(spec)}")
     if held_out is not None:
-        held_out = _finish(held_out, eval_rows[: spec.max_eval_samples], spec, trainer, "evaluate on")
+        source = f"The evaluation set {spec.eval_path or spec.eval_split or f'held out of {_source(spec)}'}"
+        held_out = _finish(held_out, eval_rows[: spec.max_eval_samples], spec, trainer, source)
     return Data(train, held_out)
 
 
-def _finish(
-    dataset: Dataset, rows: np.ndarray, spec: DatasetSpec, trainer: TrainerSpec | None, purpose: str
-) -> Dataset:
+def _finish(dataset: Dataset, rows: np.ndarray, spec: DatasetSpec, trainer: TrainerSpec | None, source: str) -> Dataset:
     """Keep these rows, formatted, without the empty ones."""
     if len(rows) < len(dataset):
         dataset = dataset.select(rows)
     if spec.formatting_func is not None:
         dataset = _format(dataset, spec.formatting_func, rows)
-    check_columns(dataset, trainer)
+    check_columns(dataset, trainer, source)
     read = [column for column in _text_columns(_forms(trainer)) if column in dataset.column_names]
     dataset = _drop_empty(_integers_to_text(dataset, read), read, rows)
     if not len(dataset):
-        raise ConfigError(f"The data set ({_source(spec)}) has no rows to {purpose}.")
+        raise ConfigError(f"{source} has no rows to work with: each has an empty column ({', '.join(read)}).")
     return dataset
 
 
@@ -192,7 +191,7 @@ def _format(dataset: Dataset, node: Mapping[str, Any], rows: np.ndarray) -> Data
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 
-def check_columns(dataset: Dataset, trainer: TrainerSpec | None = None) -> None:
+def check_columns(dataset: Dataset, trainer: TrainerSpec | None = None, source: str = "The data set") -> None:
     """Check that a trainer finds columns to train on.
 
     Raises:
@@ -205,7 +204,7 @@ def check_columns(dataset: Dataset, trainer: TrainerSpec | None = None) -> None:
     if any(set(present).issuperset(form) for form in forms):
         return
     raise ConfigError(
-        f"The rows have the columns {', '.join(present)}. {trainer.target if trainer else 'A trainer'} reads "
+        f"{source} has the columns {', '.join(present)}. {trainer.target if trainer else 'A trainer'} reads "
         f"{', or '.join(' + '.join(form) for form in forms)}. Rename them "
         "(dataset.columns={question: prompt, answer: completion}) or give a dataset.formatting_func."
     )

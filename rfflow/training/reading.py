@@ -141,8 +141,9 @@ def store(dataset: Dataset, function: Callable[..., Any], **kwargs: Any) -> Data
             return mapped
         with Path(made).open("rb") as content:
             stored = folder / f"{hashlib.file_digest(content, 'sha256').hexdigest()[:32]}.arrow"
-        if not stored.exists():  # an existing one keeps its date, by which `datasets` knows it
-            Path(made).replace(stored)
+        Path(made).replace(stored)
     finally:
         Path(made).unlink(missing_ok=True)
-    return Dataset.from_file(str(stored))
+    # The fingerprint is how `datasets` finds what was made of these rows: two data sets must never share one.
+    opened = Dataset.from_file(str(stored))
+    return Dataset(opened.data, info=opened.info, fingerprint=stored.stem)

@@ -277,7 +277,7 @@ def test_a_column_of_mixed_kinds_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_of_empty_rows_is_refused(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "", "completion": ""}] * 3)
-    assert "no rows to train on" in refused(path)
+    assert f"The data set {path} has no rows" in refused(path)
 
 
 def test_an_unparsable_line_is_refused_with_its_number(tmp_path: Path) -> None:
@@ -315,6 +315,13 @@ def test_wrong_columns_are_refused_and_both_sides_named(tmp_path: Path, trainer:
     assert "columns question, answer" in message and said in message
 
 
+def test_a_wrong_evaluation_set_is_told_from_the_training_set(tiny_data: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "eval.jsonl", [{"question": "why"}])
+    assert f"The evaluation set {path} has the columns question" in refused(tiny_data, eval_path=str(path))
+    path = write_jsonl(tmp_path / "blank.jsonl", [{"prompt": " ", "completion": "so"}])
+    assert f"The evaluation set {path} has no rows" in refused(tiny_data, eval_path=str(path))
+
+
 def test_the_trainers_own_text_field_is_respected(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"content": "once"}, {"content": ""}])
     trainer = TrainerSpec("trl.SFTTrainer", "trl.SFTConfig", args={"dataset_text_field": "content"})
@@ -336,20 +343,28 @@ def test_a_split_of_a_single_file_is_refused(tiny_data: Path) -> None:
 # --- sharing work -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("formatted", [False, True])
-def test_runs_that_tokenize_alike_find_the_work_of_the_first(tiny_data: Path, module, formatted: bool) -> None:
-    """The rows are on disk under the name of their content, so `map` of the same function is done once."""
+@pytest.mark.parametrize("source", ["file", "formatted", "saved"])
+def test_runs_that_tokenize_alike_find_the_work_of_the_first(tiny_data: Path, module, source: str) -> None:
+    """The rows are on disk, so `map` of the same function is done once; and never is one taken for the other."""
     calls = Path("calls")
-    name = module("def f(row): return {**row, 'text': row['prompt']}")
-    settings = {"formatting_func": {"_target_": f"{name}.f"}} if formatted else {}
+    calls.write_text("")
+    settings: dict = {"eval_size": 16}
+    if source == "formatted":
+        settings["formatting_func"] = {"_target_": module("def f(row): return {**row, 'text': row['prompt']}") + ".f"}
+    if source == "saved":
+        rows = {"train": Dataset.from_list(make_rows()[:80]), "test": Dataset.from_list(make_rows()[80:])}
+        DatasetDict(rows).save_to_disk("saved")
+        tiny_data, settings = Path("saved"), {"eval_split": "test"}
 
     def tokenize(row: dict) -> dict:
         with calls.open("a") as file:
             file.write("x")
-        return {"input_ids": [len(row["prompt"])]}
+        return {"input_ids": list(row["prompt"].encode())}
 
-    first = load(tiny_data, eval_size=16, **settings).train.map(tokenize)
-    assert len(calls.read_text()) == 80
-    second = load(tiny_data, eval_size=16, **settings).train.map(tokenize)
-    assert len(calls.read_text()) == 80
-    assert first.to_list() == second.to_list()
+    for _ in range(3):
+        data = load(tiny_data, **settings)
+        for rows in (data.train, data.eval):
+            assert rows is not None
+            tokenized = rows.map(tokenize)
+            assert [bytes(ids).decode() for ids in tokenized["input_ids"]] == rows["prompt"][:]
+    assert len(calls.read_text()) == 96
