@@ -84,10 +84,11 @@ def _finish(dataset: Dataset, rows: np.ndarray, spec: DatasetSpec, trainer: Trai
         dataset = _format(dataset, spec.formatting_func, rows)
     check_columns(dataset, trainer, source)
     read = [column for column in _text_columns(_forms(trainer)) if column in dataset.column_names]
-    dataset = _drop_empty(_integers_to_text(dataset, read), read, rows)
-    if not len(dataset):
-        raise ConfigError(f"{source} has no rows to work with: each has an empty column ({', '.join(read)}).")
-    return dataset
+    filled = _drop_empty(_integers_to_text(dataset, read), read, rows)
+    if not len(filled):
+        why = f": in each of {len(dataset)}, {' or '.join(read)} is empty" if len(dataset) else ""
+        raise ConfigError(f"{source} has no rows to work with{why}.")
+    return filled
 
 
 def _source(spec: DatasetSpec) -> str:
