@@ -1,4 +1,7 @@
-"""The command: ``python -m rfflow +recipe=sft --multirun lr=1e-3,1e-4``, or ``rfflow ...`` where it is installed."""
+"""The command: ``python -m rfflow +recipe=sft --multirun lr=1e-3,1e-4``, or ``rfflow ...`` where it is installed.
+
+``rfflow ctl ...`` asks something of an experiment that is running.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,10 @@ CONF = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"  #
 
 def main() -> None:
     """Run the command line."""
+    if sys.argv[1:2] == ["ctl"]:
+        from rfflow.control import ctl
+
+        sys.exit(ctl.main(sys.argv[2:]))
     parser = _parser()
     sys.argv[1:] = flags_first(sys.argv[1:], parser)
     if line := os.environ.get("COMP_LINE"):

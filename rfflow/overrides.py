@@ -27,6 +27,28 @@ def setting_apart(job: Sequence[str], sweep: Iterable[str]) -> tuple[str, ...]:
     return own or tuple(job)
 
 
+def on_top(parent: Sequence[str], own: Sequence[str]) -> list[str]:
+    """Return a parent's overrides with a clone's own on top.
+
+    An override of the same key takes the parent's place; it may leave out the plus that the parent needed, because the
+    key is there now (``+recipe=sft`` and then ``recipe=dpo``).
+    """
+    parser = OverridesParser.create()
+    overrides = dict(zip(parent, parser.parse_overrides(list(parent)), strict=True))
+    for text, new in zip(own, parser.parse_overrides(list(own)), strict=True):
+        if new.is_delete():
+            overrides[text] = new  # after what it deletes
+            continue
+        same = [old for old, override in overrides.items() if _key(override) == _key(new) and not override.is_delete()]
+        needs_plus = any(overrides.pop(old).is_add() for old in same)
+        overrides[f"+{text}" if needs_plus and not text.startswith("+") else text] = new
+    return list(overrides)
+
+
+def _key(override: Override) -> tuple[str, str | None]:
+    return override.key_or_group, override.package
+
+
 def _text(override: Override) -> str:
     """Write an override as Hydra's sweepers do, so that quotes and blanks make no difference."""
     if override.is_delete():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from rfflow.jobs import Composer
 from rfflow.runs import ExperimentPaths, Run, RunPaths, RunState
 from rfflow.spec import ExperimentSpec, RunSpec
 
@@ -15,12 +18,17 @@ from rfflow.spec import ExperimentSpec, RunSpec
 class StubEngine:
     spec: ExperimentSpec
     paths: ExperimentPaths
+    composer: Composer
     runs: list[Run] = field(default_factory=list)
     failing: dict[int, Exception] = field(default_factory=dict)
     refusing: Exception | None = None
     closed: int = 0
     job_numbers: list[int | None] = field(default_factory=list)
     """``hydra.job.num`` as seen when each run was added."""
+
+    @property
+    def experiment(self) -> Any:
+        return SimpleNamespace(runs=self.runs)
 
     def add(self, spec: RunSpec, number: int, overrides: tuple[str, ...] = (), run_dir: Path | None = None) -> Run:
         paths = RunPaths(run_dir) if run_dir else self.paths.run(number)

@@ -139,6 +139,26 @@ def test_without_a_recipe_the_defaults_are_trained(rfflow: Shell) -> None:
     assert rfflow.engines[0].spec.name == "experiment"
 
 
+def test_a_single_run_can_be_cloned(rfflow: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(engine: StubEngine) -> None:
+        spec, label, hydra = engine.composer.compose_clone(engine.runs[0], ("lr=5e-4", "peft.r=2"), 1)
+        assert (label, hydra.hydra.job.num) == (("lr=5e-4", "peft.r=2"), 1)
+        assert spec.trainer.args["learning_rate"] == 5e-4
+        assert (engine.paths.root / "runs/1/.hydra/config.yaml").exists()
+
+    monkeypatch.setattr(StubEngine, "run", run)
+    said = rfflow("+recipe=sft", "lr=1e-3")
+    assert rfflow.status == 0, said
+
+
+def test_ctl_is_another_command(rfflow: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rfflow.control import ctl
+
+    monkeypatch.setattr(ctl, "main", lambda words: 3 if words == ["clone", "0", "lr=1e-3"] else 0)
+    rfflow("ctl", "clone", "0", "lr=1e-3")
+    assert rfflow.status == 3
+
+
 def test_a_failed_single_run_ends_with_status_1(rfflow: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     def make_engine(*args: object) -> StubEngine:
         return StubEngine(*args, failing={0: ValueError("loss is NaN")})  # type: ignore[arg-type]

@@ -11,12 +11,14 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import rfflow
 from rfflow import launcher
 from rfflow.errors import ConfigError, RunFailed
+from rfflow.runs import Run
 from rfflow.spec import DatasetSpec, ModelSpec, RunSpec, TrainerSpec
 from tests.stub_engine import StubEngine
 
@@ -59,7 +61,7 @@ class App:
         self.made += 1
         if self.engine is None:
             self.engine = StubEngine(*args)
-        self.engine.spec, self.engine.paths = args
+        self.engine.spec, self.engine.paths, self.engine.composer = args
         return self.engine
 
     def sweep(self, task: Callable[[DictConfig], Any], *overrides: str) -> list[JobReturn]:
@@ -80,7 +82,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
 
 @pytest.fixture
 def app_with_engine(app: App) -> App:
-    app.engine = StubEngine(None, None)  # type: ignore[arg-type]
+    app.engine = StubEngine(None, None, None)  # type: ignore[arg-type]
     return app
 
 
@@ -216,6 +218,65 @@ def test_nothing_is_trained_beside_a_job_that_failed(app: App) -> None:
 def test_ordinary_values_are_handed_through(app: App) -> None:
     assert [result.return_value for result in app.sweep(lambda cfg: cfg.x * 10, "x=1,2")] == [10, 20]
     assert app.engine is None
+
+
+class Cloning(StubEngine):
+    """Clones run 0 each time it runs, as an op would."""
+
+    own: tuple[str, ...] = ("x=7",)
+
+    def run(self) -> None:
+        super().run()
+        number = len(self.runs)
+        spec, label, hydra = self.composer.compose_clone(self.runs[0], self.own, number)
+        assert hydra.hydra.job.num == number
+        self.runs.append(Run(number, spec, label, self.paths.run(number), parent=0))
+        super().run()
+
+
+@pytest.fixture
+def cloning(app: App) -> App:
+    app.engine = Cloning(None, None, None)  # type: ignore[arg-type]
+    return app
+
+
+def test_a_clone_is_a_hydra_job_like_any_other(cloning: App) -> None:
+    results = cloning.sweep(run_of, "x=1,2", "+y=a")
+    assert cloning.engine is not None
+    assert cloning.engine.runs[2].label == "x=7"
+    written = cloning.folder / "out/runs/2/.hydra/overrides.yaml"
+    assert written.read_text() == "- +y=a\n- x=7\n"
+    assert [(number, status) for number, status, _ in Ends.seen] == [(n, JobStatus.COMPLETED) for n in (0, 1, 2)]
+    assert len(results) == 2, "the sweeper gets the jobs that it asked for"
+
+
+def test_a_later_batch_leaves_the_clones_their_numbers(cloning: App) -> None:
+    cloning.sweep(run_of, "x=1,2", "hydra.sweeper.max_batch_size=1")
+    assert cloning.engine is not None
+    assert [(run.number, run.label) for run in cloning.engine.runs] == [(0, "x=1"), (1, "x=7"), (2, "x=2"), (3, "x=7")]
+
+
+def test_a_clone_that_failed_makes_the_sweep_fail(cloning: App) -> None:
+    assert cloning.engine is not None
+    cloning.engine.failing = {2: ValueError("loss is NaN")}
+    with pytest.raises(RunFailed, match=r"^Run 2 \(x=7\) failed"):
+        cloning.sweep(run_of, "x=1,2")
+    assert [status for _, status, _ in Ends.seen] == [JobStatus.COMPLETED, JobStatus.COMPLETED, JobStatus.FAILED]
+
+
+@pytest.mark.parametrize("own, reason", [(("zz=1",), "zz"), (("x=[1",), "no viable alternative"), (("x=${nothing}",), "nothing")])
+def test_overrides_that_do_not_compose_are_refused_as_on_the_command_line(
+    cloning: App, own: tuple[str, ...], reason: str
+) -> None:
+    assert isinstance(cloning.engine, Cloning)
+    cloning.engine.own = own
+
+    def task(cfg: DictConfig) -> RunSpec:
+        OmegaConf.resolve(cfg)
+        return RUN
+
+    with pytest.raises(HydraException, match=reason):
+        cloning.sweep(task, "x=1,2")
 
 
 def test_importing_rfflow_promises_what_it_lists() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rfflow.overrides import setting_apart
+from rfflow.overrides import on_top, setting_apart
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,17 @@ from rfflow.overrides import setting_apart
 def test_runs_are_named_by_what_the_sweep_varies(sweep: list[str], job: list[str], expected: list[str]) -> None:
     """The last is a sweep of one job, which varies nothing: a run wants a name all the same."""
     assert list(setting_apart(job, sweep)) == expected
+
+
+@pytest.mark.parametrize(
+    "parent, own, expected",
+    [
+        (["+recipe=sft", "lr=1"], ["lr=2", "peft.r=4"], ["+recipe=sft", "lr=2", "peft.r=4"]),
+        (["+recipe=sft", "lr=1"], ["recipe=dpo"], ["lr=1", "+recipe=dpo"]),
+        (["+x=1"], ["++x=2"], ["++x=2"]),
+        (["peft=lora", "peft.r=4"], ["peft=none", "~peft.r"], ["peft.r=4", "peft=none", "~peft.r"]),
+        (["a@b=1", "a@c=1"], ["a@b=2"], ["a@c=1", "a@b=2"]),
+    ],
+)
+def test_a_clones_overrides_lie_on_its_parents(parent: list[str], own: list[str], expected: list[str]) -> None:
+    assert on_top(parent, own) == expected

@@ -1,0 +1,201 @@
+"""Runs as Hydra jobs: composed one by one, first those of a sweep, later the clones that people ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, run_job
+from hydra.errors import HydraException
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from rfflow.errors import ConfigError
+from rfflow.overrides import on_top, setting_apart
+from rfflow.runs import Run
+from rfflow.spec import EXPERIMENT_KEYS, Node, RunSpec
+
+_composing: ContextVar[bool] = ContextVar("rfflow_composing", default=False)
+
+
+def is_composing() -> bool:
+    """Whether a job's function is called for its configuration, and somebody else will train."""
+    return _composing.get()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that returned a run and waits for it to be trained."""
+
+    spec: RunSpec
+    config: DictConfig
+    """The job's configuration, Hydra's own included."""
+    cfg: DictConfig
+    """What the job's function was called with."""
+    result: JobReturn
+    shared: Node
+    """The part of the resolved configuration that all runs of an experiment share."""
+
+    @property
+    def number(self) -> int:
+        return int(self.config.hydra.job.num)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(str(self.config.hydra.sweep.dir)) / str(self.config.hydra.sweep.subdir)
+
+    @contextmanager
+    def hydra_config(self) -> Iterator[Any]:
+        """Let ``HydraConfig`` be the job's, as in its function; ``run_job`` takes it away when that returns."""
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(self.config)
+        try:
+            yield HydraConfig.instance().cfg
+        finally:
+            HydraConfig.instance().cfg = before
+
+
+class Composer:
+    """Composes the jobs of one experiment.
+
+    Args:
+        config: the configuration that the sweep (or the single run) was started with.
+        root: the experiment's directory.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        config_loader: ConfigLoader,
+        callbacks: Callbacks,
+        task_function: TaskFunction,
+        root: Path,
+    ):
+        self._config = config
+        self._config_loader = config_loader
+        self._callbacks = callbacks
+        self._task_function = task_function
+        self._root = root
+        self._overrides: dict[int, list[str]] = {}
+        self.waiting: dict[int, Job] = {}
+        """Jobs whose run has not ended, by number."""
+        self.next_number = 0
+
+    def compose(self, number: int, overrides: Sequence[str]) -> JobReturn:
+        """Run a job's function for what it returns; if that is a run, the job waits until :meth:`end`."""
+        return self._run(number, overrides, self._load(number, overrides))
+
+    def compose_clone(self, parent: Run, overrides: Sequence[str], number: int) -> tuple[RunSpec, tuple[str, ...], Any]:
+        """Compose a clone from its parent's overrides and its own.
+
+        Returns:
+            The clone's spec, the overrides that set it apart, and what ``HydraConfig`` holds for it.
+
+        Raises:
+            HydraException: if they do not compose.
+        """
+        together = on_top(self._overrides[parent.number], overrides)
+        try:
+            config = self._load(number, together)
+            with open_dict(config):
+                config.hydra.sweep.dir = str(self._root)
+                config.hydra.sweep.subdir = f"runs/{number}"
+            result = self._run(number, together, config, configure_logging=False)
+        except OmegaConfBaseException as error:
+            raise ConfigError(str(error)) from error
+        if result.status is JobStatus.FAILED:
+            raised = result._return_value
+            raise raised if isinstance(raised, HydraException) else ConfigError(f"{type(raised).__name__}: {raised}")
+        job = self.waiting[number]
+        with job.hydra_config() as hydra:
+            return job.spec, self.setting_apart(together), hydra
+
+    def setting_apart(self, overrides: Sequence[str]) -> tuple[str, ...]:
+        """Return those of a job's overrides that are not every job's."""
+        return setting_apart(overrides, self._config.hydra.overrides.task)
+
+    def remember(self, number: int, overrides: Sequence[str]) -> None:
+        """Take note of a run that can be cloned."""
+        self._overrides[number] = list(overrides)
+        self.next_number = max(self.next_number, number + 1)
+
+    def end(self, job: Job, status: JobStatus, value: Any) -> None:
+        """Tell Hydra that a job which waited has ended, and how."""
+        self.waiting.pop(job.number, None)
+        job.result.return_value = value
+        job.result.status = status
+        with job.hydra_config():
+            self._callbacks.on_job_end(config=job.config, job_return=job.result)
+
+    def _load(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        config = self._config_loader.load_sweep_config(self._config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        return config
+
+    def _run(
+        self, number: int, overrides: Sequence[str], config: DictConfig, configure_logging: bool = True
+    ) -> JobReturn:
+        callbacks = _WaitingCallbacks(self._callbacks, self.waiting)
+        token = _composing.set(True)
+        try:
+            result = run_job(
+                hydra_context=HydraContext(config_loader=self._config_loader, callbacks=callbacks),
+                task_function=self._task_function,
+                config=config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+                configure_logging=configure_logging,
+            )
+        finally:
+            _composing.reset(token)
+        self.remember(number, overrides)
+        return result
+
+
+class _WaitingCallbacks(Callbacks):
+    """Hydra's callbacks, with ``on_job_end`` put off for a job whose run has yet to be trained."""
+
+    def __init__(self, callbacks: Callbacks, waiting: dict[int, Job]):
+        super().__init__()
+        self.callbacks = callbacks.callbacks
+        self._waiting = waiting
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        spec = job_return._return_value
+        if job_return.status is JobStatus.COMPLETED and isinstance(spec, RunSpec):
+            assert job_return.cfg is not None
+            job = Job(spec, config, job_return.cfg, job_return, _shared(job_return.cfg))
+            self._waiting[job.number] = job
+        else:
+            super().on_job_end(config=config, job_return=job_return, **kwargs)
+
+
+def check_shared(jobs: Sequence[Job]) -> None:
+    """Check that the jobs agree on what belongs to the experiment.
+
+    Raises:
+        ConfigError: naming the key and the values seen.
+    """
+    for key in EXPERIMENT_KEYS:
+        first, seen = jobs[0], jobs[0].shared.get(key)
+        for job in jobs[1:]:
+            if (value := job.shared.get(key)) != seen:
+                raise ConfigError(
+                    f"{key} belongs to the whole experiment and cannot differ between its runs. Seen: {seen!r} (run "
+                    f"{first.number}) and {value!r} (run {job.number}). Sweep it in experiments of their own."
+                )
+
+
+def _shared(cfg: DictConfig) -> Node:
+    config = OmegaConf.masked_copy(cfg, [key for key in EXPERIMENT_KEYS if key in cfg])
+    config._set_parent(cfg)  # for what it refers to elsewhere
+    return cast(Node, OmegaConf.to_container(config, resolve=True))
