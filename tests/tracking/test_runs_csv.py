@@ -72,3 +72,14 @@ def test_the_checkpoint_is_the_newest(tmp_path: Path) -> None:
     run.paths.final.mkdir()
     assert newest_checkpoint(run) == run.paths.final
     assert run.state is RunState.QUEUED
+
+
+def test_ops_are_seen_at_once(tmp_path: Path) -> None:
+    """A run that was stopped waits for nobody's chunk to be shown so."""
+    experiment = make_experiment(tmp_path, ("lr=1",))
+    story = Story(experiment, RunsTable())
+    story.begin()
+    story.chunk(experiment.runs[0])
+    for state in (RunState.STOPPED, RunState.RUNNING, RunState.DELETED):
+        story.change(experiment.runs[0], state)
+        assert [*pandas.read_csv(experiment.paths.runs_table).state] == [state.value]

@@ -133,11 +133,15 @@ def test_more_runs_than_lines_show_the_best_and_the_one_that_trains(tmp_path: Pa
     assert any("22 more in" in line for line in lines)
 
 
-def test_values_that_look_like_markup_are_shown(tmp_path: Path) -> None:
-    """[bold] is a list to Hydra."""
+def test_values_that_look_like_markup_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """[bold] is a list to Hydra, in the table as in the lines."""
     experiment = make_experiment(tmp_path, ("x=[bold]",), ("x=[q_proj,v_proj]",))
     lines = _lines(live_table(experiment, Console(width=80, height=24), active=None))
     assert any("x=[bold]" in line for line in lines) and any("x=[q_proj,v_proj]" in line for line in lines)
+    story = Story(experiment, LiveTable())
+    story.begin()
+    story.chunk(experiment.runs[0])
+    assert "run 0  x=[bold]  step" in capsys.readouterr().out
 
 
 def test_what_is_printed_and_logged_stands_above_the_table(
