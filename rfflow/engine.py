@@ -99,7 +99,11 @@ class Engine:
                 elif not self._wait_for_ops():
                     break
         except BaseException as error:
-            self._call("on_exception", error=error)
+            self._is_open = False
+            try:
+                self._call("on_exception", error=error)
+            except Exception:  # what went wrong first is what must be heard
+                log.exception("A callback failed after the experiment had")
             self._let_go()
             raise
 

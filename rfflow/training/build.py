@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from peft import PeftConfig, get_peft_model
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
@@ -20,7 +20,7 @@ from rfflow.spec import Node, RunSpec, TrainerSpec
 from rfflow.training.arguments import check_values
 from rfflow.training.bases import Base
 from rfflow.training.data import Data
-from rfflow.training.sources import resolve_function
+from rfflow.training.sources import import_object, resolve_function
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _component(node: Any, where: str, tokenizer: PreTrainedTokenizerBase) -> Any
         return [_component(item, where, tokenizer) for item in node]
     if not isinstance(node, Mapping) or "_target_" not in node:
         return node
-    target = _object(node["_target_"], where)
+    target = import_object(node["_target_"], where)
     if not inspect.isclass(target):
         return resolve_function(node)
     node = dict(node)
@@ -141,17 +141,10 @@ def _instantiate(node: Node, where: str, **kwargs: Any) -> Any:
 
 
 def _class(path: str, kind: type, where: str) -> type[Any]:
-    found = _object(path, where)
+    found = import_object(path, where)
     if not inspect.isclass(found) or not issubclass(found, kind):
         raise ConfigError(f"{where} is {path!r}, which is not a subclass of {kind.__module__}.{kind.__name__}.")
     return found
-
-
-def _object(path: str, where: str) -> Any:
-    try:
-        return get_object(path)
-    except Exception as error:
-        raise ConfigError(f"{where} is {path!r}, which cannot be imported: {error}") from error
 
 
 @contextlib.contextmanager
