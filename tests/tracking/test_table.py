@@ -14,7 +14,8 @@ from rich.console import Console, RenderableType
 
 from rfflow.runs import Experiment, RunState
 from rfflow.spec import Objective
-from rfflow.tracking.table import LiveTable, duration, live_table, ranking
+from rfflow.tracking.layout import duration, live_table, ranking
+from rfflow.tracking.table import LiveTable
 from tests.tracking.story import FOUR, Story, make_experiment, tell_whole
 
 LONG = [
@@ -73,7 +74,7 @@ def test_the_end_says_who_won_and_where_everything_is(
         "run 0  outputs/sft/runs/0/checkpoints/final",
         "run 1  outputs/sft/runs/1/checkpoints/final",
         "run 2  outputs/sft/runs/2/checkpoints/final",
-        "run 3 failed: RuntimeError: CUDA out of memory.",
+        "run 3  (defaults)  failed: RuntimeError: CUDA out of memory.",
         "  trace: outputs/sft/runs/3/run.log",
         "tensorboard --logdir outputs/sft/tb",
     ]

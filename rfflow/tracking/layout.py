@@ -1,0 +1,189 @@
+"""The terminal's texts: the table of runs, the ranking, the line on a chunk. They fit the width they are given."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from rfflow.runs import ChunkResult, Experiment, Run, RunState
+from rfflow.tracking.files import shown
+from rfflow.tracking.labels import clip_middle, labels
+from rfflow.tracking.runs_csv import error_line
+
+STYLES = {RunState.STOPPED: "yellow", RunState.FAILED: "red"}
+GAP = 2
+"""Blanks between two columns."""
+MAX_HEAD = 12
+MIN_LABEL = 12
+"""Characters that the overrides get, whatever else has to go."""
+
+
+def live_table(experiment: Experiment, console: Console, active: int | None) -> RenderableType:
+    """Return the table of all runs; where the terminal is not high enough, of the best and the one that trains."""
+    runs = [run for run in experiment.runs if run.state is not RunState.DELETED]
+    room = max(1, console.height - 6)
+    shown_runs = runs
+    if len(runs) > room:
+        best = {run.number for run in experiment.ranked()[: room - 1]}
+        shown_runs = [run for run in runs if run.number in best or run.number == active][:room]
+    rows = [_cells(experiment, run) | {"left": _left(run)} for run in shown_runs]
+    styles: dict[int, str] = {}
+    for row, run in zip(rows, shown_runs, strict=True):
+        if run.number == active:
+            row["state"] = "training"
+            styles[run.number] = "bold green"
+    left = experiment.seconds_left()
+    notes = [experiment.spec.name, count_runs(len(runs))]
+    if len(runs) > len(shown_runs):
+        notes.append(f"{len(runs) - len(shown_runs)} more in {shown(experiment.paths.runs_table)}")
+    if not math.isnan(left):
+        notes.append(f"about {rough(left)} left")
+    return Group(
+        Text(),
+        _table(experiment, shown_runs, rows, console.width, styles),
+        Text(),
+        Text(" " + " · ".join(notes), no_wrap=True, overflow="ellipsis"),
+        Text(" " + tensorboard_command(experiment), style="dim", no_wrap=True, overflow="ellipsis"),
+    )
+
+
+def ranking(experiment: Experiment, width: int, encoding: str = "utf-8") -> Text:
+    """Return the final table: best first by the objective, the best one marked; runs that failed come last."""
+    objective = experiment.spec.objective
+    star = "★" if encoding.lower().startswith("utf") else "*"
+    runs = [run for run in experiment.ranked() if run.state is not RunState.DELETED]
+    runs.sort(key=lambda run: run.state is RunState.FAILED)
+    rows = [_cells(experiment, run) | {"time": duration(run.seconds)} for run in runs]
+    styles: dict[int, str] = {}
+    if runs and runs[0].state is not RunState.FAILED and not objective.sort_key(runs[0].metrics)[0]:
+        rows[0]["run"] = f"{star} {runs[0].number}"
+        styles[runs[0].number] = "bold green"
+    title = f"{experiment.spec.name}: ranked by {objective.metric}, {objective.direction}"
+    return Text.assemble((f"\n{title}\n\n", "bold"), _table(experiment, runs, rows, width, styles), no_wrap=True)
+
+
+def chunk_line(experiment: Experiment, run: Run, result: ChunkResult) -> str:
+    """Return one line on one chunk, for where there is no terminal."""
+    chunks, steps = (len(run.plan), run.plan.steps) if run.plan else ("?", "?")
+    parts = [
+        f"chunk {result.chunk + 1}/{chunks}",
+        f"run {run.number}",
+        labels(experiment.runs, 40)[run.number],
+        f"step {result.step}/{steps}",
+        *(f"{name} {_number(run, name)}" for name in _metrics(experiment) if name in run.metrics),
+        duration(result.seconds),
+    ]
+    return "  ".join(parts)
+
+
+def failure(experiment: Experiment, run: Run) -> str:
+    """Return what a run failed of and where its trace is, as two lines."""
+    error = error_line(run) if run.error is not None else "no reason known"
+    error = error if len(error) <= 200 else f"{error[:199]}…"
+    label = labels(experiment.runs, 40)[run.number]
+    return f"run {run.number}  {label}  failed: {error}\n  trace: {shown(run.paths.log)}"
+
+
+def tensorboard_command(experiment: Experiment) -> str:
+    """Return the command that shows the curves."""
+    return f"tensorboard --logdir {shlex.quote(shown(experiment.paths.tensorboard))}"
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time: 3.1 s, 2:05, 1:02:03."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def rough(seconds: float) -> str:
+    """Return an estimate without tenths of seconds."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
+
+
+def count_runs(number: int) -> str:
+    """Return "1 run", "2 runs"."""
+    return f"{number} run" if number == 1 else f"{number} runs"
+
+
+def _cells(experiment: Experiment, run: Run) -> dict[str, str]:
+    """Return what stands in a run's row, by the heads of the columns."""
+    chunks, steps = (f"/{len(run.plan)}", f"/{run.plan.steps}") if run.plan else ("", "")
+    return {
+        "run": str(run.number),
+        "overrides": "",
+        "state": run.state.value,
+        "chunk": f"{len(run.chunks)}{chunks}",
+        "step": f"{run.step}{steps}",
+        **{name: _number(run, name) for name in _metrics(experiment)},
+    }
+
+
+def _table(
+    experiment: Experiment, runs: Sequence[Run], rows: Sequence[dict[str, str]], width: int, styles: Mapping[int, str]
+) -> Text:
+    """Lay the rows out so that none is wrapped: the overrides get the room that the numbers leave.
+
+    By hand, because a ``rich.table.Table`` of 32 runs takes 20 ms to draw and cannot be told which column gives way.
+    """
+    heads = list(rows[0]) if rows else ["run", "overrides", "state"]
+    # Where even that is too little, what can be found elsewhere goes: time, the training loss, steps.
+    for head in ("time", "loss", "step", "left"):
+        if _label_room(_widths(heads, rows), width) < MIN_LABEL and head in heads and len(_metrics(experiment)) > 1:
+            heads.remove(head)
+    names = labels(experiment.runs, max(MIN_LABEL, _label_room(_widths(heads, rows), width)))
+    for run, row in zip(runs, rows, strict=True):
+        row["overrides"] = names[run.number]
+    widths = _widths(heads, rows)
+    table = Text(no_wrap=True, overflow="ellipsis", end="")
+    table.append(_line({head: clip_middle(head, MAX_HEAD) for head in heads}, widths) + "\n", "bold")
+    table.append(" " + "─" * (sum(widths.values()) + GAP * (len(widths) - 1)) + "\n", "dim")
+    for run, row in zip(runs, rows, strict=True):
+        table.append(_line(row, widths) + "\n", styles.get(run.number) or STYLES.get(run.state))
+    return table
+
+
+def _line(row: Mapping[str, str], widths: Mapping[str, int]) -> str:
+    cells = []
+    for head, width in widths.items():
+        blanks = " " * (width - cell_len(row[head]))
+        cells.append(row[head] + blanks if head in ("overrides", "state") else blanks + row[head])
+    return " " + (" " * GAP).join(cells)
+
+
+def _widths(heads: Sequence[str], rows: Sequence[dict[str, str]]) -> dict[str, int]:
+    return {head: max(min(len(head), MAX_HEAD), *(cell_len(row[head]) for row in rows), 0) for head in heads}
+
+
+def _label_room(widths: Mapping[str, int], width: int) -> int:
+    others = [room for head, room in widths.items() if head != "overrides"]
+    return width - 1 - sum(others) - GAP * len(others)
+
+
+def _metrics(experiment: Experiment) -> list[str]:
+    """Return the metrics to show: the losses, and the objective if it is another."""
+    names = ["loss"]
+    if any("eval_loss" in run.metrics for run in experiment.runs):
+        names.append("eval_loss")
+    if experiment.spec.objective.metric not in ("loss", "eval_loss"):
+        names.append(experiment.spec.objective.metric)
+    return names
+
+
+def _number(run: Run, metric: str) -> str:
+    value = run.metrics.get(metric)
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _left(run: Run) -> str:
+    """Return the time on the device that a run still needs."""
+    if run.plan is None or not run.step or not run.chunks or not run.state.is_live:
+        return "-"
+    return rough(run.seconds / run.chunks[-1].step * (run.plan.steps - run.step))
