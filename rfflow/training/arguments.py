@@ -34,10 +34,27 @@ def check_values(cls: type, values: Mapping[str, Any], where: str) -> None:
             )
         if value is None or key not in hints:
             continue
+        choices = _choices(hints[key])
+        if choices and isinstance(value, str) and value not in choices:
+            raise ConfigError(
+                f"{where}.{key} is {value!r}.{nearest(value, choices)} Allowed: {', '.join(sorted(choices))}."
+            )
         allowed = _plain_types(hints[key])
         if allowed and not _fits(value, allowed):
             names = ", ".join(sorted(kind.__name__ for kind in allowed))
             raise ConfigError(f"{where}.{key} is {value!r} ({type(value).__name__}). {cls.__name__} takes: {names}.")
+
+
+def _choices(hint: Any) -> set[str]:
+    """Return the words a hint allows, where it names an enum or literals (``SchedulerType | str`` means the enum)."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        parts = [part for part in typing.get_args(hint) if part not in (type(None), str)]
+        return set().union(*map(_choices, parts)) if all(map(_choices, parts)) else set()
+    if typing.get_origin(hint) is typing.Literal:
+        return {value for value in typing.get_args(hint) if isinstance(value, str)}
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return {str(member.value) for member in hint}
+    return set()
 
 
 _PLAIN = (bool, int, float, str, list, dict, tuple, set)

@@ -34,7 +34,8 @@ def test_a_wrong_argument_is_named_with_what_is_allowed(cls: type, key: str, val
     ("cls", "values"),
     [
         (SFTConfig, {"learning_rate": 1, "max_steps": -1, "optim": "adamw_torch", "lr_scheduler_type": "cosine"}),
-        (SFTConfig, {"warmup_steps": 0.1, "eval_strategy": "steps", "lr_scheduler_kwargs": {"a": 1}, "max_length": None}),
+        (SFTConfig, {"warmup_steps": 0.1, "eval_strategy": "steps", "lr_scheduler_kwargs": {"a": 1}}),
+        (SFTConfig, {"max_length": None}),
         (LoraConfig, {"target_modules": ["q_proj"], "r": 4, "init_lora_weights": False, "bias": "all"}),
         (LoraConfig, {"target_modules": "all-linear", "init_lora_weights": "pissa", "rank_pattern": {"q": 4}}),
     ],

@@ -57,5 +57,5 @@ def test_writing_to_the_shared_weights_is_found_out(base: Base) -> None:
     base.check_untouched("run 1")
     with torch.no_grad():
         next(base.structure().parameters()).add_(1)
-    with pytest.raises(EngineError, match="run 1 changed model.embed_tokens.weight of the base model"):
+    with pytest.raises(EngineError, match=r"run 1 changed model.embed_tokens.weight of the base model"):
         base.check_untouched("run 1")

@@ -1,0 +1,127 @@
+"""What TRL, PEFT or the data refuse is one sentence before any training; functions and objects come by ``_target_``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM, EvalPrediction, TrainerCallback
+
+from rfflow.engine import Engine
+from rfflow.errors import ConfigError
+from rfflow.runs import ExperimentPaths, Run, RunState
+from rfflow.spec import ControlSpec, ExperimentSpec, RunSpec
+from tests.tiny import run_spec
+
+Spec = Callable[..., RunSpec]
+
+
+@pytest.fixture
+def spec(tiny_model: Path, tiny_data: Path) -> Spec:
+    return lambda **kwargs: run_spec(tiny_model, tiny_data, **kwargs)
+
+
+def train(root: Path, *specs: RunSpec) -> list[Run]:
+    """Train the specs in an experiment of their own."""
+    experiment = ExperimentSpec(name="test", accelerator="cpu", control=ControlSpec(enabled=False))
+    engine = Engine(experiment, ExperimentPaths(root))
+    for number, spec in enumerate(specs):
+        engine.add(spec, number)
+    engine.run()
+    engine.close()
+    return engine.experiment.runs
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"),
+    [
+        ({"args": {"warmup_step": 3}}, "trainer.args.warmup_step is not an argument of SFTConfig"),
+        ({"args": {"lr_scheduler_type": "cosin"}}, "trainer.args.lr_scheduler_type is 'cosin'. Did you mean 'cosine'"),
+        ({"args": {"loss_type": "nlll"}}, "Invalid `loss_type` nlll passed. Supported values are 'nll' and 'dft'"),
+        ({"args": {"eval_strategy": "steps"}}, "trl.SFTTrainer refuses the configuration"),
+        ({"peft": {"lora_rank": 3}}, "peft.lora_rank is not an argument of LoraConfig"),
+        ({"peft": {"r": 0}}, "`r` should be a positive integer value"),
+        ({"peft": {"target_modules": ["q_prj"]}}, "nothing in the model is called 'q_prj'. Did you mean 'q_proj'"),
+        ({"peft": {"target_modules": ["q_proj", "wv"]}}, "Linear layers there: down_proj, gate_proj, k_proj, lm_head"),
+        ({"chunks": 25}, "chunks is 25, but an epoch has only 24 optimizer steps. Allowed: 1 to 24"),
+        ({"trainer": "trl.SFTTrainr"}, "trl has no 'SFTTrainr'. Did you mean 'SFTTrainer'"),
+        ({"args_target": "pathlib.Path"}, "is not a subclass of transformers.training_args.TrainingArguments"),
+    ],
+)
+def test_what_cannot_be_built_is_said_before_any_training(
+    spec: Spec, tmp_path: Path, variant: dict[str, Any], said: str
+) -> None:
+    """Naming the run; the good run beside it has not begun either."""
+    with pytest.raises(ConfigError) as error:
+        train(tmp_path, spec(), spec(**variant))
+    assert str(error.value).startswith("Run 1 ((defaults)): ") and said in str(error.value)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """A user's metric."""
+    return {"my_accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+class Noted(TrainerCallback):
+    """A user's callback that is given an argument."""
+
+    told: list[str] = []
+
+    def __init__(self, word: str):
+        self.word = word
+
+    def on_train_end(self, *args: object, **kwargs: object) -> None:
+        self.told.append(self.word)
+
+
+def test_callbacks_collators_and_metrics_come_by_target(spec: Spec, tmp_path: Path) -> None:
+    """The collator gets the run's own tokenizer; the metric function is handed over, not called."""
+    run = spec(eval_size=8, args={"max_steps": 4})
+    kwargs = {
+        "compute_metrics": {"_target_": "tests.training.test_build.accuracy"},
+        "data_collator": {"_target_": "transformers.DataCollatorForSeq2Seq", "pad_to_multiple_of": 4},
+    }
+    callbacks = ({"_target_": "tests.training.test_build.Noted", "word": "done"},)
+    run = replace(run, trainer=replace(run.trainer, kwargs=kwargs, callbacks=callbacks))
+    (trained,) = train(tmp_path, run)
+    assert trained.state is RunState.COMPLETED, trained.error
+    assert 0 <= trained.metrics["eval_my_accuracy"] <= 1
+    assert Noted.told == ["done"]
+
+
+def test_an_unknown_trainer_argument_is_named(spec: Spec, tmp_path: Path) -> None:
+    run = spec()
+    run = replace(run, trainer=replace(run.trainer, kwargs={"compute_metric": {"_target_": "builtins.len"}}))
+    with pytest.raises(ConfigError, match=r"takes no 'compute_metric'. Did you mean 'compute_metrics'"):
+        train(tmp_path, run)
+
+
+def test_the_adapters_load_with_peft(spec: Spec, tiny_model: Path, tmp_path: Path) -> None:
+    """Both ways in which people load them; the tokenizer lies beside."""
+    (run,) = train(tmp_path, spec(args={"max_steps": 4, "learning_rate": 0.1}))
+    auto = AutoPeftModelForCausalLM.from_pretrained(run.paths.final)
+    by_hand = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), run.paths.final)
+    one, two = (dict(model.named_parameters()) for model in (auto, by_hand))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight"
+    assert one[name].abs().sum() > 0 and (one[name] == two[name]).all()
+    assert (run.paths.final / "tokenizer_config.json").is_file()
+
+
+def test_a_plain_transformers_trainer_works_too(spec: Spec, tmp_path: Path, tiny_model: Path) -> None:
+    """The engine assumes nothing of TRL: rows that are tokenized already, and an adapter wrapped around the model."""
+    import json
+
+    rows = tmp_path / "tokens.jsonl"
+    rows.write_text("".join(json.dumps({"input_ids": list(range(3, 19))}) + "\n" for _ in range(16)))
+    args = {"per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True, "num_train_epochs": 1}
+    run = run_spec(tiny_model, rows, trainer="transformers.Trainer", args_target="transformers.TrainingArguments")
+    collator = {"_target_": "transformers.DataCollatorForLanguageModeling", "mlm": False}
+    run = replace(run, trainer=replace(run.trainer, args=args, kwargs={"data_collator": collator}))
+    (trained,) = train(tmp_path / "experiment", run)
+    assert trained.state is RunState.COMPLETED, trained.error
+    assert [chunk.step for chunk in trained.chunks] == [1, 2, 3, 4]
