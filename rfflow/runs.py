@@ -216,16 +216,15 @@ class Experiment:
 
     def seconds_left(self) -> float:
         """Estimate the seconds until every live run is through, from the time of the chunks so far; NaN before any."""
-        done = [run.seconds / run.step for run in self.runs if run.step and run.chunks]
-        if not done:
+        rates = {run.number: run.seconds / run.chunks[-1].step for run in self.runs if run.chunks}
+        if not rates:
             return math.nan
-        average = sum(done) / len(done)
-        left = 0.0
-        for run in self.runs:
-            if run.state.is_live and run.plan is not None:
-                rate = run.seconds / run.step if run.step and run.chunks else average
-                left += rate * (run.plan.steps - run.step)
-        return left
+        average = sum(rates.values()) / len(rates)
+        return sum(
+            rates.get(run.number, average) * (run.plan.steps - run.step)
+            for run in self.runs
+            if run.state.is_live and run.plan is not None
+        )
 
 
 class Callback:

@@ -115,12 +115,16 @@ class Objective:
             return metrics.get("loss")
         return metrics.get(self.metric)
 
-    def sort_key(self, metrics: Mapping[str, float]) -> tuple[bool, float]:
-        """Order from best to worst; runs without the metric, or with NaN, come last."""
+    def sort_key(self, metrics: Mapping[str, float]) -> tuple[bool, bool, float]:
+        """Order from best to worst.
+
+        Runs where the training loss stands in come after those that were evaluated; those without either, or with NaN,
+        come last.
+        """
         value = self.value(metrics)
         if value is None or value != value:
-            return (True, 0.0)
-        return (False, value if self.direction == "minimize" else -value)
+            return (True, True, 0.0)
+        return (False, self.metric not in metrics, value if self.direction == "minimize" else -value)
 
 
 @dataclass(frozen=True)
