@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,7 +62,17 @@ class Engine:
         paths: ExperimentPaths,
         fabric: Fabric | None = None,
         composer: Composer | None = None,
+        make_trainee: Callable[..., Trainee] = Trainee,
     ):
+        """Open an experiment's directory; nothing is built yet.
+
+        Args:
+            spec: what all runs have in common.
+            paths: where the experiment keeps its files.
+            fabric: made from ``spec`` where it is not given.
+            composer: composes clones; without one they are refused.
+            make_trainee: called as :class:`Trainee` is, for something with the same attributes and methods.
+        """
         paths.root.mkdir(parents=True, exist_ok=True)
         self.experiment = Experiment(spec, paths)
         self.fabric = fabric or make_fabric(spec)
@@ -70,6 +80,7 @@ class Engine:
         self._composer = composer
         self._scheduler = Scheduler()
         self._workshop = Workshop(self.fabric, spec.memory, spec.seed)
+        self._new_trainee = make_trainee
         self._trainees: dict[int, Trainee] = {}
         self._steering: Steering | None = None
         self._is_open = False
@@ -276,7 +287,7 @@ class Engine:
 
     def _make_trainee(self, run: Run, hydra: Any) -> Trainee:
         run.paths.root.mkdir(parents=True, exist_ok=True)
-        return Trainee(run, self._workshop, capture_output=self.experiment.spec.capture_output, hydra=hydra)
+        return self._new_trainee(run, self._workshop, capture_output=self.experiment.spec.capture_output, hydra=hydra)
 
     def _warm_start(self, parent: Run, spec: RunSpec) -> WarmStart:
         if not parent.paths.weights.is_file():
