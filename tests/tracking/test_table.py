@@ -63,16 +63,16 @@ def test_without_a_terminal_there_is_one_line_a_chunk(
 def test_the_end_says_who_won_and_where_everything_is(
     experiment: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ranked by the objective, the best marked; adapters, traces, TensorBoard; a deleted run is gone."""
+    """Ranked by the objective, the best marked, one never evaluated after those; paths; a deleted run is gone."""
     tell_whole(experiment, LiveTable())
     end = capsys.readouterr().out.partition("sft: ranked by eval_loss, minimize")[2].splitlines()
     rows = [line.split() for line in end if "/4" in line and line.split()[0] in ["★", *"01234"]]
-    assert [row[1] if row[0] == "★" else row[0] for row in rows] == ["4", "0", "1", "2", "3"]
+    assert [row[1] if row[0] == "★" else row[0] for row in rows] == ["0", "1", "4", "2", "3"]
     assert rows[0][0] == "★" and all(row[0] != "★" for row in rows[1:])
     assert end[-7:] == [
-        "run 4  outputs/sft/runs/4/checkpoints/final",
         "run 0  outputs/sft/runs/0/checkpoints/final",
         "run 1  outputs/sft/runs/1/checkpoints/final",
+        "run 4  outputs/sft/runs/4/checkpoints/final",
         "run 2  outputs/sft/runs/2/checkpoints/final",
         "run 3  (defaults)  failed: RuntimeError: CUDA out of memory.",
         "  trace: outputs/sft/runs/3/run.log",
