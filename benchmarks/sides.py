@@ -1,0 +1,127 @@
+"""The two sides, each in a process of its own, as its user would start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.work import Work
+
+ROOT = Path(__file__).resolve().parent.parent
+BYTES_A_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A process that has ended well."""
+
+    started: float
+    """Seconds since the epoch."""
+    seconds: float
+    """Wall time, imports included."""
+    peak: int
+    """The most bytes it ever had resident."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training some runs came to."""
+
+    seconds: float
+    """Wall time of the process, or of the processes one after the other."""
+    first: float
+    """Seconds until every run has done its first quarter."""
+    peak: int
+    adapters: tuple[Path, ...]
+    """The files of weights, in the order of the runs."""
+    ended: tuple[float, ...] = ()
+    """Seconds from the start to each run's end (plain TRL only)."""
+    quarters: tuple[float, ...] = ()
+    """Seconds from the start to each run's first quarter (plain TRL only)."""
+    root: Path = field(default_factory=Path)
+    """The experiment's directory (rfflow only)."""
+
+
+def run_rfflow(work: Work, folder: Path, *, chunks: int = 4, extra: Sequence[str] = ()) -> Trained:
+    """Train by ``python -m rfflow --multirun``, with everything that an experiment writes by default."""
+    data, root = _rows(work, folder), folder / "experiment"
+    command = [sys.executable, "-m", "rfflow", "--multirun", f"hydra.sweep.dir={root}", "name=experiment"]
+    process = run_process(
+        [*command, *work.overrides(data, chunks), *extra], folder, {"PYTHONPATH": str(ROOT)}, name="rfflow"
+    )
+    timeline = json.loads((root / "timeline.json").read_text(encoding="utf-8"))
+    first = max(chunk["ended"] for chunk in timeline["chunks"] if chunk["chunk"] == 1)
+    adapters = tuple(
+        root / f"runs/{number}/checkpoints/final/adapter_model.safetensors" for number in range(len(work.rates))
+    )
+    return Trained(process.seconds, first - process.started, process.peak, adapters, root=root)
+
+
+def run_plain(work: Work, folder: Path, *, one_process: bool) -> Trained:
+    """Train by TRL alone, the runs one after the other."""
+    jobs = work.jobs(_rows(work, folder), folder / "plain")
+    adapters = tuple(Path(job["output"]) / "adapter_model.safetensors" for job in jobs)
+    before, peak, ended, quarters = 0.0, 0, [], []
+    for number, batch in enumerate([jobs] if one_process else [[job] for job in jobs]):
+        list_file, report = folder / f"jobs-{number}.json", folder / f"report-{number}.json"
+        list_file.write_text(json.dumps(batch), encoding="utf-8")
+        script = Path(__file__).with_name("plain_trl.py")
+        process = run_process(
+            [sys.executable, str(script), str(list_file), str(report)], folder, name=f"plain-{number}"
+        )
+        moments = json.loads(report.read_text(encoding="utf-8"))
+        quarters += [before + moment["quarter"] - process.started for moment in moments]
+        # One process each: the next begins when this one has ended, not when its adapter is saved.
+        ended += [before + (m["ended"] - process.started if one_process else process.seconds) for m in moments]
+        before, peak = before + process.seconds, max(peak, process.peak)
+    return Trained(before, quarters[-1], peak, adapters, tuple(ended), tuple(quarters))
+
+
+def run_process(
+    command: Sequence[str], folder: Path, environ: Mapping[str, str] | None = None, *, name: str = "process"
+) -> Finished:
+    """Run a command in ``folder`` and wait for it.
+
+    Raises:
+        SystemExit: if it fails, with the end of what it printed.
+    """
+    log = folder / f"{name}.log"
+    with log.open("w", encoding="utf-8") as output:
+        started, clock = time.time(), time.perf_counter()
+        process = subprocess.Popen(
+            command, cwd=folder, env=_environ(folder, environ), stdout=output, stderr=subprocess.STDOUT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - clock
+    process.returncode = os.waitstatus_to_exitcode(status)  # it was waited for behind Popen's back
+    if process.returncode:
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-30:])
+        raise SystemExit(f"{' '.join(command)}\nended with status {process.returncode}:\n{tail}")
+    return Finished(started, seconds, usage.ru_maxrss * BYTES_A_UNIT)
+
+
+def _environ(folder: Path, extra: Mapping[str, str] | None) -> dict[str, str]:
+    """Both sides get the same: one thread, no network, and caches that are empty when a measurement begins."""
+    environ: dict[str, Any] = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environ |= {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(folder / "datasets-cache"),
+        "RFFLOW_CACHE": str(folder / "rfflow-cache"),
+    }
+    return environ | dict(extra or {})
+
+
+def _rows(work: Work, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / "rows.jsonl"
+    data.write_text("".join(work.rows()), encoding="utf-8")
+    return data
