@@ -7,6 +7,7 @@ experiment, and what another function returns is handed through, as Hydra's own 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -64,9 +65,34 @@ def train(cfg: DictConfig) -> RunSpec | float | None:
 
 def make_engine(experiment: ExperimentSpec, paths: ExperimentPaths, composer: Composer) -> Engine:
     """Import torch and the trainers, as late as can be, and make the engine."""
+    see_one_gpu(experiment)
     from rfflow.engine import Engine
 
     return Engine(experiment, paths, composer=composer)
+
+
+def see_one_gpu(experiment: ExperimentSpec) -> None:
+    """Show this process only the GPU that it is to use, before torch looks.
+
+    transformers would take all that it sees, and the runs of one process share one device.
+
+    Raises:
+        ConfigError: if CUDA_VISIBLE_DEVICES names fewer GPUs than ``engine.device`` counts.
+    """
+    if experiment.accelerator not in ("auto", "cuda", "gpu"):
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(experiment.device)
+    elif visible.strip():
+        names = [name.strip() for name in visible.split(",")]
+        if experiment.device >= len(names) and len(names) > 1:
+            raise ConfigError(
+                f"engine.device is {experiment.device}, but CUDA_VISIBLE_DEVICES shows {len(names)} GPUs ({visible}). "
+                f"Allowed: 0 to {len(names) - 1}."
+            )
+        if len(names) > 1:  # one alone is what an earlier call, or the user, has chosen
+            os.environ["CUDA_VISIBLE_DEVICES"] = names[experiment.device]
 
 
 def failure(run: Run) -> RunFailed:

@@ -160,7 +160,7 @@ class ExperimentSpec:
     accelerator: str = "auto"
     """What Lightning Fabric runs on: auto, cpu, cuda, mps."""
     device: int = 0
-    """Which device of that kind."""
+    """Which GPU, counted among those that CUDA_VISIBLE_DEVICES shows."""
     capture_output: bool = True
     """Send what libraries print while a run trains to the run's log file."""
     loggers: Mapping[str, Node] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 import rfflow
 from rfflow import launcher
 from rfflow.errors import ConfigError, RunFailed
+from rfflow.launcher import see_one_gpu
 from rfflow.runs import Run
-from rfflow.spec import DatasetSpec, ModelSpec, RunSpec, TrainerSpec
+from rfflow.spec import DatasetSpec, ExperimentSpec, ModelSpec, RunSpec, TrainerSpec
 from tests.stub_engine import StubEngine
 
 RUN = RunSpec(
@@ -264,7 +266,9 @@ def test_a_clone_that_failed_makes_the_sweep_fail(cloning: App) -> None:
     assert [status for _, status, _ in Ends.seen] == [JobStatus.COMPLETED, JobStatus.COMPLETED, JobStatus.FAILED]
 
 
-@pytest.mark.parametrize("own, reason", [(("zz=1",), "zz"), (("x=[1",), "no viable alternative"), (("x=${nothing}",), "nothing")])
+@pytest.mark.parametrize(
+    "own, reason", [(("zz=1",), "zz"), (("x=[1",), "no viable alternative"), (("x=${nothing}",), "nothing")]
+)
 def test_overrides_that_do_not_compose_are_refused_as_on_the_command_line(
     cloning: App, own: tuple[str, ...], reason: str
 ) -> None:
@@ -283,3 +287,23 @@ def test_importing_rfflow_promises_what_it_lists() -> None:
     assert all(hasattr(rfflow, name) for name in rfflow.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = rfflow.nonsense
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "seen"), [(None, 1, "1"), ("2,5,7", 1, "5"), ("3", 0, "3"), ("3", 1, "3"), ("", 0, "")]
+)
+def test_the_process_sees_the_one_gpu_it_uses(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, device: int, seen: str
+) -> None:
+    """transformers would spread a model over all that it sees."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    see_one_gpu(ExperimentSpec(name="x", device=device))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    with pytest.raises(ConfigError, match=r"engine.device is 2, but CUDA_VISIBLE_DEVICES shows 2 GPUs"):
+        see_one_gpu(ExperimentSpec(name="x", device=2))

@@ -71,7 +71,8 @@ class Trainee:
                 self._coroutine = TrainerCoroutine(trainer, spec.chunks, evaluate=spec.evaluate, finish=self._save)
                 ready = self._coroutine.resume()
         except ConfigError as error:
-            raise ConfigError(f"Run {self.run.number} ({self.run.label}): {error}") from error
+            label = f" ({self.run.label})" if len(self.run.label) <= 60 else ""
+            raise ConfigError(f"Run {self.run.number}{label}: {error}") from error
         assert isinstance(ready, Ready)
         self._hold(trainer, base)
         return ready
