@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +19,6 @@ from rfflow.runs import Experiment, Run, RunState
 
 if TYPE_CHECKING:
     from rfflow.engine import Engine
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,6 @@ class Steering:
             detail = step.apply()
             self._journal.append(self._entry(item, step.op, step.run, "applied", detail, chunk))
             run = self._engine.experiment.run(step.run)
-            log.info("%s", detail)
             self._engine.tell("on_op", run=run, text=f"{detail} (person, {item.name}, after chunk {chunk})")
             told.append(detail)
         self._inbox.done(item, "\n".join(told))
