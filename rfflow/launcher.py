@@ -23,6 +23,7 @@ from rfflow.errors import ConfigError, RunFailed
 from rfflow.jobs import Composer, Job, check_shared, is_composing
 from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.spec import ExperimentSpec, RunSpec, read_experiment, read_run
+from rfflow.tracking.files import shown
 
 if TYPE_CHECKING:
     from rfflow.engine import Engine
@@ -99,7 +100,7 @@ def failure(run: Run) -> RunFailed:
     """Say in a sentence that a run failed, why, and where to read on."""
     reason = str(run.error).strip().partition("\n")[0] or "no message"
     failed = RunFailed(
-        f"Run {run.number} ({run.label}) failed: {type(run.error).__name__}: {reason}\nIts trace: {run.paths.log}"
+        f"Run {run.number} ({run.label}) failed: {type(run.error).__name__}: {reason}\nIts trace: {shown(run.paths.log)}"
     )
     failed.__cause__ = run.error
     return failed
@@ -168,7 +169,7 @@ class Sweep:
 
     def _add(self, engine: Engine, job: Job) -> None:
         overrides = self._composer.setting_apart(job.result.overrides or [])
-        is_usual = job.run_dir == self._paths.run(job.number).root
+        is_usual = job.run_dir.absolute() == self._paths.run(job.number).root
         with job.hydra_config():
             engine.add(job.spec, job.number, overrides, run_dir=None if is_usual else job.run_dir)
 

@@ -60,21 +60,28 @@ class ChunkPlan:
         return len(self.ends)
 
 
-def chunk_ends(steps_per_epoch: int, chunks: int, total_steps: int) -> tuple[int, ...]:
+def chunk_ends(steps_per_epoch: int, chunks: int, total_steps: int, cycle: int = 1) -> tuple[int, ...]:
     """Return the steps that end a chunk.
 
     With S steps an epoch and C chunks these are the steps s where floor(s * C / S) grows; each epoch's end is one, and
     so is the run's last step, wherever ``max_steps`` puts it.
 
+    Args:
+        cycle: a chunk ends only where so many steps are done, or at the end of an epoch: a trainer that trains several
+            steps on what it generated once must not be cut in between. S then counts cycles.
+
     Raises:
-        ValueError: if there are more chunks than steps in an epoch (or than steps at all).
+        ValueError: if there are more chunks than steps (or cycles) in an epoch.
     """
-    if chunks > steps_per_epoch:
-        raise ValueError(f"{chunks} chunks do not fit into {steps_per_epoch} steps an epoch")
+    cycles = -(-steps_per_epoch // cycle)
+    if chunks > cycles:
+        raise ValueError(f"{chunks} chunks do not fit into {cycles} {'steps' if cycle == 1 else 'cycles'} an epoch")
     ends = []
     for step in range(1, total_steps + 1):
         within = (step - 1) % steps_per_epoch + 1
-        if within * chunks // steps_per_epoch > (within - 1) * chunks // steps_per_epoch or step == total_steps:
+        done = -(-within // cycle)
+        is_whole = within % cycle == 0 or within == steps_per_epoch
+        if (is_whole and done * chunks // cycles > (done - 1) * chunks // cycles) or step == total_steps:
             ends.append(step)
     return tuple(ends)
 
@@ -162,10 +169,11 @@ class RunPaths:
     """Where one run keeps its files."""
 
     def __init__(self, root: Path):
-        self.root = root
-        self.log = root / "run.log"
-        self.metrics = root / "metrics.jsonl"
-        self.checkpoints = root / "checkpoints"
+        # A run may have a working directory of its own (hydra.job.chdir) and writes from there.
+        self.root = root.absolute()
+        self.log = self.root / "run.log"
+        self.metrics = self.root / "metrics.jsonl"
+        self.checkpoints = self.root / "checkpoints"
         self.final = self.checkpoints / "final"
         """The trained adapter (or model), as ``save_pretrained`` writes it."""
         self.weights = self.checkpoints / "last.safetensors"

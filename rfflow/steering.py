@@ -16,6 +16,7 @@ from rfflow.control.selection import select
 from rfflow.control.status import RunStatus, Status, StatusFile
 from rfflow.errors import OpError
 from rfflow.runs import Experiment, Run, RunState
+from rfflow.tracking.files import shown
 
 if TYPE_CHECKING:
     from rfflow.engine import Engine
@@ -163,6 +164,11 @@ class Plan:
             case Stop():
                 return [self._step(op, run, RunState.STOPPED, self._stop)]
             case Resume():
+                if not self._engine.holds(run):
+                    raise OpError(
+                        f"Cannot resume run {number}: the experiment was closed while it was stopped, and its trainer "
+                        "went with it. Clone it with warm_start: true to go on from its weights."
+                    )
                 return [self._step(op, run, RunState.RUNNING, self._resume)]
             case Delete():
                 return [self._step(op, run, RunState.DELETED, self._delete)]
@@ -182,7 +188,7 @@ class Plan:
 
         def admit() -> str:
             self._engine.admit(clone)
-            start = f" from its weights at step {parent.step}, chunk {clone.first_chunk} first" if op.warm_start else ""
+            start = f" from its weights at step {parent.step}, chunk {clone.first_chunk + 1} first" if op.warm_start else ""
             text = f"Run {parent.number} was cloned as run {number}{start}: {' '.join(overrides) or 'no overrides'}."
             self._engine.tell("on_op", run=clone, text=text)
             return text
@@ -199,7 +205,7 @@ class Plan:
 
     def _delete(self, run: Run) -> str:
         self._engine.delete(run)
-        return f"Run {run.number} was deleted {_place(run)}; what it saved stays in {run.paths.checkpoints}."
+        return f"Run {run.number} was deleted {_place(run)}; what it saved stays in {shown(run.paths.checkpoints)}."
 
 
 def _place(run: Run) -> str:

@@ -72,7 +72,7 @@ def test_an_experiment_lies_under_outputs(rfflow: Shell) -> None:
     rfflow("+recipe=sft", "--multirun", "lr=1e-3,1e-4")
     (root,) = Path("outputs/sft").iterdir()
     assert rfflow.engines[0].paths.root == root
-    assert [run.paths.root for run in rfflow.engines[0].runs] == [root / "runs/0", root / "runs/1"]
+    assert [run.paths.root for run in rfflow.engines[0].runs] == [root.absolute() / "runs/0", root.absolute() / "runs/1"]
     files = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     assert {"multirun.yaml", "runs/0/.hydra/config.yaml", "runs/1/.hydra/overrides.yaml"} <= files
     assert not any(name.endswith(".log") for name in files), "the engine writes run.log, Hydra nothing beside it"
@@ -124,7 +124,7 @@ def test_a_single_run_is_an_experiment_of_one(rfflow: Shell) -> None:
     (engine,) = rfflow.engines
     (root,) = Path("outputs/sft").iterdir()
     assert engine.paths.root == root
-    assert [run.paths.root for run in engine.runs] == [root / "runs/0"]
+    assert [run.paths.root for run in engine.runs] == [root.absolute() / "runs/0"]
     assert (rfflow.labels, engine.closed, rfflow.status) == (["+recipe=sft lr=1e-3"], 1, 0)
 
 

@@ -118,18 +118,18 @@ class RunContext:
         log: Path,
         *,
         hydra: Any = None,
-        environ: Mapping[str, str] | None = None,
         capture_output: bool = True,
     ):
         outer = GlobalState.capture(device)
+        job = hydra.hydra if hydra is not None else None  # run_job's directory and environment, which end with it
         self._device = device
         self._inner = GlobalState(
             random=outer.random,
             accelerate=({}, {}, {}),
             torch_flags=outer.torch_flags,
             hydra=hydra or outer.hydra,
-            cwd=outer.cwd,
-            environ={**outer.environ, **(environ or {})},
+            cwd=str(job.runtime.output_dir) if job and job.job.chdir else outer.cwd,
+            environ={**outer.environ, **({key: str(value) for key, value in job.job.env_set.items()} if job else {})},
         )
         self._capture_output = capture_output
         log.parent.mkdir(parents=True, exist_ok=True)

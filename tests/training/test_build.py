@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, EvalPrediction, TrainerCallback
 
@@ -125,3 +128,35 @@ def test_a_plain_transformers_trainer_works_too(spec: Spec, tmp_path: Path, tiny
     (trained,) = train(tmp_path / "experiment", run)
     assert trained.state is RunState.COMPLETED, trained.error
     assert [chunk.step for chunk in trained.chunks] == [1, 2, 3, 4]
+
+
+class Surroundings(TrainerCallback):
+    """Notes where its run believes to be."""
+
+    seen: list[tuple[str, str | None]] = []
+
+    def on_step_end(self, *args: object, **kwargs: object) -> None:
+        self.seen.append((os.getcwd(), os.environ.get("MY_SETTING")))
+
+
+def test_a_run_trains_in_the_directory_and_environment_of_its_job(spec: Spec, tmp_path: Path) -> None:
+    """``hydra.job.chdir`` and ``hydra.job.env_set`` hold while the run trains, and for no one else."""
+    job = OmegaConf.create(
+        {"hydra": {"job": {"chdir": True, "env_set": {"MY_SETTING": "7"}}, "runtime": {"output_dir": str(tmp_path)}}}
+    )
+    callbacks = ({"_target_": "tests.training.test_build.Surroundings"},)
+    run = spec(args={"max_steps": 4})
+    engine = Engine(
+        ExperimentSpec(name="test", accelerator="cpu", control=ControlSpec(enabled=False)), ExperimentPaths(tmp_path)
+    )
+    here = os.getcwd()
+    HydraConfig.instance().cfg = job
+    try:
+        engine.add(replace(run, trainer=replace(run.trainer, callbacks=callbacks)), 0)
+    finally:
+        HydraConfig.instance().cfg = None
+    engine.run()
+    engine.close()
+    assert engine.experiment.runs[0].state is RunState.COMPLETED
+    assert set(Surroundings.seen) == {(str(tmp_path), "7")} and len(Surroundings.seen) == 4
+    assert os.getcwd() == here and "MY_SETTING" not in os.environ
