@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rfflow.errors import EngineError
 from rfflow.spec import ModelSpec
+from rfflow.training.tokenizer import SharedTokenizer
 
 Load = Callable[[ModelSpec], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
@@ -20,7 +21,7 @@ class Base:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model = model
-        self._tokenizer = tokenizer
+        self._tokenizer = SharedTokenizer(tokenizer)
         self._fingerprint = self._take_fingerprint()
 
     @property
@@ -44,7 +45,11 @@ class Base:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return a tokenizer of the run's own: trainers set its special tokens and its template."""
-        return copy.deepcopy(self._tokenizer)
+        return self._tokenizer.copy()
+
+    def part_tokenizer(self) -> None:
+        """Let the run that got the last tokenizer keep to itself what it has changed in it."""
+        self._tokenizer.part()
 
     def unshare(self, model: torch.nn.Module) -> int:
         """Give ``model`` its own copy of every shared parameter that it trains (``bias="all"``, say).
@@ -81,10 +86,11 @@ class Base:
 
     def _take_fingerprint(self) -> dict[str, tuple[object, ...]]:
         # torch counts in-place writes to a tensor in `_version`; no weight needs to be read for this.
-        return {
+        weights: dict[str, tuple[object, ...]] = {
             name: (id(tensor), tensor.data_ptr(), tuple(tensor.shape), tensor._version)
             for name, tensor in self.model.named_parameters()
         }
+        return {**weights, "the tokenizer": self._tokenizer.mark()}
 
 
 class Bases:
@@ -102,3 +108,8 @@ class Bases:
             model.requires_grad_(False)
             self._bases[spec.key] = Base(self._to_device(model), tokenizer)
         return self._bases[spec.key]
+
+    def part_tokenizers(self) -> None:
+        """Say that a run is built: what it has changed in its tokenizer stays its own."""
+        for base in self._bases.values():
+            base.part_tokenizer()

@@ -73,6 +73,8 @@ class Trainee:
         except ConfigError as error:
             label = f" ({self.run.label})" if len(self.run.label) <= 60 else ""
             raise ConfigError(f"Run {self.run.number}{label}: {error}") from error
+        finally:
+            self._workshop.bases.part_tokenizers()
         assert isinstance(ready, Ready)
         self._hold(trainer, base)
         return ready
