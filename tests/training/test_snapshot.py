@@ -1,0 +1,170 @@
+"""A run that goes on from a snapshot, in a trainer that knows nothing of the first, ends as if never interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lightning_fabric import Fabric
+from transformers import TrainerCallback
+
+from rfflow.runs import Run, RunPaths
+from rfflow.spec import MemorySpec, RunSpec
+from rfflow.training.checkpoint import SafetensorsIO
+from rfflow.training.coroutine import Boundary, Finished, Progress
+from rfflow.training.trainee import Trainee, Workshop
+from rfflow.training.warm_start import WarmStart
+from tests.tiny import run_spec
+from tests.training.plain import train_alone
+from tests.training.test_exactness import VARIANTS, outcomes
+
+MORE_VARIANTS: dict[str, dict[str, object]] = {
+    **VARIANTS,
+    "sparse logs in the middle of a window": {"args": {"logging_steps": 5, "gradient_accumulation_steps": 2}},
+    "evaluates at the start": {"args": {"eval_strategy": "steps", "eval_steps": 9, "eval_on_start": True}},
+    "its own saves": {"args": {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 1}},
+    "its own saves, every weight": {"peft": None, "args": {"optim": "adafactor", "max_steps": 9}},
+}
+
+
+@pytest.fixture
+def workshop() -> Workshop:
+    return Workshop(Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()]), MemorySpec(), 42)
+
+
+def begin(spec: RunSpec, root: Path, workshop: Workshop, **kwargs: object) -> Trainee:
+    """Build a run up to its first step."""
+    root.mkdir(parents=True)
+    trainee = Trainee(Run(0, spec, (), RunPaths(root)), workshop)
+    trainee.prepare(**kwargs)  # type: ignore[arg-type]
+    return trainee
+
+
+def snapshots_of(
+    trainee: Trainee, folder: Path, *, between: bool = False, ends: int = 100
+) -> list[tuple[int, Path]]:
+    """Train to the end (or through some boundaries), taking a snapshot at each boundary, or at each step."""
+    taken: list[tuple[int, Path]] = []
+    if between:
+        trainee.hurry()
+    while not isinstance(pause := trainee.resume(), Finished):
+        assert isinstance(pause, (Boundary, Progress))
+        if isinstance(pause, Progress) and not pause.can_checkpoint:
+            continue
+        if isinstance(pause, Boundary):
+            ends -= 1
+        place = folder / f"{len(taken)}"
+        place.mkdir(parents=True)
+        trainee.snapshot(place)()
+        taken.append((pause.step, place))
+        if not ends:
+            break
+    return taken
+
+
+def finish(trainee: Trainee) -> None:
+    while not isinstance(trainee.resume(), Finished):
+        pass
+    trainee.close()
+
+
+@pytest.mark.parametrize("name", MORE_VARIANTS)
+def test_a_resumed_run_equals_the_script_alone(
+    name: str, tiny_model: Path, tiny_data: Path, tmp_path: Path, workshop: Workshop
+) -> None:
+    """From a boundary in the middle of an epoch and from its last one: weights and the log's history, bit for bit."""
+    variant = MORE_VARIANTS[name]
+    evaluated = "eval_strategy" in variant.get("args", {})  # type: ignore[operator]
+    dataset = {"eval_path": str(tiny_data), "max_eval_samples": 8}
+    spec = run_spec(tiny_model, tiny_data, chunks=3, dataset=dataset if evaluated else {}, **variant)  # type: ignore[arg-type]
+    first = begin(spec, tmp_path / "first", workshop)
+    taken = snapshots_of(first, tmp_path / "snapshots")
+    first.close()
+    alone = train_alone(spec, tmp_path / "alone") if not evaluated else None
+    if alone is None:
+        with outcomes() as ended:
+            finish(begin(spec, tmp_path / "uninterrupted", workshop))
+        alone = ended["uninterrupted"]
+    for step, folder in {taken[0], taken[min(2, len(taken) - 1)]}:
+        with outcomes() as ended:
+            finish(begin(spec, tmp_path / f"from {step}", workshop, checkpoint=folder))
+        assert not ended[f"from {step}"].differences(alone), f"{name}, from step {step}"
+
+
+def test_every_step_but_the_first_of_an_epoch_can_be_gone_on_from(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, workshop: Workshop
+) -> None:
+    """Where Ctrl-C may fall: in the middle of a chunk, with a loss that is yet to be logged, with dropout."""
+    args = {"num_train_epochs": 2, "logging_steps": 5, "per_device_train_batch_size": 16, "lr_scheduler_type": "cosine"}
+    spec = run_spec(tiny_model, tiny_data, chunks=2, args=args)
+    first = begin(spec, tmp_path / "first", workshop)
+    taken = snapshots_of(first, tmp_path / "snapshots", between=True)
+    first.close()
+    alone = train_alone(spec, tmp_path / "alone")
+    assert [step for step, _ in taken] == list(range(0, 12))
+    for step, folder in taken[1::2]:
+        with outcomes() as ended:
+            finish(begin(spec, tmp_path / f"from {step}", workshop, checkpoint=folder))
+        assert not ended[f"from {step}"].differences(alone), f"from step {step}"
+
+
+class Counting(TrainerCallback):
+    """A user's callback that ends training by a count of its own."""
+
+    def __init__(self, until: int):
+        self.until = until
+        self.seen = 0
+
+    def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
+        self.seen += 1
+        control.should_training_stop = self.seen == self.until  # type: ignore[attr-defined]
+
+
+def test_callbacks_go_on_counting(tiny_model: Path, tiny_data: Path, tmp_path: Path, workshop: Workshop) -> None:
+    """What a user's callback counts is not begun anew: the resumed run stops where it would have stopped."""
+    spec = run_spec(tiny_model, tiny_data, chunks=4)
+    callback = {"_target_": "tests.training.test_snapshot.Counting", "until": 20}
+    spec = replace(spec, trainer=replace(spec.trainer, callbacks=(callback,)))
+    first = begin(spec, tmp_path / "first", workshop)
+    taken = snapshots_of(first, tmp_path / "snapshots", ends=2)
+    first.close()
+    second = begin(spec, tmp_path / "second", workshop, checkpoint=taken[-1][1])
+    while not isinstance(pause := second.resume(), Finished):
+        pass
+    assert pause.step == 20
+
+
+def test_a_warm_clone_goes_on_with_its_own_order(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, workshop: Workshop
+) -> None:
+    """Its epoch begins in the middle of its parent's; so it does for the rest of it, and in the next."""
+    spec = run_spec(tiny_model, tiny_data, chunks=3, args={"num_train_epochs": 2, "per_device_train_batch_size": 8})
+    parent = begin(spec, tmp_path / "parent", workshop)
+    snapshots_of(parent, tmp_path / "unused", ends=1)
+    start = WarmStart(0, parent.run.paths.weights, 1)
+    parent.close()
+    with outcomes() as ended:
+        clone = begin(spec, tmp_path / "clone", workshop, warm_start=start)
+        taken = snapshots_of(clone, tmp_path / "snapshots")
+        for step, folder in taken:
+            name = f"from {step}"
+            finish(begin(spec, tmp_path / name, workshop, warm_start=start, checkpoint=folder))
+            assert not ended[name].differences(ended["clone"]), name
+    assert len(taken) == 5
+
+
+def test_a_snapshot_does_not_move_the_run(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, workshop: Workshop, make_spec: Callable[..., RunSpec]
+) -> None:
+    spec = make_spec(chunks=6)
+    with outcomes() as ended:
+        trainee = begin(spec, tmp_path / "watched", workshop)
+        snapshots_of(trainee, tmp_path / "snapshots", between=True)
+    assert not ended["watched"].differences(train_alone(spec, tmp_path / "alone"))
+
+
+@pytest.fixture
+def make_spec(tiny_model: Path, tiny_data: Path) -> Callable[..., RunSpec]:
+    return lambda **kwargs: run_spec(tiny_model, tiny_data, **kwargs)
