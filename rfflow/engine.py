@@ -147,6 +147,10 @@ class Engine:
         self._scheduler.resume(run.number)
         self._call("on_run_change", run=run)
 
+    def holds(self, run: Run) -> bool:
+        """Whether the run's trainer is there; not any more once the experiment has been closed."""
+        return run.number in self._trainees
+
     def delete(self, run: Run) -> None:
         """Give a run up; what it has saved stays."""
         run.move_to(RunState.DELETED)
@@ -176,6 +180,11 @@ class Engine:
         except (OSError, HydraException) as error:  # ours, and those of composing
             self._drop(number, paths)
             raise OpError(f"Cannot clone run {parent.number}: {error}") from error
+        except Exception as error:  # a library's, which may be any: the runs that train must not end by it
+            log.exception("Cannot clone run %s", parent.number)
+            self._drop(number, paths)
+            reason = " ".join(str(error).split()) or "no message"
+            raise OpError(f"Cannot clone run {parent.number}: {type(error).__name__}: {reason}") from error
         except BaseException:
             self._drop(number, paths)
             raise
@@ -225,7 +234,7 @@ class Engine:
             boundary = self._train_chunk(run, trainee)
         except EngineError:
             raise
-        except Exception as error:  # one run failing is news; the others go on
+        except (Exception, SystemExit) as error:  # one run failing is news; the others go on
             self._fail(run, error)
             return
         self._workshop.memory.observe()
@@ -265,7 +274,7 @@ class Engine:
             self.fabric.log_dict(namespaced(run.name, metrics), step=step)
             self._call("on_log", run=run, metrics=metrics, step=step)
 
-    def _fail(self, run: Run, error: Exception) -> None:
+    def _fail(self, run: Run, error: Exception | SystemExit) -> None:
         run.error = error
         run.move_to(RunState.FAILED)
         self._scheduler.remove(run.number)
@@ -303,7 +312,8 @@ class Engine:
         assert trainee.holdings is not None
         others = [holdings for holdings in self._suspended() if holdings is not trainee.holdings]
         self._workshop.memory.make_room(trainee.holdings, others)
-        if others:
+        # Never a stopped run: what it left to the disk would be in memory again, and stay there.
+        if len(self._scheduler.upcoming()) > 1:
             self._workshop.memory.fetch_ahead(others[0])
 
     def _suspended(self) -> list[Holdings]:

@@ -81,6 +81,7 @@ class Holdings:
 
     def leave_device(self) -> None:
         """Make room on the device; on the CPU there is none to make."""
+        self._ahead = None  # read for a turn that does not come now
         if self.tier is Tier.DEVICE:
             self.move_to(Tier.HOST)
 
