@@ -82,7 +82,9 @@ class TrainerSpec:
     callbacks: tuple[Node, ...] = ()
     """``transformers.TrainerCallback`` nodes."""
     kwargs: Node = field(default_factory=dict)
-    """Whatever else the trainer's constructor takes (``data_collator``, ``compute_metrics``, ...), as nodes."""
+    """Whatever else the trainer's constructor takes (``data_collator``, ``reward_funcs``, ...), as nodes."""
+    ref_model: ModelSpec | None = None
+    """The model that a preference trainer compares with; ``None`` is the model itself without its adapter."""
 
 
 @dataclass(frozen=True)
@@ -177,11 +179,11 @@ class ExperimentSpec:
 def read_run(cfg: DictConfig) -> RunSpec:
     """Read and check one job's configuration."""
     config = _to_container(cfg)
-    trainer = _section(config, "trainer")
+    model = _read_model(_section(config, "model"))
     return RunSpec(
-        model=_read_model(_section(config, "model")),
+        model=model,
         dataset=_read_dataset(_section(config, "dataset")),
-        trainer=_read_trainer(trainer),
+        trainer=_read_trainer(_section(config, "trainer"), model),
         peft=_read_peft(config.get("peft")),
         chunks=_at_least_one(config.get("chunks", 1), "chunks"),
         evaluate=_boolean(config.get("evaluate", True), "evaluate"),
@@ -266,7 +268,7 @@ def _read_dataset(section: dict[str, Any]) -> DatasetSpec:
     return spec
 
 
-def _read_trainer(section: dict[str, Any]) -> TrainerSpec:
+def _read_trainer(section: dict[str, Any], model: ModelSpec) -> TrainerSpec:
     target = section.pop("_target_", None)
     args = section.pop("args", None)
     if not target or not isinstance(args, Mapping) or "_target_" not in args:
@@ -282,7 +284,25 @@ def _read_trainer(section: dict[str, Any]) -> TrainerSpec:
         args_target=args["_target_"],
         args={key: value for key, value in args.items() if key != "_target_"},
         callbacks=tuple(callbacks),
+        ref_model=_read_reference(section.pop("ref_model", None), model),
         kwargs=_without_none(section),
+    )
+
+
+def _read_reference(section: Any, model: ModelSpec) -> ModelSpec | None:
+    """Read ``trainer.ref_model``: a name, or a section like ``model``, whose keys it takes over where it has none."""
+    if not section:
+        return None
+    section = {"name": section} if isinstance(section, str) else dict(section)
+    if not isinstance(section.get("name"), str):
+        raise ConfigError(
+            f"trainer.ref_model.name is {section.get('name')!r}. Give what model.name takes, or trainer.ref_model=null "
+            "to compare with the model itself."
+        )
+    return ModelSpec(
+        name=section.pop("name"),
+        tokenizer=section.pop("tokenizer", None),
+        kwargs=_without_none({**model.kwargs, **section}),
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
+import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 from rfflow.errors import ConfigError, nearest
@@ -34,6 +35,8 @@ def check_values(cls: type, values: Mapping[str, Any], where: str) -> None:
             )
         if value is None or key not in hints:
             continue
+        if key == "loss_type":
+            _check_losses(known[key], value, where)
         choices = _choices(hints[key])
         if choices and isinstance(value, str) and value not in choices:
             raise ConfigError(
@@ -43,6 +46,32 @@ def check_values(cls: type, values: Mapping[str, Any], where: str) -> None:
         if allowed and not _fits(value, allowed):
             names = ", ".join(sorted(kind.__name__ for kind in allowed))
             raise ConfigError(f"{where}.{key} is {value!r} ({type(value).__name__}). {cls.__name__} takes: {names}.")
+
+
+def _check_losses(field: Field[Any], value: Any, where: str) -> None:
+    """Check the losses that TRL lists in the argument's help and looks at only when the first is computed."""
+    allowed = re.findall(r"(?<!\w)'(\w+)'(?!\w)", field.metadata.get("help", ""))
+    if len(allowed) < 2 or "choices" in field.metadata:
+        return
+    for loss in [value] if isinstance(value, str) else value:
+        if loss not in allowed:
+            names = ", ".join(dict.fromkeys(allowed))
+            raise ConfigError(f"{where}.loss_type is {loss!r}.{nearest(str(loss), allowed)} Allowed: {names}.")
+
+
+def listed(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with a single word made a list where ``cls`` takes only a list of words.
+
+    So that ``loss_type=sigmoid,ipo`` is a sweep as people write it, and ``loss_type=[sigmoid,sft]`` a mix.
+    """
+    try:
+        hints = typing.get_type_hints(cls)
+    except Exception:
+        return dict(values)
+    return {
+        key: [value] if isinstance(value, str) and _plain_types(hints.get(key)) == {list} else value
+        for key, value in values.items()
+    }
 
 
 def _choices(hint: Any) -> set[str]:

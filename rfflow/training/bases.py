@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import hashlib
 from collections.abc import Callable
 from itertools import chain
 
@@ -28,6 +30,15 @@ class Base:
     def bytes(self) -> int:
         """The size of the weights."""
         return sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of every weight and buffer."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def structure(self) -> PreTrainedModel:
         """Return a model whose modules are its own and whose parameters and buffers are the base's.

@@ -17,15 +17,20 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, se
 
 from rfflow.errors import ConfigError, nearest
 from rfflow.spec import Node, RunSpec, TrainerSpec
-from rfflow.training.arguments import check_values
+from rfflow.training.arguments import check_values, listed
 from rfflow.training.bases import Base
 from rfflow.training.data import Data
+from rfflow.training.generation import check_generation
+from rfflow.training.reference import shared_log_probs
+from rfflow.training.reward_functions import load_rewards, try_rewards
 from rfflow.training.sources import import_object, resolve_function
 
 log = logging.getLogger(__name__)
 
 
-def build_trainer(spec: RunSpec, base: Base, data: Data, output_dir: Path, device: torch.device) -> Trainer:
+def build_trainer(
+    spec: RunSpec, base: Base, data: Data, output_dir: Path, device: torch.device, reference: Base | None = None
+) -> Trainer:
     """Build the trainer of one run.
 
     Args:
@@ -34,6 +39,7 @@ def build_trainer(spec: RunSpec, base: Base, data: Data, output_dir: Path, devic
         data: its rows, not yet tokenized.
         output_dir: where the trainer keeps its own checkpoints, unless ``trainer.args.output_dir`` says otherwise.
         device: where to train.
+        reference: the base model of ``spec.trainer.ref_model``.
 
     Raises:
         ConfigError: for anything that TRL, transformers or PEFT refuse.
@@ -45,7 +51,9 @@ def build_trainer(spec: RunSpec, base: Base, data: Data, output_dir: Path, devic
     if peft_config is not None:
         _check_targets(peft_config, model)
     tokenizer = base.tokenizer()
-    parameters = inspect.signature(trainer_class.__init__).parameters
+    if hasattr(args, "num_generations"):  # as TRL loads it where it is to generate
+        tokenizer.padding_side = tokenizer.truncation_side = "left"
+    parameters = _parameters(trainer_class)
     kwargs: dict[str, Any] = {
         "model": model,
         "args": args,
@@ -53,19 +61,31 @@ def build_trainer(spec: RunSpec, base: Base, data: Data, output_dir: Path, devic
         "eval_dataset": data.eval,
         "processing_class": tokenizer,
         "callbacks": [_instantiate(node, "trainer.callbacks") for node in spec.trainer.callbacks],
-        **{key: _component(node, f"trainer.{key}", tokenizer) for key, node in spec.trainer.kwargs.items()},
     }
-    for key in spec.trainer.kwargs:
+    given: dict[str, Any] = {}
+    for key, node in spec.trainer.kwargs.items():
+        if key == "reward_funcs":
+            given[key] = load_rewards(node)
+            check_generation(args, data.train, given[key])
+            try_rewards(given[key], data.train, device)
+        else:
+            given[key] = _component(node, f"trainer.{key}", tokenizer)
+    if reference is not None or (peft_config is None and _wants_reference(args, parameters)):
+        given["ref_model"] = (reference or base).structure()
+    for key in given:
         if key not in parameters:
             raise ConfigError(f"trainer.{key}: {spec.trainer.target} takes no {key!r}.{nearest(key, parameters)}")
-    with _refusals(f"{spec.trainer.target} refuses the configuration"):
+    with (
+        _refusals(f"{spec.trainer.target} refuses the configuration"),
+        shared_log_probs(trainer_class, args, reference or base),
+    ):
         if peft_config is not None and "peft_config" in parameters:
             kwargs["peft_config"] = peft_config
         elif peft_config is not None:
             # A trainer that knows nothing of PEFT gets the wrapped model, seeded as TRL would have seeded it.
             set_seed(args.seed)
             kwargs["model"] = get_peft_model(model, peft_config)
-        trainer = trainer_class(**kwargs)
+        trainer = trainer_class(**kwargs, **given)
     if peft_config is not None:
         copied = base.unshare(trainer.model)
         if copied:
@@ -73,9 +93,29 @@ def build_trainer(spec: RunSpec, base: Base, data: Data, output_dir: Path, devic
     return trainer
 
 
+def _parameters(trainer_class: type[Trainer]) -> dict[str, inspect.Parameter]:
+    """Return what a trainer is made with; one of a user's own may hand most of it on to TRL's by ``**kwargs``."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for cls in trainer_class.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        own = inspect.signature(vars(cls)["__init__"]).parameters
+        parameters = {**own, **parameters}
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own.values()):
+            break
+    return parameters
+
+
+def _wants_reference(args: TrainingArguments, parameters: Mapping[str, Any]) -> bool:
+    """Whether a trainer of every weight would load the model once more, to compare with and to leave as it is."""
+    moves = getattr(args, "sync_ref_model", False)
+    return "ref_model" in parameters and not moves and not getattr(args, "precompute_ref_log_probs", False)
+
+
 def _build_args(spec: TrainerSpec, output_dir: Path, device: torch.device) -> TrainingArguments:
     args_class = _class(spec.args_target, TrainingArguments, "trainer.args._target_")
     values = dict(spec.args)
+    values = listed(args_class, values)
     check_values(args_class, values, "trainer.args")
     values.setdefault("output_dir", str(output_dir))
     if device.type == "cpu":

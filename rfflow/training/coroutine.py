@@ -9,7 +9,6 @@ itself does at the end of a step (logging, evaluating, saving).
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,8 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from rfflow.errors import ConfigError
 from rfflow.runs import ChunkPlan, chunk_ends
 from rfflow.training.context import unmoved_random_state
-
-log = logging.getLogger(__name__)
+from rfflow.training.generation import GenerationClock, cycle_steps
 
 Log = tuple[int, Mapping[str, float]]  # the step, and what the trainer logged there
 
@@ -111,13 +109,10 @@ class TrainerCoroutine:
         return pause
 
     def close(self) -> None:
-        """Abandon the trainer where it stands, letting its ``finally`` clauses run; what they raise is logged."""
+        """Abandon the trainer where it stands, letting its ``finally`` clauses run."""
         if self._greenlet and not self._greenlet.dead:
             self._greenlet.parent = greenlet.getcurrent()
-            try:
-                self._greenlet.throw(greenlet.GreenletExit)
-            except Exception:
-                log.exception("The trainer raised while it was given up")
+            self._greenlet.throw(greenlet.GreenletExit)
 
     def _train(self) -> Finished:
         self.trainer.train()
@@ -144,7 +139,8 @@ class _SuspendingCallback(TrainerCallback):
         self._loss: float | None = None
         self._evaluated: tuple[int, dict[str, float]] | None = None
         self._boundary_is_due = False
-        self._last_pause = time.monotonic()
+        self._last_pause = self._chunk_began = time.monotonic()
+        self._generation = GenerationClock(coroutine.trainer)
 
     def on_train_begin(
         self,
@@ -154,17 +150,18 @@ class _SuspendingCallback(TrainerCallback):
         train_dataloader: Any = None,
         **_: Any,
     ) -> None:
-        steps_per_epoch = _steps_per_epoch(args, state, train_dataloader)
+        steps_per_epoch, cycle = _steps_per_epoch(args, state, train_dataloader), cycle_steps(args)
         try:
-            ends = chunk_ends(steps_per_epoch, self._chunks, state.max_steps)
+            ends = chunk_ends(steps_per_epoch, self._chunks, state.max_steps, cycle)
         except ValueError as error:
+            cycles = -(-steps_per_epoch // cycle)
+            whole = f", in {cycles} generation cycles of {cycle}, which are not cut" if cycle > 1 else ""
             raise ConfigError(
-                f"chunks is {self._chunks}, but an epoch has only {steps_per_epoch} optimizer steps. "
-                f"Allowed: 1 to {steps_per_epoch}. More data or a smaller batch makes more steps."
+                f"chunks is {self._chunks}, but an epoch has only {steps_per_epoch} optimizer steps{whole}. "
+                f"Allowed: 1 to {cycles}. More data or a smaller batch makes more steps."
             ) from error
         self._ends = frozenset(ends)
-        self._coroutine._pause(Ready(ChunkPlan(ends, self._chunks)))
-        self._last_pause = time.monotonic()
+        self._pause(Ready(ChunkPlan(ends, self._chunks)))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step in self._ends:
@@ -206,10 +203,16 @@ class _SuspendingCallback(TrainerCallback):
     def _pause(self, pause: Pause) -> None:
         self._coroutine._pause(pause)
         self._last_pause = time.monotonic()
+        if not isinstance(pause, Progress):
+            self._chunk_began = self._last_pause
+            self._generation.seconds = 0.0
 
     def _make_boundary(self, kind: type[Boundary]) -> Boundary:
         trainer = self._coroutine.trainer
         self._boundary_is_due = False
+        if self._generation.is_running:
+            share = self._generation.seconds / (time.monotonic() - self._chunk_began)
+            self._logs.append((trainer.state.global_step, {"generation_share": share}))
         metrics = {} if self._loss is None else {"loss": self._loss}
         metrics.update(self._evaluate_here(trainer))
         return kind(trainer.state.global_step, self._take_logs(), metrics)

@@ -61,11 +61,13 @@ class Trainee:
         spec = self.run.spec
         try:
             base = self._workshop.bases.get(spec.model)
+            reference = self._workshop.bases.get(spec.trainer.ref_model) if spec.trainer.ref_model else None
             data = self._workshop.data(spec.dataset, spec.trainer)
             if spec.peft is None:
                 self._workshop.memory.require(base.bytes, base.bytes, "Training every weight of the model")
             with self.context.active():
-                trainer = build_trainer(spec, base, data, self.run.paths.checkpoints, self._workshop.fabric.device)
+                device = self._workshop.fabric.device
+                trainer = build_trainer(spec, base, data, self.run.paths.checkpoints, device, reference)
                 if warm_start is not None:
                     self._warm(trainer, warm_start)
                 self._coroutine = TrainerCoroutine(trainer, spec.chunks, evaluate=spec.evaluate, finish=self._save)
@@ -89,7 +91,8 @@ class Trainee:
         with self.context.active():
             pause = self._coroutine.resume()
         if isinstance(pause, Boundary):
-            self._workshop.bases.get(self.run.spec.model).check_untouched(f"Run {self.run.number}")
+            for model in filter(None, (self.run.spec.model, self.run.spec.trainer.ref_model)):
+                self._workshop.bases.get(model).check_untouched(f"Run {self.run.number}")
             self.holdings.measure()
             # For clones that start warm, also from a run that fails later or has left the device.
             weights = trained_weights(self._coroutine.trainer.model)

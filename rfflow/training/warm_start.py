@@ -13,6 +13,7 @@ from transformers import Trainer
 
 from rfflow.errors import OpError
 from rfflow.runs import chunk_ends
+from rfflow.training.generation import cycle_steps
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ def start_at_chunk(trainer: Trainer, first_chunk: int, chunks: int) -> None:
         dataloader = make_dataloader()
         accumulation = trainer.args.gradient_accumulation_steps
         steps = -(-len(dataloader) // accumulation)
-        if chunks > steps:
+        if chunks > -(-steps // cycle_steps(trainer.args)):
             return dataloader  # refused as soon as training begins
-        first_step = chunk_ends(steps, chunks, steps)[first_chunk - 1]
+        first_step = chunk_ends(steps, chunks, steps, cycle_steps(trainer.args))[first_chunk - 1]
         batches = dataloader.batch_sampler
         # Below accelerate's wrapping: this is the sampler whose order the parent saw too.
         batches = getattr(batches, "batch_sampler", batches)

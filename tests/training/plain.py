@@ -10,12 +10,12 @@ import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset, load_dataset
 from hydra.utils import get_object
-from peft import LoraConfig
 from transformers import Trainer
+from trl.trainer.utils import create_model_from_path
 
 from rfflow.spec import RunSpec
 
-TIMINGS = ("runtime", "per_second")
+TIMINGS = ("runtime", "per_second", "step_time")
 
 
 @dataclass
@@ -60,15 +60,19 @@ def train_alone(spec: RunSpec, output_dir: Path) -> Outcome:
     rows = load_dataset("json", data_files=spec.dataset.path, split="train")
     assert isinstance(rows, Dataset)
     peft = {key: value for key, value in spec.peft.items() if key != "_target_"} if spec.peft else None
-    evaluation = {}
+    more: dict[str, Any] = {}
     if spec.dataset.eval_path:
-        evaluation["eval_dataset"] = load_dataset("json", data_files=spec.dataset.eval_path, split="train")
+        more["eval_dataset"] = load_dataset("json", data_files=spec.dataset.eval_path, split="train")
+    if spec.trainer.ref_model:
+        more["ref_model"] = create_model_from_path(spec.trainer.ref_model.name, device_map=None)
+    if "reward_funcs" in spec.trainer.kwargs:
+        more["reward_funcs"] = [get_object(name) for name in spec.trainer.kwargs["reward_funcs"]]
     trainer = get_object(spec.trainer.target)(
         model=spec.model.name,
         args=args,
         train_dataset=rows,
-        peft_config=LoraConfig(**peft) if peft else None,
-        **evaluation,
+        peft_config=get_object(spec.peft["_target_"])(**peft) if spec.peft and peft else None,
+        **more,
     )
     trainer.train()
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,0 +1,173 @@
+"""Reward functions by dotted path or file, tried on a few rows before any training."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from rfflow.errors import ConfigError, RunFailed
+from rfflow.spec import Node
+from rfflow.training.context import unmoved_random_state
+from rfflow.training.sources import existing_path, import_object, instantiate_values, listing, resolve_function
+
+WHERE = "trainer.reward_funcs"
+_TRIED_ROWS = 4
+_TRIED_COMPLETION = "The answer is 42."
+
+
+def load_rewards(nodes: Node | str | Sequence[Node | str]) -> list[Any]:
+    """Return the reward functions that a config names.
+
+    Each is a dotted path, ``file.py:function``, a node with either as its ``_target_`` and arguments beside it, or, as
+    TRL has it, the name of a reward model (a hub name or folder, which has a slash in it).
+
+    Raises:
+        ConfigError: naming the one that is not there.
+    """
+    if isinstance(nodes, str | Mapping):
+        nodes = [nodes]
+    if not nodes:
+        raise ConfigError(f"{WHERE} is empty. Give at least one function, such as [rfflow.rewards.correct_answer].")
+    return [_load(node, f"{WHERE}[{index}]") for index, node in enumerate(nodes)]
+
+
+def _load(node: Node | str, where: str) -> Any:
+    target = node.get("_target_") if isinstance(node, Mapping) else node
+    if not isinstance(target, str) or not target:
+        raise ConfigError(f"{where} is {node!r}. Give a dotted path, file.py:function, or either as _target_.")
+    file, colon, name = target.rpartition(":")
+    if colon and file.endswith(".py"):
+        function = _from_file(file, name, where)
+        arguments = dict(node) if isinstance(node, Mapping) else {}
+        arguments.pop("_target_", None)
+        if arguments:
+            function = functools.wraps(function)(functools.partial(function, **arguments))
+    elif "/" in target:
+        return target  # a reward model: TRL loads it
+    elif inspect.isclass(import_object(target, where)):
+        function = instantiate_values({where: node if isinstance(node, Mapping) else {"_target_": target}}, "")[where]
+    else:
+        function = resolve_function(node, where)
+    return function if inspect.iscoroutinefunction(function) else Reward(function)
+
+
+def _from_file(file: str, name: str, where: str) -> Callable[..., Any]:
+    path = existing_path(file, where).resolve()
+    module_name = f"rfflow_rewards_{path.stem}_{abs(hash(path))}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # a user's own file may raise anything
+            del sys.modules[module_name]
+            raise ConfigError(f"{where}: importing {file} fails: {type(error).__name__}: {error}.") from error
+    function = getattr(sys.modules[module_name], name, None)
+    if not callable(function):
+        names = [key for key, value in vars(sys.modules[module_name]).items() if inspect.isfunction(value)]
+        raise ConfigError(f"{where} is {file}:{name}, but there is no function {name!r}. There: {listing(names)}.")
+    return function
+
+
+class Reward:
+    """A reward function that says in a sentence what it did wrong."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
+        """TRL logs the reward under this name."""
+
+    def __call__(self, **given: Any) -> list[float | None]:
+        """Return a reward for every completion, ``None`` where the function has nothing to say.
+
+        Raises:
+            RunFailed: if the function raises or returns something else.
+        """
+        count = len(given["completions"])
+        try:
+            rewards = self._function(**given)
+        except Exception as error:
+            columns = [key for key in given if key not in _ALWAYS_GIVEN]
+            raise RunFailed(
+                f"The reward function {self.__name__} raised {type(error).__name__}: {error}. It was called with "
+                f"{count} completions and the columns {', '.join(columns) or '(none)'}."
+            ) from error
+        if isinstance(rewards, torch.Tensor):
+            rewards = rewards.tolist()
+        if not isinstance(rewards, Sequence) or isinstance(rewards, str) or len(rewards) != count:
+            size = f"{len(rewards)} values" if isinstance(rewards, Sequence) else f"{rewards!r}"
+            raise RunFailed(
+                f"The reward function {self.__name__} returned {size} for {count} completions. "
+                "It must return a list with a number (or None) for each."
+            )
+        for index, reward in enumerate(rewards):
+            if reward is not None and not isinstance(reward, int | float) and not hasattr(reward, "__float__"):
+                raise RunFailed(
+                    f"The reward function {self.__name__} returned {reward!r} for completion {index} (from 0). "
+                    "Allowed: a number, or None."
+                )
+        if any(reward is not None for reward in rewards) and all(_is_nan(reward) for reward in rewards):
+            raise RunFailed(
+                f"The reward function {self.__name__} returned NaN for all of {count} completions: nothing can be "
+                "learned from that. Return None where it has nothing to say."
+            )
+        return list(rewards)
+
+
+_ALWAYS_GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+
+def try_rewards(functions: Sequence[Any], rows: Dataset, device: torch.device) -> None:
+    """Call each function once, on a few rows and a made-up answer, as the trainer will.
+
+    Raises:
+        ConfigError: if one cannot reward a completion, or none of them rewards any.
+    """
+    step = max(len(rows) // _TRIED_ROWS, 1)
+    tried = rows[: step * _TRIED_ROWS : step]
+    prompts = tried.get("prompt", [])
+    if not prompts:
+        return  # the trainer says what it misses
+    completions: list[Any] = [
+        [{"role": "assistant", "content": _TRIED_COMPLETION}] if isinstance(prompt, list) else _TRIED_COMPLETION
+        for prompt in prompts
+    ]
+    given: dict[str, Any] = {key: values for key, values in tried.items() if key not in ("prompt", "completion")}
+    given |= {
+        "prompts": prompts,
+        "completions": completions,
+        "completion_ids": [[0] for _ in prompts],
+        "trainer_state": SimpleNamespace(global_step=0, max_steps=1, epoch=0.0),
+        "log_extra": lambda *_: None,
+        "log_metric": lambda *_: None,
+    }
+    own = [function for function in functions if isinstance(function, Reward)]
+    said_something = len(own) < len(functions)  # models and coroutines are not tried
+    for function in own:
+        try:
+            with unmoved_random_state(device):
+                rewards = function(**given)
+        except RunFailed as error:
+            raise ConfigError(f"{WHERE}: {error} (Tried before training on {_TRIED_COMPLETION!r}.)") from error
+        said_something |= any(reward is not None for reward in rewards)
+    if not said_something:
+        names = ", ".join(function.__name__ for function in own)
+        raise ConfigError(
+            f"{WHERE}: {names} returned None for every one of {len(prompts)} rows, spread over the data set, so there "
+            f"is nothing to learn. (Tried before training on {_TRIED_COMPLETION!r}.)"
+        )
+
+
+def _is_nan(reward: Any) -> bool:
+    return reward is None or math.isnan(float(reward))

@@ -1,0 +1,211 @@
+"""Training on what the model itself generates: reward functions, generation cycles, and equality with TRL alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rfflow.errors import ConfigError
+from rfflow.runs import RunState
+from rfflow.spec import RunSpec
+from tests.tiny import make_rows, run_spec, write_jsonl
+from tests.training.plain import train_alone
+from tests.training.test_exactness import train_together
+
+Spec = Callable[..., RunSpec]
+HERE = "tests.training.test_grpo"
+
+
+def few_vowels(completions: list[str], **_: Any) -> list[float]:
+    """Reward text with few vowels: something that a random model can learn."""
+    return [-sum(letter in "aeiou" for letter in text) / (len(text) + 1) for text in completions]
+
+
+def like_the_answer(completions: list[str], answer: list[str], **_: Any) -> list[float]:
+    """Reward letters of the row's own column."""
+    return [len(set(text) & set(wanted)) / len(set(wanted)) for text, wanted in zip(completions, answer, strict=True)]
+
+
+def one_short(completions: list[str], **_: Any) -> list[float]:
+    """A user's mistake."""
+    return [0.0] * (len(completions) - 1)
+
+
+def not_a_number(completions: list[str], **_: Any) -> list[float]:
+    """Another."""
+    return [float("nan")] * len(completions)
+
+
+def nothing_to_say(completions: list[str], **_: Any) -> list[None]:
+    """Legal beside another function, useless alone."""
+    return [None] * len(completions)
+
+
+def words(completions: list[str], **_: Any) -> list[str]:
+    """Not rewards at all."""
+    return ["good"] * len(completions)
+
+
+def needs_solution(completions: list[str], solution: list[str], **_: Any) -> list[float]:
+    """Asks for a column that is not there."""
+    return [float(text == wanted) for text, wanted in zip(completions, solution, strict=True)]
+
+
+def fails_later(completions: list[str], trainer_state: Any, **_: Any) -> list[float]:
+    """Works when it is tried, and not while it trains."""
+    if trainer_state.global_step >= 2:
+        raise KeyError("bug")
+    return [float(len(text)) for text in completions]
+
+
+ARGS = {
+    "max_completion_length": 6,
+    "num_generations": 2,
+    "learning_rate": 1e-2,
+    "beta": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of prompts with the answer beside them."""
+    rows = [{"prompt": row["prompt"], "answer": row["completion"]} for row in make_rows(12)]
+    return write_jsonl(tmp_path_factory.mktemp("prompts") / "train.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def evaluation_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second file to evaluate on."""
+    rows = [{"prompt": row["prompt"], "answer": row["completion"]} for row in make_rows(4)]
+    return write_jsonl(tmp_path_factory.mktemp("prompts") / "eval.jsonl", rows)
+
+
+@pytest.fixture
+def spec(tiny_model: Path, prompts: Path, evaluation_prompts: Path) -> Spec:
+    """Make a GRPO run with the functions named."""
+
+    def make(*functions: str, args: dict[str, Any] | None = None, algorithm: str = "GRPO", **kwargs: Any) -> RunSpec:
+        run = run_spec(
+            tiny_model,
+            prompts,
+            dataset={"eval_path": str(evaluation_prompts)},
+            trainer=f"trl.{algorithm}Trainer",
+            args_target=f"trl.{algorithm}Config",
+            **kwargs,
+        )
+        values = {key: value for key, value in run.trainer.args.items() if key != "max_length"}
+        named = [name if "." in name else f"{HERE}.{name}" for name in functions or ("few_vowels",)]
+        trainer = replace(run.trainer, args={**values, **ARGS, **(args or {})}, kwargs={"reward_funcs": named})
+        return replace(run, trainer=trainer)
+
+    return make
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "no reference": {"args": {"beta": 0.0}},
+    "two steps a generation": {"args": {"steps_per_generation": 2}, "chunks": 3},
+    "two iterations": {"args": {"num_iterations": 2, "epsilon": 0.1}, "chunks": 3},
+    "accumulated": {"args": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}},
+    "cycle and accumulation": {"args": {"gradient_accumulation_steps": 2, "steps_per_generation": 3}, "chunks": 1},
+    "another loss": {"args": {"loss_type": "dr_grpo", "temperature": 0.7}, "peft": {"r": 8}},
+    "dropout": {"args": {"disable_dropout": False}},
+    "every weight": {"peft": None, "args": {"max_steps": 3}},
+    "two epochs": {"args": {"num_train_epochs": 2, "steps_per_generation": 2}, "chunks": 3},
+}
+
+
+def test_interleaved_runs_equal_the_same_scripts_alone(spec: Spec, tmp_path: Path) -> None:
+    """Sampling, rewards, weights and log history, evaluated at boundaries: equal to the last bit."""
+    specs = {name: spec(**{"chunks": 2, **variant}) for name, variant in VARIANTS.items()}
+    weighted = {"reward_weights": [1.0, 0.25]}
+    specs["two rewards"] = spec("few_vowels", "like_the_answer", chunks=2, args=weighted)
+    specs["RLOO"] = spec(chunks=2, algorithm="RLOO")
+    runs, together = train_together(list(specs.values()), tmp_path / "experiment")
+    assert [(run.state, run.error) for run in runs] == [(RunState.COMPLETED, None)] * len(specs)
+    for number, (name, variant) in enumerate(specs.items()):
+        alone = train_alone(variant, tmp_path / "alone" / str(number))
+        assert not together[str(number)].differences(alone), name
+    assert {"rewards/few_vowels/mean", "rewards/like_the_answer/mean", "eval_reward"} <= runs[-2].metrics.keys()
+    assert all(0 < run.metrics["generation_share"] < 1 for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("args", "chunks", "ends"),
+    [
+        ({}, 3, (2, 4, 6)),
+        ({"steps_per_generation": 2}, 3, (2, 4, 6)),
+        ({"steps_per_generation": 2}, 2, (4, 6)),
+        ({"num_iterations": 3}, 2, (9, 18)),
+        ({"num_iterations": 3}, 6, (3, 6, 9, 12, 15, 18)),
+        ({"gradient_accumulation_steps": 2, "steps_per_generation": 4}, 1, (2,)),
+    ],
+)
+def test_chunks_end_with_generation_cycles(
+    spec: Spec, tmp_path: Path, args: dict[str, Any], chunks: int, ends: tuple[int, ...]
+) -> None:
+    """12 prompts twice in batches of 4: six steps, times the iterations."""
+    args = {**args, "max_completion_length": 1}
+    (run,), _ = train_together([spec(args=args, chunks=chunks, evaluate=False)], tmp_path)
+    assert run.plan is not None and run.plan.ends == ends
+
+
+def test_chunks_that_would_cut_a_cycle_are_refused(spec: Spec, tmp_path: Path) -> None:
+    said = "chunks is 4, but an epoch has only 6 optimizer steps, in 3 generation cycles of 2, which are not cut. "
+    with pytest.raises(ConfigError, match=said + "Allowed: 1 to 3"):
+        train_together([spec(args={"steps_per_generation": 2}, chunks=4)], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("one_short", "one_short returned 3 values for 4 completions"),
+        ("not_a_number", "not_a_number returned NaN for all of 4 completions"),
+        ("nothing_to_say", "nothing_to_say returned None for every one of 4 rows"),
+        ("words", "words returned 'good' for completion 0"),
+        ("needs_solution", "needs_solution raised TypeError: .*'solution'.* the columns answer"),
+        ("few_vowel", "has no 'few_vowel'. Did you mean 'few_vowels'"),
+        ("missing/rewards.py:reward", "no such file"),
+    ],
+)
+def test_a_reward_function_is_tried_before_training(spec: Spec, tmp_path: Path, function: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        train_together([spec("few_vowels", function) if function != "nothing_to_say" else spec(function)], tmp_path)
+
+
+def test_a_function_may_be_silent_beside_another(spec: Spec, tmp_path: Path) -> None:
+    (run,), _ = train_together([spec("few_vowels", "nothing_to_say", chunks=1, args={"max_steps": 1})], tmp_path)
+    assert run.state is RunState.COMPLETED, run.error
+
+
+def test_a_reward_function_that_fails_later_fails_its_run_alone(spec: Spec, tmp_path: Path) -> None:
+    runs, _ = train_together([spec("fails_later", chunks=1), spec(chunks=1)], tmp_path)
+    assert [run.state for run in runs] == [RunState.FAILED, RunState.COMPLETED]
+    assert "The reward function fails_later raised KeyError: 'bug'" in str(runs[0].error)
+
+
+def test_rewards_come_from_a_file_too(spec: Spec, tmp_path: Path) -> None:
+    """With arguments beside the ``_target_``, under the function's own name in the curves."""
+    file = tmp_path / "my_rewards.py"
+    file.write_text("def short(completions, limit=1, **_):\n    return [float(len(c) < limit) for c in completions]\n")
+    run = spec(chunks=1, args={"max_steps": 1})
+    node = {"_target_": f"{file}:short", "limit": 99}
+    run = replace(run, trainer=replace(run.trainer, kwargs={"reward_funcs": [node]}))
+    (trained,), _ = train_together([run], tmp_path / "experiment")
+    assert trained.metrics["rewards/short/mean"] == 1.0
+    wrong = replace(run, trainer=replace(run.trainer, kwargs={"reward_funcs": [f"{file}:shrt"]}))
+    with pytest.raises(ConfigError, match=r"there is no function 'shrt'. There: short"):
+        train_together([wrong], tmp_path / "wrong")
+
+
+def test_what_does_not_divide_is_refused_before_training(spec: Spec, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must be divisible by num_generations \(3\)"):
+        train_together([spec(args={"num_generations": 3})], tmp_path / "generations")
+    with pytest.raises(ConfigError, match="2 reward_weights for 1 reward_funcs"):
+        train_together([spec(args={"reward_weights": [1.0, 2.0]})], tmp_path / "weights")
+    with pytest.raises(ConfigError, match="12 rows, but one generation takes 16 different prompts"):
+        train_together([spec(args={"steps_per_generation": 8})], tmp_path / "rows")
