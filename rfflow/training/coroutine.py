@@ -9,6 +9,7 @@ itself does at the end of a step (logging, evaluating, saving).
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from rfflow.errors import ConfigError
 from rfflow.runs import ChunkPlan, chunk_ends
 from rfflow.training.context import unmoved_random_state
 from rfflow.training.generation import GenerationClock, cycle_steps
+
+log = logging.getLogger(__name__)
 
 Log = tuple[int, Mapping[str, float]]  # the step, and what the trainer logged there
 
@@ -109,10 +112,13 @@ class TrainerCoroutine:
         return pause
 
     def close(self) -> None:
-        """Abandon the trainer where it stands, letting its ``finally`` clauses run."""
+        """Abandon the trainer where it stands, letting its ``finally`` clauses run; what they raise is logged."""
         if self._greenlet and not self._greenlet.dead:
             self._greenlet.parent = greenlet.getcurrent()
-            self._greenlet.throw(greenlet.GreenletExit)
+            try:
+                self._greenlet.throw(greenlet.GreenletExit)
+            except Exception:
+                log.exception("The trainer raised while it was given up")
 
     def _train(self) -> Finished:
         self.trainer.train()
