@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import greenlet
@@ -21,6 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from rfflow.errors import ConfigError
 from rfflow.runs import ChunkPlan, chunk_ends
+from rfflow.training import snapshot
 from rfflow.training.context import unmoved_random_state
 from rfflow.training.generation import GenerationClock, cycle_steps
 
@@ -42,6 +44,8 @@ class Progress:
 
     step: int
     logs: tuple[Log, ...]
+    can_checkpoint: bool = False
+    """Whether a resume from here is exact."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class TrainerCoroutine:
         evaluate: bool = True,
         finish: Callable[[Trainer], None] | None = None,
         progress_every: float = 0.5,
+        checkpoint: Path | None = None,
     ):
         """Wrap ``trainer``.
 
@@ -87,9 +92,13 @@ class TrainerCoroutine:
             evaluate: evaluate at every boundary at which the trainer does not do so itself.
             finish: called with the trainer when training has ended, before the coroutine does.
             progress_every: seconds between two :class:`Progress` pauses.
+            checkpoint: where to go on from, as :meth:`snapshot` left it.
         """
         self.trainer = trainer
+        self.is_hurried = False
+        """Set it to make the trainer pause behind its current step."""
         self._finish = finish
+        self._checkpoint = checkpoint
         self._callback = _SuspendingCallback(self, chunks, evaluate, progress_every)
         trainer.add_callback(self._callback)
         self._greenlet = greenlet.greenlet(self._train)
@@ -111,6 +120,10 @@ class TrainerCoroutine:
         pause: Pause = self._greenlet.switch()
         return pause
 
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """Write what is small of the suspended trainer, and return what writes its tensors; see :mod:`.snapshot`."""
+        return snapshot.take(self.trainer, folder, self._callback)
+
     def close(self) -> None:
         """Abandon the trainer where it stands, letting its ``finally`` clauses run; what they raise is logged."""
         if self._greenlet and not self._greenlet.dead:
@@ -121,7 +134,11 @@ class TrainerCoroutine:
                 log.exception("The trainer raised while it was given up")
 
     def _train(self) -> Finished:
-        self.trainer.train()
+        if self._checkpoint is None:
+            self.trainer.train()
+        else:
+            self.trainer.args.eval_on_start = False  # it has evaluated when it started
+            self.trainer.train(resume_from_checkpoint=str(self._checkpoint))
         boundary = self._callback.last_boundary()
         if self._finish is not None:
             with unmoved_random_state(self.trainer.args.device):
@@ -141,6 +158,7 @@ class _SuspendingCallback(TrainerCallback):
         self._evaluate = evaluate
         self._progress_every = progress_every
         self._ends: frozenset[int] = frozenset()
+        self._steps_per_epoch = self._cycle = 1
         self._logs: list[Log] = []
         self._loss: float | None = None
         self._evaluated: tuple[int, dict[str, float]] | None = None
@@ -167,6 +185,9 @@ class _SuspendingCallback(TrainerCallback):
                 f"Allowed: 1 to {cycles}. More data or a smaller batch makes more steps."
             ) from error
         self._ends = frozenset(ends)
+        self._steps_per_epoch, self._cycle = steps_per_epoch, cycle
+        if self._coroutine._checkpoint is not None:
+            snapshot.restore_forgotten(self._coroutine.trainer, self._coroutine._checkpoint, self)
         self._pause(Ready(ChunkPlan(ends, self._chunks)))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -193,12 +214,22 @@ class _SuspendingCallback(TrainerCallback):
             numbers = {**self._evaluated[1], **numbers}  # several evaluation sets, one after the other
         self._evaluated = (state.global_step, numbers)
 
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # Here and not at the epoch's first step: a resume restores the random generators before it makes the epoch's
+        # iterator, which draws. In the middle of an epoch it restores them behind the fetch of the first batch.
+        self._pause_if_due(state, can_checkpoint=True)
+
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # The first moment after a step at which the trainer has logged, evaluated and saved.
+        within = state.global_step % self._steps_per_epoch
+        self._pause_if_due(state, can_checkpoint=within != 0 and within % self._cycle == 0)
+
+    def _pause_if_due(self, state: TrainerState, can_checkpoint: bool) -> None:
+        is_hurried = self._coroutine.is_hurried and can_checkpoint
         if self._boundary_is_due:
             self._pause(self._make_boundary(Boundary))
-        elif self._logs and time.monotonic() - self._last_pause >= self._progress_every:
-            self._pause(Progress(state.global_step, self._take_logs()))
+        elif is_hurried or (self._logs and time.monotonic() - self._last_pause >= self._progress_every):
+            self._pause(Progress(state.global_step, self._take_logs(), can_checkpoint))
 
     def last_boundary(self) -> Finished:
         """Return the run's end; called when ``train()`` has returned."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
@@ -51,8 +53,12 @@ class Trainee:
         self._workshop = workshop
         self._coroutine: TrainerCoroutine | None = None
 
-    def prepare(self, warm_start: WarmStart | None = None) -> Ready:
+    def prepare(self, warm_start: WarmStart | None = None, checkpoint: Path | None = None) -> Ready:
         """Build the trainer and take it to just before its first step.
+
+        Args:
+            warm_start: where the weights come from, and which chunk is the first.
+            checkpoint: where a run goes on from that has trained before.
 
         Raises:
             ConfigError: if the run cannot be built, naming it.
@@ -70,7 +76,9 @@ class Trainee:
                 trainer = build_trainer(spec, base, data, self.run.paths.checkpoints, device, reference)
                 if warm_start is not None:
                     self._warm(trainer, warm_start)
-                self._coroutine = TrainerCoroutine(trainer, spec.chunks, evaluate=spec.evaluate, finish=self._save)
+                self._coroutine = TrainerCoroutine(
+                    trainer, spec.chunks, evaluate=spec.evaluate, finish=self._save, checkpoint=checkpoint
+                )
                 ready = self._coroutine.resume()
         except ConfigError as error:
             label = f" ({self.run.label})" if len(self.run.label) <= 60 else ""
@@ -98,6 +106,20 @@ class Trainee:
             weights = trained_weights(self._coroutine.trainer.model)
             self._workshop.fabric.save(self.run.paths.weights, {"weights": weights})
         return pause
+
+    def hurry(self) -> None:
+        """Make the trainer pause behind its current step, at the first place from which a resume is exact."""
+        if self._coroutine is not None:
+            self._coroutine.is_hurried = True
+
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """Write what is small of the suspended run to an empty folder, and return what writes its tensors.
+
+        What is returned may be called from another thread while the run stays suspended and its tensors in place.
+        """
+        assert self._coroutine is not None, "prepare() comes first"
+        with self.context.active():
+            return self._coroutine.snapshot(folder)
 
     def close(self) -> None:
         """Let go of the trainer and what it holds."""
