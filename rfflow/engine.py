@@ -288,9 +288,11 @@ class Engine:
 
     def _wait_for_ops(self) -> bool:
         """Wait while stopped runs could be resumed; return whether there is a reason to look again."""
-        if self._steering is None or not any(run.state is RunState.STOPPED for run in self.experiment.runs):
+        if self._steering is None:
             return False
-        return self._steering.wait()
+        if any(run.state is RunState.STOPPED and self.holds(run) for run in self.experiment.runs):
+            return self._steering.wait()
+        return self._steering.wait_for_young_files()
 
     # --- runs and their memory ----------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,12 @@ from rfflow.tracking.files import shown
 
 if TYPE_CHECKING:
     from rfflow.engine import Engine
+
+
+log = logging.getLogger(__name__)
+
+_LAST_CALL = 2.0
+"""Seconds, at most, that the end of an experiment waits for a file that is still being written."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Steering:
         self._idle_timeout = spec.idle_timeout
         self._idle_until: float | None = None
         self._is_idle = False
+        self._last_call: float | None = None
         self._inbox = Inbox(self.directory, paths.root, polling=spec.polling)
         self._journal = Journal(paths.ops)
         self._status = StatusFile(self.directory)
@@ -50,7 +58,7 @@ class Steering:
         """Apply or refuse every op that has come."""
         for item in self._inbox.scan():
             if self._answer(item):
-                self._is_idle = False
+                self._is_idle, self._last_call = False, None
         self._write_status()
 
     def wait(self) -> bool:
@@ -62,12 +70,24 @@ class Steering:
             self._engine.tell("on_wait", control=self.directory, timeout=self._idle_timeout)
         left = None if self._idle_until is None else self._idle_until - time.monotonic()
         if left is not None and left <= 0:
-            return False
+            return self.wait_for_young_files()
         self._inbox.wait(left)
+        return True
+
+    def wait_for_young_files(self) -> bool:
+        """Give a file that came in the last moment the time to be written; return whether there is one."""
+        if not self._inbox.has_young_files:
+            return False
+        if self._last_call is None:
+            self._last_call = time.monotonic() + _LAST_CALL
+        if time.monotonic() >= self._last_call:
+            return False
+        self._inbox.wait(_LAST_CALL)
         return True
 
     def close(self) -> None:
         """Give the control directory back."""
+        self._is_idle = False
         self._write_status()
         self._inbox.close()
 
@@ -80,19 +100,25 @@ class Steering:
                 raise item.error
             steps = Plan(self._engine).of(item.ops)
         except OpError as error:
-            self._journal.append(*self._refusals(item, str(error)))
+            self._note(*self._refusals(item, str(error)))
             self._inbox.reject(item, str(error))
             return False
         told = []
         for step in steps:
             chunk = len(self._engine.experiment.run(step.run).chunks)
             detail = step.apply()
-            self._journal.append(self._entry(item, step.op, step.run, "applied", detail, chunk))
+            self._note(self._entry(item, step.op, step.run, "applied", detail, chunk))
             run = self._engine.experiment.run(step.run)
             self._engine.tell("on_op", run=run, text=f"{detail} (person, {item.name}, after chunk {chunk})")
             told.append(detail)
         self._inbox.done(item, "\n".join(told))
         return True
+
+    def _note(self, *entries: Entry) -> None:
+        try:
+            self._journal.append(*entries)
+        except OSError as error:  # a full disk must not end the training; the answer beside the file says the same
+            log.error("Cannot write %s: %s", self._journal.path, error)
 
     def _refusals(self, item: Item, reason: str) -> list[Entry]:
         if not item.ops:
@@ -188,10 +214,9 @@ class Plan:
 
         def admit() -> str:
             self._engine.admit(clone)
-            start = f" from its weights at step {parent.step}, chunk {clone.first_chunk + 1} first" if op.warm_start else ""
-            text = f"Run {parent.number} was cloned as run {number}{start}: {' '.join(overrides) or 'no overrides'}."
-            self._engine.tell("on_op", run=clone, text=text)
-            return text
+            start = f" from its weights at step {parent.step}, chunk {clone.first_chunk + 1} first"
+            how = start if op.warm_start else ""
+            return f"Run {parent.number} was cloned as run {number}{how}: {' '.join(overrides) or 'no overrides'}."
 
         return Step(op, parent.number, admit)
 

@@ -143,6 +143,11 @@ class Inbox:
         self._unmoved = {key: verdict for key, verdict in self._unmoved.items() if key in seen}
         return items
 
+    @property
+    def has_young_files(self) -> bool:
+        """Whether the last look left a file for the next one, because it may still have been growing."""
+        return bool(self._looks)
+
     def done(self, item: Item, outcome: str) -> Path:
         """File the item under ``done/``, with the outcome beside it as ``<name>.outcome``; return where it lies."""
         return self._answer(item, DONE, ".outcome", outcome)
