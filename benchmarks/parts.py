@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figure, ratios
-from benchmarks.sides import ROOT, Trained, run_plain, run_process, run_rfflow
+from benchmarks.sides import GIVE_BACK, ROOT, Trained, run_plain, run_process, run_rfflow
 from benchmarks.work import Work, same_tensors, trained_bytes
 
 RUNS = (4, 8)
@@ -108,15 +108,15 @@ def first(bench: Bench) -> list[Figure]:
     return _race(bench)[1]
 
 
-_raced: dict[Bench, tuple[list[Figure], list[Figure]]] = {}
+_raced: dict[Path, tuple[list[Figure], list[Figure]]] = {}
 
 
 def _race(bench: Bench) -> tuple[list[Figure], list[Figure]]:
     """Let the sides take turns; both parts are read from the same race."""
-    if bench not in _raced:
+    if bench.folder not in _raced:
         rounds = [_round(bench) for _ in range(bench.repeat)]
-        _raced[bench] = _wall_figures(bench, rounds), _first_figures(bench, rounds)
-    return _raced[bench]
+        _raced[bench.folder] = _wall_figures(bench, rounds), _first_figures(bench, rounds)
+    return _raced[bench.folder]
 
 
 @dataclass(frozen=True)
@@ -149,16 +149,17 @@ def _round(bench: Bench) -> Round:
 def _wall_figures(bench: Bench, rounds: Sequence[Round]) -> list[Figure]:
     figures = []
     for number in bench.runs:
-        ours = [one.ours[number].seconds for one in rounds]
-        each = [one.each.ended[number - 1] for one in rounds]
-        loop = [one.loop.ended[number - 1] for one in rounds]
-        figures += [
-            Figure(f"{number} runs: rfflow / TRL, one process each", ratios(ours, each), "", 1.0),
-            Figure(f"{number} runs: rfflow / TRL, all in one process", ratios(ours, loop), "", 1.0),
-            Figure(f"{number} runs: rfflow", tuple(ours), "s"),
-            Figure(f"{number} runs: TRL, one process each", tuple(each), "s"),
-            Figure(f"{number} runs: TRL, all in one process", tuple(loop), "s"),
-        ]
+        ours = [one.ours[number] for one in rounds]
+        sides = {"one process each": [one.each for one in rounds], "all in one process": [one.loop for one in rounds]}
+        figures.append(Figure(f"{number} runs: rfflow", tuple(side.seconds for side in ours), "s"))
+        for name, theirs in sides.items():
+            seconds = tuple(side.ended[number - 1] for side in theirs)
+            cpu = tuple(side.cpu_ended[number - 1] for side in theirs)
+            figures += [
+                Figure(f"{number} runs: TRL, {name}", seconds, "s"),
+                Figure(f"{number} runs: rfflow / TRL, {name}", ratios([o.seconds for o in ours], seconds), "", 1),
+                Figure(f"{number} runs: the same in processor time", ratios([o.cpu for o in ours], cpu)),
+            ]
     return figures
 
 
@@ -195,10 +196,16 @@ def memory(bench: Bench) -> list[Figure]:
             folder = bench.place(f"memory-{number}")
             folder.mkdir(parents=True)
             footprint = folder / "footprint.json"
-            trained = run_rfflow(work.runs(number), folder, chunks=2, extra=[add_callback("footprint", footprint)])
+            trained = run_rfflow(
+                work.runs(number),
+                folder,
+                chunks=2,
+                extra=[add_callback("footprint", footprint)],
+                environ=GIVE_BACK,
+            )
             peaks[number].append(trained.peak)
             held[number].append(max(json.loads(footprint.read_text(encoding="utf-8"))))
-        plain.append(run_plain(work.runs(1), bench.place("memory-plain"), one_process=True).peak)
+        plain.append(run_plain(work.runs(1), bench.place("memory-plain"), one_process=True, environ=GIVE_BACK).peak)
     adapter = trained_bytes(trained.adapters[0])
     owned = 4 * adapter  # the adapter, its gradients, and two moments of AdamW, all in float32
     growth = [_slope(counts, [held[number][index] for number in counts]) for index in range(bench.repeat)]
@@ -208,10 +215,17 @@ def memory(bench: Bench) -> list[Figure]:
         Figure("growth a run, of the process's peak / the same", tuple(g / owned for g in growth_of_peak), "", 1.2),
         Figure("adapter + gradients + optimizer, computed", (owned / MB,), "MB"),
         Figure("growth a run", tuple(g / MB for g in growth), "MB"),
-        *(Figure(f"{number} runs: peak", tuple(peak / MB for peak in peaks[number]), "MB") for number in counts),
-        *(Figure(f"{number} runs: held at a boundary", tuple(h / MB for h in held[number]), "MB") for number in counts),
+        *(Figure(_plural(number) + ": peak", tuple(peak / MB for peak in peaks[number]), "MB") for number in counts),
+        *(
+            Figure(_plural(number) + ": held at a boundary", tuple(h / MB for h in held[number]), "MB")
+            for number in counts
+        ),
         Figure("TRL, one run: peak", tuple(peak / MB for peak in plain), "MB"),
     ]
+
+
+def _plural(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
 
 
 def _slope(counts: Sequence[int], values: Sequence[float]) -> float:

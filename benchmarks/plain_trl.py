@@ -37,7 +37,7 @@ def train(job):
     )
     trainer.train()
     trainer.save_model(job["output"])
-    return {"quarter": moments.quarter, "ended": time.time()}
+    return {"quarter": moments.quarter, "ended": time.time(), "cpu": time.process_time()}
 
 
 if __name__ == "__main__":

@@ -10,11 +10,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.work import Work
 
 ROOT = Path(__file__).resolve().parent.parent
+# The allocator gives back at once what was freed: memory is then what a program holds, and not what glibc keeps for it.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 BYTES_A_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 
 
@@ -26,6 +29,8 @@ class Finished:
     """Seconds since the epoch."""
     seconds: float
     """Wall time, imports included."""
+    cpu: float
+    """Processor time, which other programs disturb less."""
     peak: int
     """The most bytes it ever had resident."""
 
@@ -36,6 +41,8 @@ class Trained:
 
     seconds: float
     """Wall time of the process, or of the processes one after the other."""
+    cpu: float
+    """Processor time of the same."""
     first: float
     """Seconds until every run has done its first quarter."""
     peak: int
@@ -45,43 +52,69 @@ class Trained:
     """Seconds from the start to each run's end (plain TRL only)."""
     quarters: tuple[float, ...] = ()
     """Seconds from the start to each run's first quarter (plain TRL only)."""
+    cpu_ended: tuple[float, ...] = ()
+    """Processor seconds up to each run's end (plain TRL only)."""
     root: Path = field(default_factory=Path)
     """The experiment's directory (rfflow only)."""
 
 
-def run_rfflow(work: Work, folder: Path, *, chunks: int = 4, extra: Sequence[str] = ()) -> Trained:
+def run_rfflow(
+    work: Work,
+    folder: Path,
+    *,
+    chunks: int = 4,
+    extra: Sequence[str] = (),
+    environ: Mapping[str, str] = MappingProxyType({}),
+) -> Trained:
     """Train by ``python -m rfflow --multirun``, with everything that an experiment writes by default."""
     data, root = _rows(work, folder), folder / "experiment"
     command = [sys.executable, "-m", "rfflow", "--multirun", f"hydra.sweep.dir={root}", "name=experiment"]
     process = run_process(
-        [*command, *work.overrides(data, chunks), *extra], folder, {"PYTHONPATH": str(ROOT)}, name="rfflow"
+        [*command, *work.overrides(data, chunks), *extra], folder, {"PYTHONPATH": str(ROOT), **environ}, name="rfflow"
     )
     timeline = json.loads((root / "timeline.json").read_text(encoding="utf-8"))
     first = max(chunk["ended"] for chunk in timeline["chunks"] if chunk["chunk"] == 1)
     adapters = tuple(
         root / f"runs/{number}/checkpoints/final/adapter_model.safetensors" for number in range(len(work.rates))
     )
-    return Trained(process.seconds, first - process.started, process.peak, adapters, root=root)
+    return Trained(process.seconds, process.cpu, first - process.started, process.peak, adapters, root=root)
 
 
-def run_plain(work: Work, folder: Path, *, one_process: bool) -> Trained:
+def run_plain(
+    work: Work, folder: Path, *, one_process: bool, environ: Mapping[str, str] = MappingProxyType({})
+) -> Trained:
     """Train by TRL alone, the runs one after the other."""
     jobs = work.jobs(_rows(work, folder), folder / "plain")
     adapters = tuple(Path(job["output"]) / "adapter_model.safetensors" for job in jobs)
-    before, peak, ended, quarters = 0.0, 0, [], []
+    before, cpu_before, peak = 0.0, 0.0, 0
+    ended: list[float] = []
+    cpu_ended: list[float] = []
+    quarters: list[float] = []
     for number, batch in enumerate([jobs] if one_process else [[job] for job in jobs]):
         list_file, report = folder / f"jobs-{number}.json", folder / f"report-{number}.json"
         list_file.write_text(json.dumps(batch), encoding="utf-8")
         script = Path(__file__).with_name("plain_trl.py")
-        process = run_process(
-            [sys.executable, str(script), str(list_file), str(report)], folder, name=f"plain-{number}"
-        )
+        command = [sys.executable, str(script), str(list_file), str(report)]
+        process = run_process(command, folder, environ, name=f"plain-{number}")
         moments = json.loads(report.read_text(encoding="utf-8"))
         quarters += [before + moment["quarter"] - process.started for moment in moments]
-        # One process each: the next begins when this one has ended, not when its adapter is saved.
-        ended += [before + (m["ended"] - process.started if one_process else process.seconds) for m in moments]
-        before, peak = before + process.seconds, max(peak, process.peak)
-    return Trained(before, quarters[-1], peak, adapters, tuple(ended), tuple(quarters))
+        if one_process:
+            ended += [moment["ended"] - process.started for moment in moments]
+            cpu_ended += [moment["cpu"] for moment in moments]
+        else:  # the next begins when this one has ended, not when its adapter is saved
+            ended.append(before + process.seconds)
+            cpu_ended.append(cpu_before + process.cpu)
+        before, cpu_before, peak = before + process.seconds, cpu_before + process.cpu, max(peak, process.peak)
+    return Trained(
+        before,
+        cpu_before,
+        quarters[-1],
+        peak,
+        adapters,
+        ended=tuple(ended),
+        quarters=tuple(quarters),
+        cpu_ended=tuple(cpu_ended),
+    )
 
 
 def run_process(
@@ -104,7 +137,7 @@ def run_process(
     if process.returncode:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-30:])
         raise SystemExit(f"{' '.join(command)}\nended with status {process.returncode}:\n{tail}")
-    return Finished(started, seconds, usage.ru_maxrss * BYTES_A_UNIT)
+    return Finished(started, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * BYTES_A_UNIT)
 
 
 def _environ(folder: Path, extra: Mapping[str, str] | None) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 MODELS = ("tiny", "smollm2")
 
 ARGS: Mapping[str, Any] = {
+    "num_train_epochs": 1,
     "per_device_train_batch_size": 2,
     "max_length": 64,
     "bf16": False,
@@ -97,7 +98,11 @@ def make_work(model: str, steps: int, folder: Path) -> Work:
     """Make the model and the rows, or find them."""
     folder.mkdir(parents=True, exist_ok=True)
     if model == "tiny":
+        from transformers.utils.logging import disable_progress_bar
+
         from tests.tiny import make_data, make_model
+
+        disable_progress_bar()
 
         return Work(make_model(folder / "tiny"), make_data(folder / "sums.jsonl", rows=120), steps)
     assert model == "smollm2", model

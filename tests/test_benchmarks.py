@@ -1,0 +1,47 @@
+"""The benchmark's scripts run, at their smallest, so that they can be trusted to run on the day they are wanted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.figures import BEGIN, END, Figure, read_results, write_readme, write_results
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_every_part_measures_something(tmp_path: Path) -> None:
+    """One run a side on the tiny model; both sides must end with the same adapters, or the script fails."""
+    out = tmp_path / "results.json"
+    command = [sys.executable, str(ROOT / "benchmarks/against_trl.py"), "--model", "tiny", "--repeat", "1"]
+    process = subprocess.run(
+        [*command, "--runs", "2", "--steps", "4", "--out", str(out)], capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    results, _ = read_results(out)
+    assert set(results) == {"switches", "wall", "first", "memory", "startup", "ops"}
+    names = [figure.name for figure in results["ops"]["tiny"]]
+    for verb in ("stop", "resume", "clone", "delete"):
+        assert any(name.startswith(verb) for name in names), names
+    assert all(value > 0 for figure in results["wall"]["tiny"] for value in figure.values)
+
+
+def test_a_part_that_is_measured_again_replaces_only_itself(tmp_path: Path) -> None:
+    """Parts are measured on different days; the page is made from all of them."""
+    out, readme = tmp_path / "results.json", tmp_path / "README.md"
+    readme.write_text(f"Before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    write_results(out, {"wall": {"tiny": [Figure("ratio", (0.5, 0.7, 0.9), "", 1)]}, "ops": {"tiny": []}})
+    results, machine = read_results(out)
+    results["wall"]["smollm2"] = [Figure("ratio", (1.5,), "", 1)]
+    write_results(out, results)
+    assert machine["cores"] and json.loads(out.read_text())["results"].keys() == {"wall", "ops"}
+    write_readme(read_results(out)[0], {"wall": "Wall time"}, readme)
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("Before\n") and text.endswith("\nafter\n") and "old" not in text
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "ratio" in line]
+    assert rows == [["ratio", "0.7", "0.5", "0.9", "3", "< 1", "yes"], ["ratio", "1.5", "1.5", "1.5", "1", "< 1", "no"]]
