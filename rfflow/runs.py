@@ -178,6 +178,8 @@ class RunPaths:
         """The trained adapter (or model), as ``save_pretrained`` writes it."""
         self.weights = self.checkpoints / "last.safetensors"
         """The trained weights at the last boundary; clones that start warm begin from them."""
+        self.start = self.checkpoints / "start.safetensors"
+        """Of a clone that started warm: the weights it began with, whatever becomes of its parent."""
 
 
 class ExperimentPaths:
@@ -191,6 +193,7 @@ class ExperimentPaths:
         self.tensorboard = self.root / "tb"
         self.control = self.root / "control"
         self.ops = self.root / "ops.jsonl"
+        self.state = self.root / "experiment.json"
 
     def run(self, number: int) -> RunPaths:
         """Return the paths of one run."""

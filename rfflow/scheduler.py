@@ -43,11 +43,14 @@ class Scheduler:
         """Whether no run waits for a slot and none holds one."""
         return not any(entry.is_waiting or entry.slot is not None for entry in self._entries.values())
 
-    def add(self, run: int, chunks: int, done: int = 0) -> None:
-        """Let a run take part, with ``chunks`` chunks of which ``done`` lie behind it."""
+    def add(self, run: int, chunks: int, done: int = 0, ahead: float | None = None) -> None:
+        """Let a run take part, with ``chunks`` chunks of which ``done`` lie behind it.
+
+        With ``ahead``, as :meth:`ahead` gave it in another process, it has used as much of its fair share as there.
+        """
         assert run not in self._entries, f"run {run} is scheduled already"
         assert 0 <= done < chunks, f"run {run} has {chunks - done} chunks left"
-        self._entries[run] = _Entry(chunks, done, self._fewest_turns())
+        self._entries[run] = _Entry(chunks, done, self._fewest_turns() if ahead is None else done + ahead)
 
     def next(self, slot: int = 0) -> Assignment | None:
         """Return what the free slot does now, or ``None`` when no run waits."""
@@ -57,6 +60,11 @@ class Scheduler:
         entry = self._entries[run]
         entry.slot = slot
         return Assignment(run, entry.done, slot)
+
+    def ahead(self, run: int) -> float:
+        """Return what a run has used of its fair share, less the chunks it has done; 0 for one that is not here."""
+        entry = self._entries.get(run)
+        return 0 if entry is None else entry.turns - entry.done
 
     def upcoming(self) -> list[int]:
         """Return the runs that wait, in the order in which they would get a slot."""

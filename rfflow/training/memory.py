@@ -55,6 +55,8 @@ class Holdings:
         self._ahead: Future[list[torch.Tensor]] | None = None
         self._is_cpu = fabric.device.type == "cpu"
         self.tier = Tier.DEVICE
+        self.before_move: Callable[[], None] = lambda: None
+        """Called before the tensors move: somebody may still be reading them."""
         self.bytes = 0
         """As of the last time the run was suspended."""
 
@@ -70,6 +72,7 @@ class Holdings:
             tier = Tier.DEVICE
         if tier is self.tier:
             return
+        self.before_move()
         if tier is Tier.DEVICE:
             self._bring_back()
         elif tier is Tier.HOST:
@@ -124,8 +127,11 @@ class Holdings:
         else:
             sources = [moved.tensor.data for moved in self._moved]
         for moved, source in zip(self._moved, sources, strict=True):
-            # The strides too: a kernel may add up in another order over another layout.
-            home = torch.empty_strided(moved.size, moved.stride, dtype=source.dtype, device=moved.device)
+            # The strides too: a kernel may add up in another order over another layout. Where one place serves
+            # several elements (an expanded buffer) nothing can be copied in, and each gets a place of its own.
+            repeats = any(stride == 0 and size > 1 for size, stride in zip(moved.size, moved.stride, strict=True))
+            stride = source.stride() if repeats else moved.stride
+            home = torch.empty_strided(moved.size, stride, dtype=source.dtype, device=moved.device)
             home.copy_(source, non_blocking=True)
             moved.tensor.data = home
         self._moved = []
@@ -154,8 +160,10 @@ class Memory:
     def __init__(self, fabric: Fabric, spec: MemorySpec):
         self._device = fabric.device
         self._is_cpu = fabric.device.type == "cpu"
-        free = _free_bytes(fabric.device)
-        self.device_limit = parse_bytes(spec.device_limit, "engine.memory.device_limit") or free
+        limit = parse_bytes(spec.device_limit, "engine.memory.device_limit")
+        if spec.device_limit is not None and limit == 0:
+            raise ConfigError("engine.memory.device_limit is 0, so nothing could train. Leave it out for what is free.")
+        self.device_limit = limit or _free_bytes(fabric.device)
         # Half of what is free: the rest is for what training itself takes, and for other programs.
         host_free = psutil.virtual_memory().available
         self.host_limit = (
@@ -232,21 +240,21 @@ class Memory:
         self._pool.shutdown(cancel_futures=True)
 
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def parse_bytes(value: int | str | None, where: str) -> int:
-    """Read a number of bytes such as ``512MB`` or ``8 GB`` (decimal units); ``None`` is 0.
+    """Read a number of bytes such as ``512MB``, ``8 GB`` or, in powers of 1024, ``8GiB``; ``None`` is 0.
 
     Raises:
         ConfigError: if it is none.
     """
     if value is None:
         return 0
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", str(value).strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", str(value).strip(), re.IGNORECASE)
     if match is None:
         raise ConfigError(f"{where} is {value!r}. Allowed: bytes, such as 800000000, 800MB or 8GB.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[(match[2] or "").upper()])
 
 
 def show_bytes(count: float) -> str:

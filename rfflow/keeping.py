@@ -1,0 +1,294 @@
+"""Keeps an experiment safe while it runs: a checkpoint of every run, and ``experiment.json`` over all of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rfflow import saved
+from rfflow.checkpoints import Checkpoint, Checkpoints, Draft, Writer
+from rfflow.errors import EngineError
+from rfflow.runs import Experiment, Run, RunState
+from rfflow.saved import Answer, SavedExperiment, SavedRun
+from rfflow.tracking.files import shown
+
+log = logging.getLogger(__name__)
+
+ENDED = (RunState.COMPLETED, RunState.FAILED, RunState.DELETED)
+
+
+class Suspended(Protocol):
+    """A run that stands still."""
+
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """Write what is small and return what writes the rest, from any thread."""
+        ...
+
+
+class Keeper:
+    """Writes what it takes to go on after a crash, and reads it back.
+
+    Whatever cannot be written ends the experiment with an :class:`EngineError`: training that is not saved would be lost.
+    """
+
+    def __init__(self, experiment: Experiment, job_of: Callable[[int], tuple[str, ...] | None]):
+        """Write nothing yet.
+
+        Args:
+            experiment: whose runs are kept.
+            job_of: returns the overrides of a run's Hydra job.
+        """
+        self._experiment = experiment
+        self._spec = experiment.spec.checkpoint
+        self._job_of = job_of
+        self._writer = Writer()
+        self._drafts: dict[int, tuple[Draft, Callable[[], None]]] = {}
+        self._saved_step: dict[int, int] = {}
+        """The step of each run's last checkpoint, written or on its way."""
+        self._ended: dict[int, str] = {}
+        """How runs that have ended stand in the file; they do not change any more."""
+        self._warm: set[int] = set()
+        self._last_answer: Answer | None = None
+        self._is_first = True
+        self.data: Mapping[str, str] = {}
+        """Fingerprints of the rows."""
+
+    # --- while training -----------------------------------------------------------------------------------------------
+
+    def wait(self, run: Run) -> None:
+        """Wait until the run's checkpoint is written, before anything of it changes or moves."""
+        with self._told(f"the checkpoint of run {run.number}"):
+            self._writer.wait(run.number)
+
+    def check(self) -> None:
+        """Raise what went wrong in the background."""
+        with self._told("a checkpoint"):
+            self._writer.check()
+
+    def draft(self, run: Run, trainee: Suspended) -> None:
+        """Begin the checkpoint of a run that has come to a boundary, if one is due; :meth:`commit` ends it.
+
+        Between the two everybody hears of the boundary: what they have written must not be older than the checkpoint.
+        """
+        if self._spec.every is not None and len(run.chunks) % self._spec.every == 0:
+            self._draft(run, trainee)
+
+    def commit(self, run: Run) -> None:
+        """Write the checkpoint that was begun, while other runs train."""
+        if run.number not in self._drafts:
+            return
+        draft, write = self._drafts.pop(run.number)
+        progress = saved.progress_of(run)
+        checkpoints, keep = self._checkpoints(run), self._keep(run, draft.step)
+        self._saved_step[run.number] = draft.step
+
+        def finish() -> None:
+            try:
+                write()
+                checkpoints.seal(draft, progress)
+            except BaseException:
+                checkpoints.discard(draft)
+                raise
+            checkpoints.keep_only(keep)
+
+        self._writer.submit(run.number, finish)
+
+    def checkpoint_now(self, run: Run, trainee: Suspended) -> None:
+        """Write the checkpoint of a run as it stands, unless there is one, and wait for it."""
+        self.wait(run)
+        if self._spec.every is None or run.step in (0, self._saved_step.get(run.number)):
+            return
+        self._draft(run, trainee)
+        self.commit(run)
+        self.wait(run)
+
+    def write(self, ahead: Callable[[int], float], answer: Answer | None = None, *, is_finished: bool = False) -> None:
+        """Write ``experiment.json``.
+
+        Args:
+            ahead: how much of its fair share a run has used, less the chunks it has done.
+            answer: an op file whose ops are in the runs' states, and for good once this returns.
+            is_finished: whether nothing is left to do.
+        """
+        if self._spec.every is None:
+            return
+        self._last_answer = answer or self._last_answer
+        runs = []
+        for run in self._experiment.runs:
+            record = self._record(run, ahead(run.number))
+            if run.state in ENDED and run.number not in self._ended:
+                self._ended[run.number] = saved.run_text(record)
+            elif run.state is RunState.DELETED:
+                self._ended[run.number] = saved.run_text(record)  # it may have ended in another way before
+            runs.append(record)
+        state = SavedExperiment(
+            name=self._experiment.spec.name,
+            started=self._experiment.started,
+            runs=tuple(runs),
+            answer=self._last_answer,
+            data=self.data,
+            versions=saved.versions(),
+            is_finished=is_finished,
+        )
+        with self._told("experiment.json"):
+            saved.write(self._experiment.paths.state, state, self._ended, is_first=self._is_first)
+        self._is_first = False
+
+    def ended(self, run: Run) -> None:
+        """Remove the checkpoints that nobody needs of a run that has completed; call it behind :meth:`write`."""
+        if self._spec.every is None:
+            return
+        self.wait(run)
+        keep = self._spec.keep
+        checkpoints = self._checkpoints(run)
+        steps = {step for step in (self._best_step(run, checkpoints.steps()),) if "best" in keep and step is not None}
+        if "last" in keep:
+            steps.update(checkpoints.steps()[:1])
+        with self._told(f"the checkpoints of run {run.number}"):
+            checkpoints.keep_only(steps)
+        if "final" not in keep:
+            shutil.rmtree(run.paths.final, ignore_errors=True)
+
+    def started_warm(self, run: Run) -> None:
+        """Remember that a clone began with its parent's weights."""
+        self._warm.add(run.number)
+
+    def close(self) -> None:
+        """End the thread that writes; what goes wrong now is only logged."""
+        try:
+            self._writer.wait_for_all()
+        except Exception:
+            log.exception("A checkpoint could not be written")
+        self._writer.close()
+        self._writer = Writer()
+
+    # --- after a crash ------------------------------------------------------------------------------------------------
+
+    def restore(self, run: Run, record: SavedRun) -> Path | None:
+        """Give a run its past back; return the checkpoint to go on from, if it has one and is not over."""
+        run.parent, run.first_chunk, run.state = record.parent, record.first_chunk, record.state
+        if record.is_warm:
+            self._warm.add(run.number)
+        if record.state in ENDED:
+            run.chunks, run.metrics, run.plan = list(record.chunks), dict(record.metrics), record.plan
+            run.step = run.chunks[-1].step if run.chunks else 0
+            run.error = None if record.error is None else _past_error(*record.error)
+            return None
+        checkpoints = self._checkpoints(run)
+        checkpoints.clean()
+        newest = checkpoints.newest()
+        if newest is None:
+            run.state = RunState.STOPPED if record.state is RunState.STOPPED else RunState.QUEUED
+            return None
+        self._take_over(run, newest)
+        return newest.path
+
+    def newest(self, run: Run) -> Checkpoint | None:
+        """Return the last checkpoint of a run that is whole."""
+        self.wait(run)
+        return self._checkpoints(run).newest()
+
+    def _take_over(self, run: Run, checkpoint: Checkpoint) -> None:
+        run.chunks = saved.chunks_from(checkpoint.progress["chunks"])
+        run.metrics = dict(checkpoint.progress["metrics"])
+        run.step = checkpoint.step
+        self._saved_step[run.number] = checkpoint.step
+        if run.state is RunState.QUEUED:  # it was stopped and resumed before it got the device again
+            run.state = RunState.RUNNING
+
+    # --- details ------------------------------------------------------------------------------------------------------
+
+    def _draft(self, run: Run, trainee: Suspended) -> None:
+        with self._told(f"the checkpoint of run {run.number}"):
+            draft = self._checkpoints(run).begin(run.step)
+            self._drafts[run.number] = (draft, trainee.snapshot(draft.folder))
+
+    def _checkpoints(self, run: Run) -> Checkpoints:
+        return Checkpoints(run.paths.checkpoints)
+
+    def _keep(self, run: Run, newest: int) -> set[int]:
+        """The new one, the one before in case it gets damaged, and the best so far if that is asked for."""
+        steps = [newest, *(step for step in self._checkpoints(run).steps() if step < newest)]
+        keep = set(steps[:2])
+        best = self._best_step(run, steps)
+        if "best" in self._spec.keep and best is not None:
+            keep.add(best)
+        return keep
+
+    def _best_step(self, run: Run, steps: list[int]) -> int | None:
+        objective = self._experiment.spec.objective
+        there = [chunk for chunk in run.chunks if chunk.step in steps and objective.value(chunk.metrics) is not None]
+        return min(there, key=lambda chunk: objective.sort_key(chunk.metrics)).step if there else None
+
+    def _record(self, run: Run, ahead: float) -> SavedRun:
+        root, directory = self._experiment.paths.root.absolute(), run.paths.root.absolute()
+        has_ended = run.state in ENDED
+        return SavedRun(
+            number=run.number,
+            state=run.state,
+            overrides=tuple(run.overrides),
+            job=self._job_of(run.number),
+            directory=str(directory.relative_to(root) if directory.is_relative_to(root) else directory),
+            parent=run.parent,
+            first_chunk=run.first_chunk,
+            is_warm=run.number in self._warm,
+            ahead=ahead,
+            config=run.spec.config,
+            error=None if run.error is None else (type(run.error).__name__, str(run.error)),
+            chunks=tuple(run.chunks) if has_ended else (),
+            metrics=dict(run.metrics) if has_ended else {},
+            plan=run.plan if has_ended else None,
+        )
+
+    def _told(self, what: str) -> _Told:
+        return _Told(what, self._experiment.paths.root)
+
+
+class _Told:
+    """Turns an error of the disk into one that says what to do."""
+
+    def __init__(self, what: str, root: Path):
+        self._what = what
+        self._root = root
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError | RuntimeError) and not isinstance(error, EngineError):
+            raise unsaved(self._what, error, self._root) from error
+
+
+def unsaved(what: str, error: BaseException, root: Path) -> EngineError:
+    """Say that something could not be written, and how to go on once it can."""
+    return EngineError(
+        f"Cannot write {what}: {type(error).__name__}: {error}. Training has stopped, so that nothing is trained that "
+        f"would be lost; what was saved before stands. Make room or give the directory back, then: {resume_command(root)}"
+    )
+
+
+def resume_command(root: Path) -> str:
+    """Return the command that goes on with an experiment."""
+    import shlex
+
+    return f"python -m rfflow {shlex.quote('resume=' + shown(root))}"
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name that outlives the first; where the file system has no links, a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.writing")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(source, aside)
+    except OSError:
+        shutil.copyfile(source, aside)
+    os.replace(aside, target)
+
+
+def _past_error(kind: str, message: str) -> Exception:
+    """Make an exception that reads as the one of a process that is gone."""
+    return type(kind, (Exception,), {})(message)

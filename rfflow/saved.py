@@ -1,0 +1,188 @@
+"""``experiment.json``: what an experiment is, besides the checkpoints of its runs, so that it can be gone on with.
+
+How far a live run is, its checkpoints say; how far one is that has ended, this file says. The file is replaced in one
+move at every boundary and behind every op, and an op is applied once it is in here: its line in the journal and its file
+in ``done/`` follow, after a crash too.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rfflow.control.journal import Entry
+from rfflow.errors import ConfigError
+from rfflow.runs import ChunkPlan, ChunkResult, Run, RunState
+
+VERSION = 1
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "hydra-core", "rfflow")
+
+
+class DamagedState(ConfigError):
+    """``experiment.json`` is not what was written."""
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run as it was when the file was written."""
+
+    number: int
+    state: RunState
+    overrides: tuple[str, ...]
+    """The overrides that set it apart, for people."""
+    job: tuple[str, ...] | None
+    """All overrides of its Hydra job; ``None`` where it came from no configuration."""
+    directory: str
+    """Its own directory, relative to the experiment's where it lies inside."""
+    parent: int | None = None
+    first_chunk: int = 0
+    is_warm: bool = False
+    """Whether it started from its parent's weights, of which it has a copy."""
+    ahead: float = 0
+    """Its fair share used so far, less the chunks that it has done."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved configuration."""
+    error: tuple[str, str] | None = None
+    """What a failed run failed of: the kind of error and its message."""
+    chunks: tuple[ChunkResult, ...] = ()
+    """Of a run that has ended."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    plan: ChunkPlan | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An op file that has been answered: what goes into the journal, and where the file goes."""
+
+    file: str
+    stamp: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class SavedExperiment:
+    """The file's content."""
+
+    name: str
+    started: float
+    runs: tuple[SavedRun, ...] = ()
+    answer: Answer | None = None
+    """The last op file that was answered; its journal lines may be missing yet."""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the rows, by data set."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    is_finished: bool = False
+
+    def run(self, number: int) -> SavedRun | None:
+        """Return a run, or None where there is none of that number."""
+        return next((run for run in self.runs if run.number == number), None)
+
+
+def read(path: Path) -> SavedExperiment | None:
+    """Read the file; None where there is none.
+
+    Raises:
+        DamagedState: if it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedState(f"{path} cannot be read: {error}.") from error
+    head, _, body = text.partition("\n")
+    try:
+        check = json.loads(head)
+        if check["version"] != VERSION:
+            raise DamagedState(
+                f"{path} was written by another version of rfflow (format {check['version']}, this one reads {VERSION})."
+            )
+        if check["crc32"] != zlib.crc32(body.encode()):
+            raise ValueError("its checksum does not fit")
+        return _from_plain(json.loads(body))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedState(
+            f"{path} is damaged ({error}), so the experiment cannot be gone on with. The runs' checkpoints, in "
+            f"{path.parent}/runs/*/checkpoints, are not touched by this."
+        ) from error
+
+
+def write(path: Path, saved: SavedExperiment, texts: Mapping[int, str], *, is_first: bool = False) -> None:
+    """Replace the file in one move; when this returns it is on the disk.
+
+    Args:
+        path: the file.
+        saved: the content.
+        texts: the runs that have ended, which do not change any more, as :func:`run_text` gives them.
+        is_first: whether the file need not be there; anywhere else it was taken away under us.
+
+    Raises:
+        OSError: if it cannot be written, or is gone.
+    """
+    if not is_first and not path.exists():
+        raise FileNotFoundError(f"{path} is gone: something removed the experiment's directory while it ran")
+    head = {
+        "name": saved.name,
+        "started": saved.started,
+        "is_finished": saved.is_finished,
+        "versions": saved.versions,
+        "data": saved.data,
+        "answer": saved.answer and asdict(saved.answer),
+    }
+    runs = ",\n".join(texts.get(run.number) or run_text(run) for run in saved.runs)
+    body = f'{json.dumps(head)[:-1]},\n"runs": [\n{runs}\n]}}\n'
+    aside = path.with_name(f".{path.name}.new")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"version": VERSION, "crc32": zlib.crc32(body.encode())}) + "\n" + body)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def run_text(run: SavedRun) -> str:
+    """Return a run as it stands in the file."""
+    return json.dumps({**asdict(run), "state": run.state.value}, default=str)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides about the bits."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def progress_of(run: Run) -> dict[str, Any]:
+    """Return how far a run is, for its checkpoint."""
+    return {"chunks": [asdict(chunk) for chunk in run.chunks], "metrics": dict(run.metrics)}
+
+
+def chunks_from(plain: Sequence[Mapping[str, Any]]) -> list[ChunkResult]:
+    """Read chunks back."""
+    return [ChunkResult(**chunk) for chunk in plain]
+
+
+def _from_plain(plain: dict[str, Any]) -> SavedExperiment:
+    answer = plain.pop("answer")
+    if answer is not None:
+        answer = Answer(answer["file"], answer["stamp"], tuple(Entry(**entry) for entry in answer["entries"]))
+    runs = []
+    for run in plain.pop("runs"):
+        run["state"] = RunState(run["state"])
+        run["overrides"] = tuple(run["overrides"])
+        run["job"] = None if run["job"] is None else tuple(run["job"])
+        run["error"] = run["error"] and tuple(run["error"])
+        run["chunks"] = tuple(chunks_from(run["chunks"]))
+        run["plan"] = run["plan"] and ChunkPlan(tuple(run["plan"]["ends"]), run["plan"]["per_epoch"])
+        runs.append(SavedRun(**run))
+    return SavedExperiment(runs=tuple(runs), answer=answer, **plain)
