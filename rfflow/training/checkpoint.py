@@ -20,7 +20,11 @@ class SafetensorsIO(CheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: Mapping[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the checkpoint; whoever finds the file finds all of it."""
+        """Write the checkpoint; whoever finds the file finds all of it.
+
+        Raises:
+            OSError: if it cannot be written, the disk being full for one; what was there before is there still.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # safetensors wants dense tensors that share no memory, which tied weights do.
@@ -31,13 +35,16 @@ class SafetensorsIO(CheckpointIO):
         }
         seen: set[int] = set()
         for name, tensor in tensors.items():
-            if tensor.data_ptr() in seen and tensor.numel():
+            storage = tensor.untyped_storage().data_ptr()
+            if storage in seen and tensor.numel():
                 tensors[name] = tensor.clone()
-            seen.add(tensor.data_ptr())
+            seen.add(storage)
         aside = path.with_name(f".{path.name}.writing")
         try:
             save_file(tensors, aside)
             os.replace(aside, path)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
         finally:
             aside.unlink(missing_ok=True)
 
