@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, TaskType, get_peft_model
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from rfflow.errors import ConfigError, nearest
@@ -47,6 +47,8 @@ def build_trainer(
     trainer_class = _class(spec.trainer.target, Trainer, "trainer._target_")
     args = _build_args(spec.trainer, output_dir, device)
     peft_config = _build_peft_config(spec.peft) if spec.peft else None
+    if peft_config is not None and "ForSequenceClassification" in type(base.model).__name__:
+        peft_config.task_type = TaskType.SEQ_CLS  # so that the new head is trained too, beside the adapter
     model = base.structure() if peft_config else base.copy()
     if peft_config is not None:
         _check_targets(peft_config, model)

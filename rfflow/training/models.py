@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -37,6 +38,7 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 # What from_pretrained takes beside the fields of the model's config, to suggest from when a keyword is misspelt.
 KEYWORDS = (
     "attn_implementation",
+    "auto_class",
     "cache_dir",
     "device_map",
     "dtype",
@@ -66,12 +68,14 @@ def load_base(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     kwargs = instantiate_values(spec.kwargs, "model")
     _check_dtype(kwargs)
     gguf_file = kwargs.pop("gguf_file", None)
+    architecture = _architecture(kwargs.pop("auto_class", None))
     name = _locate(spec.name, "model.name", gguf_file, kwargs.get("revision"))
     log.info("Loading %s", spec.name)
-    with _refusals("model.name", spec.name, name), _no_progress_bars():
+    with _refusals("model.name", spec.name, name), _no_progress_bars(), _seeded(architecture is not None):
         # On the CPU unless asked otherwise: the engine moves the model. TRL would ask accelerate's global state for
         # the device, and so set it up before any run has said what it wants there.
-        model = create_model_from_path(name, **{"trust_remote_code": False, "device_map": None, **kwargs})
+        given = {"architecture": architecture, "trust_remote_code": False, "device_map": None, **kwargs}
+        model = create_model_from_path(name, **given)
     hub = {key: kwargs[key] for key in ("trust_remote_code", "token", "cache_dir", "revision") if key in kwargs}
     where = "model.name"
     if spec.tokenizer is not None:
@@ -81,6 +85,30 @@ def load_base(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     with _refusals(where, spec.tokenizer or spec.name, name, part="tokenizer"), _no_progress_bars():
         tokenizer = AutoProcessor.from_pretrained(name, **hub)
     return model, tokenizer
+
+
+def _architecture(auto_class: str | None) -> Any:
+    """Return the class that ``model.auto_class`` names; without one, the class that the model was saved from."""
+    if auto_class is None:
+        return None
+    known = [name for name in dir(transformers) if name.startswith("AutoModel")]
+    if auto_class not in known:
+        raise ConfigError(
+            f"model.auto_class is {auto_class!r}.{nearest(auto_class, known)} Allowed: a class of transformers whose "
+            "name begins with AutoModel, such as AutoModelForSequenceClassification."
+        )
+    return getattr(transformers, auto_class)
+
+
+@contextlib.contextmanager
+def _seeded(draws: bool) -> Iterator[None]:
+    """Let a head that the saved model does not have be the same whenever the model is loaded."""
+    if not draws:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def _check_dtype(kwargs: dict[str, Any]) -> None:
