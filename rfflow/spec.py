@@ -155,6 +155,22 @@ class ControlSpec:
     """Look at the directory from time to time instead of being told (NFS needs it)."""
 
 
+KEEP = ("last", "best", "final")
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """What is saved, so that an experiment can be gone on with after a crash."""
+
+    every: int | None = 1
+    """Chunks between two checkpoints of a run; ``None`` saves nothing, and nothing can be gone on with."""
+    keep: tuple[str, ...] = ("final",)
+    """What stays of a run that has completed: its ``last`` checkpoint before the end, its ``best`` one by the objective,
+    the ``final`` adapter or model. While a run goes, its newest two checkpoints stay in any case."""
+    grace: float = 30
+    """Seconds from a SIGTERM until the process is left, whether everything is saved or not."""
+
+
 @dataclass(frozen=True)
 class ExperimentSpec:
     """What all runs of an experiment have in common."""
@@ -174,6 +190,9 @@ class ExperimentSpec:
     """Lightning Fabric callbacks; their hooks are listed in :class:`rfflow.runs.Callback`."""
     memory: MemorySpec = field(default_factory=MemorySpec)
     control: ControlSpec = field(default_factory=ControlSpec)
+    checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
+    on_nan: Literal["fail", "stop", "ignore"] = "fail"
+    """What becomes of a run whose loss or weights are not numbers any more."""
 
 
 # --- from DictConfig --------------------------------------------------------------------------------------------------
@@ -198,14 +217,16 @@ def read_run(cfg: DictConfig) -> RunSpec:
     )
 
 
-EXPERIMENT_KEYS = ("name", "objective", "engine", "control", "loggers", "callbacks")
+EXPERIMENT_KEYS = ("name", "objective", "engine", "control", "checkpoint", "loggers", "callbacks")
 
 
 def read_experiment(cfg: DictConfig) -> ExperimentSpec:
     """Read and check what the runs of an experiment share."""
     config = _to_container(cfg)
-    engine = _settings(config.get("engine"), "engine", ("accelerator", "device", "capture_output", "memory"))
+    engine = _settings(config.get("engine"), "engine", ("accelerator", "device", "capture_output", "memory", "on_nan"))
     memory = _settings(engine.pop("memory", None), "engine.memory", [f.name for f in fields(MemorySpec)])
+    if engine.get("on_nan", "fail") not in ("fail", "stop", "ignore"):
+        raise ConfigError(f"engine.on_nan is {engine['on_nan']!r}. Allowed: fail, stop, ignore.")
     control = _settings(config.get("control"), "control", [f.name for f in fields(ControlSpec)])
     return ExperimentSpec(
         name=str(config.get("name", "experiment")),
@@ -215,6 +236,7 @@ def read_experiment(cfg: DictConfig) -> ExperimentSpec:
         callbacks={key: node for key, node in (config.get("callbacks") or {}).items() if node},
         memory=MemorySpec(**memory),
         control=_check_control(ControlSpec(**control)),
+        checkpoint=_read_checkpoint(config.get("checkpoint")),
         **engine,
     )
 
@@ -234,6 +256,23 @@ def _check_control(control: ControlSpec) -> ControlSpec:
     _boolean(control.enabled, "control.enabled")
     _boolean(control.polling, "control.polling")
     return control
+
+
+def _read_checkpoint(section: Any) -> CheckpointSpec:
+    settings = _settings(section, "checkpoint", [f.name for f in fields(CheckpointSpec)])
+    keep = settings.pop("keep", CheckpointSpec.keep)
+    keep = (keep,) if isinstance(keep, str) else tuple(keep or ())
+    for word in keep:
+        if word not in KEEP:
+            raise ConfigError(
+                f"checkpoint.keep has {word!r}.{nearest(str(word), KEEP)} Allowed: any of {', '.join(KEEP)}."
+            )
+    if settings.get("every", 1) is not None:
+        _at_least_one(settings.get("every", 1), "checkpoint.every")
+    grace = settings.get("grace", CheckpointSpec.grace)
+    if isinstance(grace, bool) or not isinstance(grace, (int, float)) or grace < 0:
+        raise ConfigError(f"checkpoint.grace is {grace!r}. Allowed: seconds from 0 up.")
+    return CheckpointSpec(keep=keep, **settings)
 
 
 def _to_container(cfg: DictConfig) -> dict[str, Any]:
