@@ -1,0 +1,10 @@
+"""Rules that issue ops by themselves: what a policy sees, what it may ask for, and the policies that rfflow brings."""
+
+from __future__ import annotations
+
+from rfflow.policies.halving import Halving, Hyperband
+from rfflow.policies.median import Median
+from rfflow.policies.rules import Rules
+from rfflow.policies.scene import Decision, Past, Policy, RunView, Scene
+
+__all__ = ["Decision", "Halving", "Hyperband", "Median", "Past", "Policy", "Rules", "RunView", "Scene"]

@@ -1,0 +1,56 @@
+"""The median stopping rule (Golovin et al. 2017, section 3.2.2), for runs in lock-step."""
+
+from __future__ import annotations
+
+from statistics import fmean, median
+
+from rfflow.control.ops import Stop
+from rfflow.control.selection import Numbers
+from rfflow.policies.halving import at_least, is_number
+from rfflow.policies.scene import Decision, RunView, Scene
+
+
+class Median:
+    """Stop a run whose best value so far is worse than the median of the others' averages so far.
+
+    It is asked at every chunk, when all who can reach it are there. Averages lag behind while the runs improve, so a
+    run must be clearly weak to be stopped, and how many are stopped follows from how far they lie apart.
+
+    Args:
+        min_chunks: chunks that every run gets.
+        min_runs: judge only where so many runs can be compared.
+    """
+
+    def __init__(self, min_chunks: int = 2, min_runs: int = 3):
+        self.min_chunks = at_least(1, min_chunks, "policy.min_chunks")
+        self.min_runs = at_least(2, min_runs, "policy.min_runs")
+
+    def decide(self, scene: Scene) -> list[Decision]:
+        """Stop those who are clearly weak, and those who diverged."""
+        decisions = []
+        for chunk in sorted({run.chunk for run in scene.runs if run.is_live and self.min_chunks <= run.chunk}):
+            there = scene.ranked_at(chunk)
+            if len(there) < self.min_runs or not scene.is_due(chunk):
+                continue
+            for run in there:
+                if run.is_live and run.chunk == chunk and (why := self._weakness(scene, run, there)):
+                    decisions.append(Decision(Stop(Numbers((run.number,))), why))
+        return decisions
+
+    def _weakness(self, scene: Scene, run: RunView, there: list[RunView]) -> str | None:
+        own = _badness(scene, run, run.chunk)
+        if not own:
+            return f"{scene.objective.metric} is not a number"
+        averages = [
+            fmean(values) for other in there if other is not run and (values := _badness(scene, other, run.chunk))
+        ]
+        if not averages or min(own) <= median(averages):
+            return None
+        return f"its best is worse than the median of the others' averages over {run.chunk} chunks"
+
+
+def _badness(scene: Scene, run: RunView, chunks: int) -> list[float]:
+    """Return a run's values, turned so that less is better; those that are no numbers are left out."""
+    sign = 1 if scene.objective.direction == "minimize" else -1
+    values = [scene.objective.value(metrics) for metrics in run.history[:chunks]]
+    return [sign * value for value in values if value is not None and is_number(value)]

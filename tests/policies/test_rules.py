@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from rfflow.control.ops import Clone
+from rfflow.errors import ConfigError
+from rfflow.policies import Rules, RunView
+from rfflow.policies.simulation import simulate
+from tests.policies.curves import NAN, curves
+
+
+def rules(*documents: dict[str, Any]) -> Rules:
+    return Rules(documents)
+
+
+WEAK = {"name": "weak", "at_chunk": 2, "select": {"worst": "50%", "by": "eval_loss"}, "do": "stop"}
+SICK = {"name": "sick", "when": "loss > 3 * best.loss", "do": "delete"}
+REFINE = {
+    "name": "refine",
+    "at_chunk": 3,
+    "select": {"best": 1},
+    "do": "clone",
+    "overrides": ["lr=${parent.lr * 0.5}"],
+    "warm_start": True,
+}
+
+
+def test_the_rules_of_the_readme() -> None:
+    """The worst half stops after chunk 2, the sick one is deleted at once, the best is cloned with half its rate."""
+    outcome = simulate(curves([1] * 4, [2] * 4, [1.5] * 4, [2.5] * 4, [9] * 4), rules(WEAK, SICK, REFINE))
+    states = {run.number: (run.state, run.chunk) for run in outcome.scene.runs}
+    assert states[4] == ("deleted", 1)
+    # Ranked with the deleted one left out of nothing: it never came to chunk 2.
+    assert [states[run] for run in (0, 1, 2, 3)] == [
+        ("completed", 4),
+        ("stopped", 2),
+        ("completed", 4),
+        ("stopped", 2),
+    ]
+    (clone,) = [d.op for d in outcome.decisions if isinstance(d.op, Clone)]
+    assert (clone.overrides, clone.warm_start) == (("lr=0.5",), True)
+    assert outcome.scene.runs[5].parent == 0 and outcome.scene.runs[5].age == 3 + 4
+    assert {d.why for d in outcome.decisions if d.rule == "weak"} == {
+        "rule weak, worst 50.0% by eval_loss, after chunk 2"
+    }
+
+
+def test_a_diverged_run_can_be_named() -> None:
+    outcome = simulate(curves([1, 1], [NAN, NAN]), rules({**SICK, "when": "is_nan(loss)"}))
+    assert [run.state for run in outcome.scene.runs] == ["completed", "deleted"]
+
+
+def test_a_plateau_is_seen_by_the_chunk_before() -> None:
+    flat = {"name": "flat", "when": "chunk >= 2 and eval_loss > previous.eval_loss - 0.1", "do": "stop"}
+    outcome = simulate(curves([4, 3, 2, 1], [4, 3, 2.95, 2.94]), rules(flat))
+    assert [(run.state, run.chunk) for run in outcome.scene.runs] == [("completed", 4), ("stopped", 3)]
+
+
+def test_a_rule_clones_once_and_never_its_own_clones() -> None:
+    good = {"name": "good", "when": "eval_loss < 2", "do": "clone", "overrides": ["lr=1"]}
+    outcome = simulate(curves([1] * 3, [1.5] * 3, [3] * 3), rules(good))
+    assert [run.parent for run in outcome.scene.runs] == [None, None, None, 0, 1]
+
+
+def test_times_limits_a_rule() -> None:
+    stop = {"name": "stop", "when": "chunk == 1", "do": "stop", "times": 2}
+    outcome = simulate(curves(*[[1] * 3] * 4), rules(stop))
+    assert [run.state for run in outcome.scene.runs].count("stopped") == 2
+
+
+def test_population_based_training_is_a_file_of_rules() -> None:
+    """At every second chunk the worst quarter makes room for children of the best; the lineages end like anybody."""
+    shipped = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "conf/policy/pbt.yaml"), resolve=True)
+    outcome = simulate(curves(*[[1 + run / 10] * 8 for run in range(8)]), Rules(shipped["rules"]))
+    runs = outcome.scene.runs
+    assert len(runs) > 8 and outcome.refused == []
+    assert all(run.age <= 8 for run in runs) and not any(run.is_live for run in runs)
+    assert {run.parent for run in runs if run.parent is not None} & {0, 1}
+    rates = {run.config["lr"] for run in runs if run.parent == 0}
+    assert rates <= {0.8, 1.25} and rates
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"do": "stopp"}, "Did you mean 'stop'"),
+        ({"selct": 1}, "Did you mean 'select'"),
+        ({"when": "loss >"}, "is not an expression"),
+        ({"when": 3}, "an expression in quotes"),
+        ({"at_chunk": 0}, "Allowed: a whole number from 1 up"),
+        ({"at_chunk": 2, "every": 1}, "both at_chunk and every"),
+        ({"at_chunk": None, "when": "loss > 3"}, "say at_chunk or every"),
+        ({"at_chunk": None, "select": "all"}, "neither at_chunk, every nor when"),
+        ({"select": {"wurst": 1}}, "select"),
+        ({"select": 3}, "Allowed: all"),
+        ({"overrides": ["lr=1"]}, "belong to do: clone"),
+        ({"do": "clone"}, "the clone would repeat its parent"),
+        ({"do": "clone", "overrides": ["lr"]}, "not in Hydra's grammar"),
+        ({"do": "clone", "overrides": ["engine.device=1"]}, "which all runs share"),
+        ({"do": "clone", "overrides": ["lr=${parent.lr *}"]}, "is not an expression"),
+        ({"do": "clone", "overrides": ["lr=1"], "at_chunk": None, "every": 1, "select": "all"}, "clone for ever"),
+        ({"name": "a/b"}, "no slash"),
+    ],
+)
+def test_a_wrong_rule_is_named_before_training(change: dict[str, Any], said: str) -> None:
+    document = {key: value for key, value in {**WEAK, **change}.items() if value is not None}
+    with pytest.raises(ConfigError, match="Rule '") as error:
+        rules(document)
+    assert said in str(error.value)
+
+
+def test_a_template_that_no_configuration_can_fill_is_found_before_training() -> None:
+    refine = rules({**REFINE, "overrides": ["lr=${parent.lrr * 2}"]})
+    with pytest.raises(ConfigError, match=r"'lrr'.*Did you mean 'lr'"):
+        refine.check([RunView(0, "queued", 4, config={"lr": 1})])
+    rules(REFINE).check([RunView(0, "queued", 4, config={"lr": 1})])
+
+
+def test_a_name_that_nobody_logs_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        simulate(curves([1] * 3, [2] * 3), rules({**SICK, "when": "eval_los > 3"}))
+    assert [record.getMessage() for record in caplog.records].count(
+        "Rule 'sick' did not act, 'eval_los > 3': eval_los is not known. Did you mean 'eval_loss'?"
+    ) == 1
+
+
+def test_files_and_lists_go_together(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text('rules:\n- {name: sick, when: "loss > 3", do: delete}\n')
+    assert [rule.name for rule in Rules([WEAK], str(file)).rules] == ["weak", "sick"]
+    with pytest.raises(ConfigError, match="Two rules are called 'weak'"):
+        Rules([WEAK, WEAK])
+    with pytest.raises(ConfigError, match=r"policy\.rules is empty"):
+        Rules()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Rules(file=str(tmp_path / "none.yaml"))
