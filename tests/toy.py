@@ -6,8 +6,9 @@ Everything but the trainer is real: engine, scheduler, steering, inbox, journal,
 from __future__ import annotations
 
 import functools
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ class ToyTrainee:
         self._workshop = workshop
         self._step = 0
 
-    def prepare(self, warm_start: WarmStart | None = None) -> Ready:
+    def prepare(self, warm_start: WarmStart | None = None, *, checkpoint: Path | None = None) -> Ready:
         match self.run.spec.config.get("breaks"):
             case "config":
                 raise ConfigError(f"Run {self.run.number} cannot be built.")
@@ -99,6 +100,9 @@ class ToyTrainee:
                 raise MemoryError
         if warm_start is not None and self.run.spec.config.get("breaks") == "architecture":
             raise OpError("the first difference")
+        if checkpoint is not None:
+            self._step = json.loads((checkpoint / "toy.json").read_text())["step"]
+            self.state += self._step
         file = self.run.paths.root / ".suspended.safetensors"
         self.holdings = Holdings(self._workshop.fabric, lambda: [self.state], file)
         self.holdings.measure()
@@ -113,11 +117,22 @@ class ToyTrainee:
         self.state += STEPS_A_CHUNK  # raises unless it has come home
         self._step += STEPS_A_CHUNK
         assert self.state.tolist() == [self._step] * self.state.numel(), "the state is not what was left"
-        self._workshop.fabric.save(self.run.paths.weights, {"weights": {"steps": self.state}})
+        self.keep_weights()
         # Different for each run, and never monotonous, so that best and worst change places.
         metrics = {"eval_loss": float((self.run.number * 7 + chunk * 5) % 11)}
         is_last = chunk + 1 == self._chunks or self.run.spec.config.get("ends_at") == chunk
         return (Finished if is_last else Boundary)(self._step, ((self._step, {"loss": 1.0}),), metrics)
+
+    def keep_weights(self) -> None:
+        self._workshop.fabric.save(self.run.paths.weights, {"weights": {"steps": self.state}})
+
+    def hurry(self) -> None:
+        """A toy takes a whole chunk at once."""
+
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        assert self.state.tolist() == [self._step] * self.state.numel(), "the state is away"
+        (folder / "toy.json").write_text(json.dumps({"step": self._step}))
+        return lambda: None
 
     def close(self) -> None:
         self.is_closed = True
