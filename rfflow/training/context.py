@@ -24,6 +24,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from hydra.core.hydra_config import HydraConfig
 
+log = logging.getLogger(__name__)
+
 _SHARED = (PartialState, AcceleratorState, GradientState)
 
 
@@ -73,7 +75,8 @@ class GlobalState:
     accelerate: tuple[dict[str, Any], ...]
     torch_flags: dict[str, Any]
     hydra: Any
-    cwd: str
+    cwd: str | None
+    """None where the working directory has been deleted."""
     environ: dict[str, str]
 
     @classmethod
@@ -85,7 +88,7 @@ class GlobalState:
             accelerate=tuple(dict(state._shared_state) for state in _SHARED),
             torch_flags=_torch_flags(),
             hydra=HydraConfig.instance().cfg,
-            cwd=os.getcwd(),
+            cwd=_cwd(),
             environ=dict(os.environ),
         )
 
@@ -98,8 +101,11 @@ class GlobalState:
         if self.torch_flags != _torch_flags():
             _set_torch_flags(self.torch_flags)
         HydraConfig.instance().cfg = self.hydra
-        if self.cwd != os.getcwd():
-            os.chdir(self.cwd)
+        if self.cwd is not None and self.cwd != _cwd():
+            try:
+                os.chdir(self.cwd)
+            except FileNotFoundError:  # deleted meanwhile; whoever needs it will say so
+                log.warning("The working directory %s is gone", self.cwd)
         if self.environ != dict(os.environ):
             _set_environ(self.environ)
         # Last: nothing after this may draw.
@@ -143,13 +149,15 @@ class RunContext:
         entering = time.perf_counter()
         outer = GlobalState.capture(self._device)
         with self._log.attached(self._capture_output):
-            self._inner.restore(self._device)
-            self.switch_seconds += time.perf_counter() - entering
             try:
-                yield
+                self._inner.restore(self._device)
+                self.switch_seconds += time.perf_counter() - entering
+                try:
+                    yield
+                finally:
+                    leaving = time.perf_counter()
+                    self._inner = GlobalState.capture(self._device)
             finally:
-                leaving = time.perf_counter()
-                self._inner = GlobalState.capture(self._device)
                 outer.restore(self._device)
         self.switch_seconds += time.perf_counter() - leaving
 
@@ -165,6 +173,10 @@ class _LogFile:
         self._stream: TextIO = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - lives as long as the run
         self._handler = logging.StreamHandler(self._stream)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._added: list[logging.Handler] = []
+        """Handlers that the run itself has put on the root logger."""
+        self._level: int | None = None
+        """The root logger's level, once the run has had it."""
 
     @contextlib.contextmanager
     def attached(self, capture_output: bool) -> Iterator[None]:
@@ -173,8 +185,10 @@ class _LogFile:
         With ``capture_output`` only this file hears the log: the terminal belongs to the table of runs.
         """
         root = logging.getLogger()
-        handlers = root.handlers[:]
-        root.handlers[:] = [self._handler] if capture_output else [*handlers, self._handler]
+        handlers, level = root.handlers[:], root.level
+        given = [self._handler] if capture_output else [*handlers, self._handler]
+        root.handlers[:] = [*given, *self._added]
+        _set_level(root, self._level if self._level is not None else level)
         stdout, stderr = sys.stdout, sys.stderr
         if capture_output:
             sys.stdout = sys.stderr = self._stream
@@ -182,11 +196,26 @@ class _LogFile:
             yield
         finally:
             sys.stdout, sys.stderr = stdout, stderr
+            self._added = [handler for handler in root.handlers if handler not in given]
+            self._level = root.level
             root.handlers[:] = handlers
+            _set_level(root, level)
 
     def close(self) -> None:
         with contextlib.suppress(io.UnsupportedOperation):
             self._stream.close()
+
+
+def _cwd() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
+def _set_level(logger: logging.Logger, level: int) -> None:
+    if logger.level != level:  # setting it empties a cache of every logger
+        logger.setLevel(level)
 
 
 def _torch_flags() -> dict[str, Any]:
@@ -198,6 +227,7 @@ def _torch_flags() -> dict[str, Any]:
         "deterministic_warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
         "autocast_cache": torch.is_autocast_cache_enabled(),
     }
     for device_type in ("cpu", "cuda"):
@@ -213,6 +243,7 @@ def _set_torch_flags(flags: Mapping[str, Any]) -> None:
     torch.use_deterministic_algorithms(flags["deterministic"], warn_only=flags["deterministic_warn_only"])
     torch.backends.cudnn.deterministic = flags["cudnn_deterministic"]
     torch.backends.cudnn.benchmark = flags["cudnn_benchmark"]
+    torch.backends.cudnn.allow_tf32 = flags["cudnn_tf32"]
     torch.set_autocast_cache_enabled(flags["autocast_cache"])
     for device_type in ("cpu", "cuda"):
         torch.set_autocast_enabled(device_type, flags[f"autocast_{device_type}"])
