@@ -6,7 +6,9 @@ import logging
 import shutil
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,13 +18,16 @@ from hydra.utils import instantiate
 from lightning_fabric import Fabric
 
 from rfflow.errors import ConfigError, EngineError, OpError
+from rfflow.interruption import Interruption
+from rfflow.keeping import Keeper, is_disk_trouble, link_or_copy, resume_command, unsaved
 from rfflow.runs import ChunkResult, Experiment, ExperimentPaths, Run, RunPaths, RunState
+from rfflow.saved import Answer, SavedExperiment, SavedRun
 from rfflow.scheduler import Assignment, Scheduler
 from rfflow.spec import ExperimentSpec, Node, RunSpec
 from rfflow.steering import Steering
 from rfflow.training.checkpoint import SafetensorsIO
 from rfflow.training.coroutine import Boundary, Finished, Log, Progress, Ready
-from rfflow.training.memory import Holdings
+from rfflow.training.memory import Holdings, Tier, free_memory, is_out_of_memory, out_of_memory_advice
 from rfflow.training.trainee import Trainee, Workshop
 from rfflow.training.warm_start import WarmStart
 
@@ -84,6 +89,18 @@ class Engine:
         self._trainees: dict[int, Trainee] = {}
         self._steering: Steering | None = None
         self._is_open = False
+        self._keeper = Keeper(self.experiment, self._job_of)
+        self._interruption = Interruption(spec.checkpoint.grace, self._hurry, self._farewell)
+        self._active: Trainee | None = None
+        """Whoever has the device."""
+        self._hydra: dict[int, Any] = {}
+        self._saved: SavedExperiment | None = None
+        self._to_restore: dict[int, tuple[SavedRun, Path | None]] = {}
+        """Runs of an earlier process, and the checkpoints they go on from."""
+        self._logged: Counter[int] = Counter()
+        """How often each run has logged since its last checkpoint."""
+        self._to_skip: Counter[int] = Counter()
+        """How many of its next logs are repeated."""
 
     def add(self, spec: RunSpec, number: int, overrides: Iterable[str] = (), run_dir: Path | None = None) -> Run:
         """Put a run in the queue; nothing is built yet."""
@@ -93,29 +110,55 @@ class Engine:
         self.experiment.runs.append(run)
         return run
 
+    def go_on(self, saved: SavedExperiment) -> None:
+        """Take over what belongs to no run of an experiment of an earlier process; then :meth:`restore` its runs."""
+        self._saved = saved
+        self._keeper.go_on(saved)
+        self.experiment.started = saved.started
+
+    def restore(self, run: Run, record: SavedRun) -> None:
+        """Give a run that was added its past back."""
+        checkpoint = self._keeper.restore(run, record)
+        self._to_restore[run.number] = (record, checkpoint)
+
     def run(self) -> None:
         """Train until no run is left that can go on.
 
         Raises:
             ConfigError: before any training, if one of the new runs cannot be built.
+            Interrupted: if a signal came; everything is saved.
+            EngineError: if something could not be saved; nothing has been trained since.
         """
+        with self._interruption.heard():
+            self._run()
+
+    def _run(self) -> None:
         try:
-            self._open()
+            with self._interruption.raising():
+                self._open()
+            self.save()
             while True:
                 if self._steering is not None:
                     self._steering.take_ops()
+                self._interruption.raise_if_asked()
+                self._keeper.check()
                 assignment = self._scheduler.next()
                 if assignment is not None:
                     self._turn(assignment)
                 elif not self._wait_for_ops():
                     break
+            self._keeper.wait_for_all()
         except BaseException as error:
             self._is_open = False
+            if not isinstance(error, EngineError | OSError):
+                self._save_unsaved()
             try:
                 self._call("on_exception", error=error)
             except Exception:  # what went wrong first is what must be heard
                 log.exception("A callback failed after the experiment had")
             self._let_go()
+            if isinstance(error, OSError) and self.experiment.runs:
+                raise unsaved("what the runs log", error, self.experiment.paths.root) from error
             raise
 
     def close(self) -> None:
@@ -125,6 +168,10 @@ class Engine:
             self._call("on_experiment_end")
         self._let_go()
 
+    def save(self, answer: Answer | None = None, *, is_finished: bool = False) -> None:
+        """Write ``experiment.json``; once this returns, an op file that was answered is answered for good."""
+        self._keeper.write(self._scheduler.ahead, answer, is_finished=is_finished)
+
     def objective(self, run: Run) -> float | None:
         """Return the run's value of the metric that ranks the runs."""
         return self.experiment.spec.objective.value(run.metrics)
@@ -133,6 +180,7 @@ class Engine:
 
     def stop(self, run: Run) -> None:
         """Take a run off the device; its state is kept, and it can be resumed."""
+        self._checkpoint_now(run)
         run.move_to(RunState.STOPPED)
         self._scheduler.stop(run.number)
         holdings = self._trainees[run.number].holdings
@@ -174,9 +222,12 @@ class Engine:
             spec, label, hydra = self._composer.compose_clone(parent, overrides, number)
             run = Run(number, spec, label, paths, parent=parent.number)
             trainee = self._trainees[number] = self._make_trainee(run, hydra)
-            start = self._warm_start(parent, spec) if warm_start else None
+            start = self._warm_start(parent, spec, paths) if warm_start else None
+            if start is not None:
+                self._keeper.started_warm(run)
             run.first_chunk = start.first_chunk if start else 0
             run.plan = trainee.prepare(start).plan
+            self._hold(run)
         except (OSError, HydraException) as error:  # ours, and those of composing
             self._drop(number, paths)
             raise OpError(f"Cannot clone run {parent.number}: {error}") from error
@@ -209,17 +260,50 @@ class Engine:
 
     def _open(self) -> None:
         """Build every new run up to its first step, so that what is wrong with any of them is said now."""
-        new = [run for run in self.experiment.runs if run.state is RunState.QUEUED and run.plan is None]
-        if self._steering is None and self.experiment.spec.control.enabled:
+        new = [run for run in self.experiment.runs if not run.state.is_final and run.plan is None]
+        if self._steering is None and (self.experiment.spec.control.enabled or self.experiment.spec.policy):
             self._steering = Steering(self)  # refuses a control directory that another experiment owns
+            if self._saved is not None:
+                self._steering.go_on(self._saved.answer)
         for run in new:
-            run.plan = self._trainees[run.number].prepare().plan
+            self._prepare(run)
+        self._keeper.data = self._workshop.fingerprints()
+        if self._saved is not None:
+            self._saved.check_data(self._keeper.data)
         if not self._is_open:
             self._is_open = True
             self._call("on_experiment_start")
         for run in new:
             assert run.plan is not None
-            self._scheduler.add(run.number, chunks=len(run.plan))
+            record, _ = self._to_restore.get(run.number, (None, None))
+            self._scheduler.add(run.number, len(run.plan), len(run.chunks), None if record is None else record.ahead)
+            if run.state is RunState.STOPPED:
+                self._scheduler.stop(run.number)
+        for run in self.experiment.runs:
+            if run.state.is_final and run.number in self._trainees:
+                self._trainees.pop(run.number).close()
+
+    def _prepare(self, run: Run) -> None:
+        """Build a run up to its next step."""
+        trainee = self._trainees[run.number]
+        record, checkpoint = self._to_restore.get(run.number, (None, None))
+        start = None
+        if record is not None and record.is_warm:
+            start = WarmStart(run.parent or 0, run.paths.start, run.first_chunk)
+        if checkpoint is not None:
+            run.plan = trainee.prepare(start, checkpoint=checkpoint).plan
+            trainee.keep_weights()
+        else:
+            run.plan = (trainee.prepare() if start is None else trainee.prepare(start)).plan
+        self._hold(run)
+        if run.state is RunState.STOPPED:
+            assert trainee.holdings is not None
+            trainee.holdings.leave_device()
+
+    def _hold(self, run: Run) -> None:
+        holdings = self._trainees[run.number].holdings
+        if holdings is not None:
+            holdings.before_move = partial(self._keeper.wait, run)
 
     def _turn(self, assignment: Assignment) -> None:
         run = self.experiment.run(assignment.run)
@@ -227,16 +311,20 @@ class Engine:
             run.move_to(RunState.RUNNING)
             self._call("on_run_start", run=run)
         self._call("on_chunk_start", run=run, chunk=assignment.chunk)
-        trainee = self._trainees[run.number]
-        started, switched = time.time(), trainee.context.switch_seconds
+        self._keeper.wait(run)  # nothing of it may change while it is written
+        started, switched = time.time(), self._trainees[run.number].context.switch_seconds
         try:
-            self._make_room(trainee)
-            boundary = self._train_chunk(run, trainee)
+            boundary = self._train_or_try_again(run)
         except EngineError:
             raise
         except (Exception, SystemExit) as error:  # one run failing is news; the others go on
+            if is_disk_trouble(error):  # the others would fail by it too, one after the other
+                raise unsaved(f"what run {run.number} saves", error, self.experiment.paths.root) from error
             self._fail(run, error)
             return
+        finally:
+            self._active = None
+        trainee = self._trainees[run.number]
         self._workshop.memory.observe()
         result = ChunkResult(
             run=run.number,
@@ -245,7 +333,7 @@ class Engine:
             metrics=boundary.metrics,
             started=started,
             ended=time.time(),
-            switch=trainee.context.switch_seconds - switched,
+            switch=max(0.0, trainee.context.switch_seconds - switched),
         )
         run.chunks.append(result)
         run.metrics.update(result.metrics)
@@ -253,22 +341,94 @@ class Engine:
         if isinstance(boundary, Finished):
             self._scheduler.remove(run.number)  # it may have ended early, by a callback of the user's
             run.move_to(RunState.COMPLETED)
+        else:
+            self._keeper.draft(run, trainee)
         self._call("on_chunk_end", run=run, result=result)
         if isinstance(boundary, Finished):
             self._end(run)
+        else:
+            self._commit(run)
+            if self._has_nan(boundary) and self.experiment.spec.on_nan == "stop":
+                log.warning("Run %s is stopped: its loss or its weights are not numbers any more", run.number)
+                self.stop(run)
+        self.save()
+        if run.state is RunState.COMPLETED:
+            self._keeper.ended(run)
+
+    def _train_or_try_again(self, run: Run) -> Boundary:
+        """Train a chunk; if the memory is not enough, free what can be freed and train it once more."""
+        try:
+            trainee = self._active = self._trainees[run.number]
+            self._make_room(trainee)
+            return self._train_chunk(run, trainee)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            with self._trainees[run.number].context.active():
+                log.warning("Out of memory at step %s", run.step, exc_info=error)
+            log.warning("Run %s is out of memory and is tried once more with what could be freed", run.number)
+        try:
+            trainee = self._active = self._build_again(run)
+            return self._train_chunk(run, trainee)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise RuntimeError(out_of_memory_advice(error, self.fabric.device)) from error
+            raise
+
+    def _build_again(self, run: Run) -> Trainee:
+        self._trainees.pop(run.number).close()
+        for holdings in self._suspended():
+            holdings.leave_device()
+        free_memory(self.fabric.device)
+        checkpoint = self._keeper.newest(run)
+        run.step = checkpoint.step if checkpoint else 0
+        self._to_skip[run.number], self._logged[run.number] = self._logged[run.number], 0
+        trainee = self._trainees[run.number] = self._make_trainee(run, self._hydra.get(run.number))
+        start = None
+        if run.paths.start.exists() and run.parent is not None:
+            start = WarmStart(run.parent, run.paths.start, run.first_chunk)
+        if checkpoint is None:
+            trainee.prepare() if start is None else trainee.prepare(start)
+        else:
+            trainee.prepare(start, checkpoint=checkpoint.path)
+        self._hold(run)
+        self._make_room(trainee)
+        return trainee
 
     def _train_chunk(self, run: Run, trainee: Trainee) -> Boundary:
+        if self._interruption.number is not None:
+            trainee.hurry()
+        done = run.chunks[-1].step if run.chunks else 0
         while True:
             pause = trainee.resume()
             assert not isinstance(pause, Ready)
             self._publish(run, pause.logs)
             run.step = pause.step
             if isinstance(pause, Boundary):
+                if pause.step <= done:
+                    continue  # it is tried again, and its last checkpoint was before this boundary
+                if self._has_nan(pause) and self.experiment.spec.on_nan == "fail":
+                    raise ArithmeticError(f"the loss or a weight is NaN at step {pause.step} (engine.on_nan=fail)")
                 return pause
             assert isinstance(pause, Progress)
+            if self._interruption.number is not None and pause.can_checkpoint:
+                self._interrupt_here(run)
+
+    def _interrupt_here(self, run: Run) -> None:
+        """Leave a run in the middle of a chunk."""
+        self._checkpoint_now(run)
+        self._interruption.raise_if_asked()
+
+    def _has_nan(self, boundary: Boundary) -> bool:
+        loss = boundary.metrics.get("loss")
+        return not boundary.is_finite or (loss is not None and loss != loss)
 
     def _publish(self, run: Run, logs: Iterable[Log]) -> None:
         for step, metrics in logs:
+            self._logged[run.number] += 1
+            if self._to_skip[run.number]:
+                self._to_skip[run.number] -= 1
+                continue
             run.metrics.update(metrics)
             run.step = max(run.step, step)
             self.fabric.log_dict(namespaced(run.name, metrics), step=step)
@@ -283,24 +443,64 @@ class Engine:
         self._end(run)
 
     def _end(self, run: Run) -> None:
+        self._keeper.wait(run)
         self._trainees.pop(run.number).close()
         self._call("on_run_end", run=run)
+        if run.state is RunState.FAILED:
+            self.save()
+
+    def _commit(self, run: Run) -> None:
+        if self._keeper.commit(run):
+            self._logged[run.number] = 0
+
+    def _checkpoint_now(self, run: Run) -> None:
+        """Save a run as it stands, and wait until it is."""
+        trainee = self._trainees[run.number]
+        self._keeper.wait(run)
+        if trainee.holdings is not None and not self._keeper.is_saved(run):
+            trainee.holdings.move_to(Tier.DEVICE)
+            self._keeper.checkpoint_now(run, trainee)
+            self._logged[run.number] = 0
+
+    def _save_unsaved(self) -> None:
+        """Save what suspended runs have trained since their last checkpoint, as far as that can be."""
+        try:
+            for run in self.experiment.runs:
+                at_boundary = run.chunks and run.step == run.chunks[-1].step
+                if run.state is RunState.RUNNING and at_boundary and run.number in self._trainees:
+                    self._checkpoint_now(run)
+        except Exception:
+            log.exception("Not everything could be saved; the last checkpoints stand")
+
+    def _hurry(self) -> None:
+        if self._active is not None:
+            self._active.hurry()
+
+    def _farewell(self) -> str:
+        return f"Left at once. What was saved stands: {resume_command(self.experiment.paths.root)}"
+
+    def _job_of(self, number: int) -> tuple[str, ...] | None:
+        overrides_of = getattr(self._composer, "overrides_of", None)
+        return None if overrides_of is None else overrides_of(number)
 
     def _wait_for_ops(self) -> bool:
         """Wait while stopped runs could be resumed; return whether there is a reason to look again."""
         if self._steering is None:
             return False
-        if any(run.state is RunState.STOPPED and self.holds(run) for run in self.experiment.runs):
-            return self._steering.wait()
-        return self._steering.wait_for_young_files()
+        with self._interruption.raising():
+            stopped = [run for run in self.experiment.runs if run.state is RunState.STOPPED and self.holds(run)]
+            if any(self._steering.is_awaited(run) for run in stopped):
+                return self._steering.wait()
+            return self._steering.wait_for_young_files()
 
     # --- runs and their memory ----------------------------------------------------------------------------------------
 
     def _make_trainee(self, run: Run, hydra: Any) -> Trainee:
         run.paths.root.mkdir(parents=True, exist_ok=True)
+        self._hydra[run.number] = hydra
         return self._new_trainee(run, self._workshop, capture_output=self.experiment.spec.capture_output, hydra=hydra)
 
-    def _warm_start(self, parent: Run, spec: RunSpec) -> WarmStart:
+    def _warm_start(self, parent: Run, spec: RunSpec, paths: RunPaths) -> WarmStart:
         if not parent.paths.weights.is_file():
             raise OpError(
                 f"run {parent.number} has not reached a chunk boundary yet, so it has no weights to start from."
@@ -308,7 +508,8 @@ class Engine:
         chunks_done = len(parent.chunks)
         # The parent's place in its epoch, in the clone's chunks where the two cut it differently.
         place = (parent.first_chunk + chunks_done) % parent.spec.chunks
-        return WarmStart(parent.number, parent.paths.weights, place * spec.chunks // parent.spec.chunks)
+        link_or_copy(parent.paths.weights, paths.start)
+        return WarmStart(parent.number, paths.start, place * spec.chunks // parent.spec.chunks)
 
     def _make_room(self, trainee: Trainee) -> None:
         assert trainee.holdings is not None
@@ -332,6 +533,7 @@ class Engine:
         shutil.rmtree(paths.root, ignore_errors=True)
 
     def _let_go(self) -> None:
+        self._keeper.close()
         for trainee in self._trainees.values():
             trainee.close()
         self._trainees.clear()

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -62,8 +62,8 @@ class Interruption:
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for heard, handler in before.items():
+                signal.signal(heard, handler)
             if self._timer is not None:
                 self._timer.cancel()
 
@@ -109,7 +109,5 @@ class Interruption:
 
 def _say(text: str) -> None:
     # Past whatever a run has put in the place of the streams; a signal may fall into the middle of a print.
-    try:
+    with suppress(OSError):
         os.write(2, text.encode("utf-8", "replace"))
-    except OSError:
-        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -32,7 +33,7 @@ class Suspended(Protocol):
 class Keeper:
     """Writes what it takes to go on after a crash, and reads it back.
 
-    Whatever cannot be written ends the experiment with an :class:`EngineError`: training that is not saved would be lost.
+    Whatever cannot be written ends the experiment with an :class:`EngineError`: what is trained unsaved would be lost.
     """
 
     def __init__(self, experiment: Experiment, job_of: Callable[[int], tuple[str, ...] | None]):
@@ -54,6 +55,8 @@ class Keeper:
         self._warm: set[int] = set()
         self._last_answer: Answer | None = None
         self._is_first = True
+        self._versions = saved.versions()
+        self._configs: dict[int, str] = {}
         self.data: Mapping[str, str] = {}
         """Fingerprints of the rows."""
 
@@ -77,10 +80,10 @@ class Keeper:
         if self._spec.every is not None and len(run.chunks) % self._spec.every == 0:
             self._draft(run, trainee)
 
-    def commit(self, run: Run) -> None:
-        """Write the checkpoint that was begun, while other runs train."""
+    def commit(self, run: Run) -> bool:
+        """Write the checkpoint that was begun, while other runs train; return whether one was."""
         if run.number not in self._drafts:
-            return
+            return False
         draft, write = self._drafts.pop(run.number)
         progress = saved.progress_of(run)
         checkpoints, keep = self._checkpoints(run), self._keep(run, draft.step)
@@ -96,15 +99,29 @@ class Keeper:
             checkpoints.keep_only(keep)
 
         self._writer.submit(run.number, finish)
+        return True
+
+    def is_saved(self, run: Run) -> bool:
+        """Whether there is a checkpoint of the run as it stands, or none is wanted."""
+        return self._spec.every is None or run.step in (0, self._saved_step.get(run.number))
+
+    def wait_for_all(self) -> None:
+        """Wait until everything is written."""
+        with self._told("a checkpoint"):
+            self._writer.wait_for_all()
 
     def checkpoint_now(self, run: Run, trainee: Suspended) -> None:
         """Write the checkpoint of a run as it stands, unless there is one, and wait for it."""
         self.wait(run)
-        if self._spec.every is None or run.step in (0, self._saved_step.get(run.number)):
+        if self.is_saved(run):
             return
         self._draft(run, trainee)
         self.commit(run)
         self.wait(run)
+
+    def go_on(self, before: SavedExperiment) -> None:
+        """Take over what an earlier process had answered."""
+        self._last_answer, self._is_first = before.answer, False
 
     def write(self, ahead: Callable[[int], float], answer: Answer | None = None, *, is_finished: bool = False) -> None:
         """Write ``experiment.json``.
@@ -131,7 +148,7 @@ class Keeper:
             runs=tuple(runs),
             answer=self._last_answer,
             data=self.data,
-            versions=saved.versions(),
+            versions=self._versions,
             is_finished=is_finished,
         )
         with self._told("experiment.json"):
@@ -237,12 +254,17 @@ class Keeper:
             first_chunk=run.first_chunk,
             is_warm=run.number in self._warm,
             ahead=ahead,
-            config=run.spec.config,
+            config=self._config(run),
             error=None if run.error is None else (type(run.error).__name__, str(run.error)),
             chunks=tuple(run.chunks) if has_ended else (),
             metrics=dict(run.metrics) if has_ended else {},
             plan=run.plan if has_ended else None,
         )
+
+    def _config(self, run: Run) -> str:
+        if run.number not in self._configs:
+            self._configs[run.number] = saved.config_text(run.spec.config)
+        return self._configs[run.number]
 
     def _told(self, what: str) -> _Told:
         return _Told(what, self._experiment.paths.root)
@@ -258,7 +280,7 @@ class _Told:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError | RuntimeError) and not isinstance(error, EngineError):
+        if isinstance(error, Exception) and not isinstance(error, EngineError):
             raise unsaved(self._what, error, self._root) from error
 
 
@@ -266,8 +288,22 @@ def unsaved(what: str, error: BaseException, root: Path) -> EngineError:
     """Say that something could not be written, and how to go on once it can."""
     return EngineError(
         f"Cannot write {what}: {type(error).__name__}: {error}. Training has stopped, so that nothing is trained that "
-        f"would be lost; what was saved before stands. Make room or give the directory back, then: {resume_command(root)}"
+        "would be lost; what was saved before stands. Make room or give the directory back, then: "
+        f"{resume_command(root)}"
     )
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)
+_NO_ROOM_TEXTS = ("No space left on device", "Read-only file system", "PytorchStreamWriter failed", "os error 28")
+
+
+def is_disk_trouble(error: BaseException) -> bool:
+    """Whether a disk is full, or cannot be written to any more; some libraries say so in text alone."""
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return True
+    if any(text in str(error) for text in _NO_ROOM_TEXTS):
+        return True
+    return error.__cause__ is not None and is_disk_trouble(error.__cause__)
 
 
 def resume_command(root: Path) -> str:

@@ -23,6 +23,11 @@ class RunState(enum.Enum):
     DELETED = "deleted"
 
     @property
+    def is_final(self) -> bool:
+        """Whether the run will not train any more."""
+        return self in (RunState.COMPLETED, RunState.FAILED, RunState.DELETED)
+
+    @property
     def is_live(self) -> bool:
         """Whether the run still asks for the device."""
         return self in (RunState.QUEUED, RunState.RUNNING)

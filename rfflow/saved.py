@@ -1,8 +1,8 @@
 """``experiment.json``: what an experiment is, besides the checkpoints of its runs, so that it can be gone on with.
 
 How far a live run is, its checkpoints say; how far one is that has ended, this file says. The file is replaced in one
-move at every boundary and behind every op, and an op is applied once it is in here: its line in the journal and its file
-in ``done/`` follow, after a crash too.
+move at every boundary and behind every op, and an op is applied once it is in here: its line in the journal and its
+file in ``done/`` follow, after a crash too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from rfflow.control.journal import Entry
 from rfflow.errors import ConfigError
 from rfflow.runs import ChunkPlan, ChunkResult, Run, RunState
+from rfflow.spec import EXPERIMENT_KEYS
 
 VERSION = 1
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "hydra-core", "rfflow")
@@ -47,8 +48,8 @@ class SavedRun:
     """Whether it started from its parent's weights, of which it has a copy."""
     ahead: float = 0
     """Its fair share used so far, less the chunks that it has done."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """The resolved configuration."""
+    config: str = "{}"
+    """The resolved configuration, less what belongs to the experiment, as JSON."""
     error: tuple[str, str] | None = None
     """What a failed run failed of: the kind of error and its message."""
     chunks: tuple[ChunkResult, ...] = ()
@@ -84,6 +85,20 @@ class SavedExperiment:
         """Return a run, or None where there is none of that number."""
         return next((run for run in self.runs if run.number == number), None)
 
+    def check_data(self, data: Mapping[str, str]) -> None:
+        """Check that the rows are those that the runs have seen.
+
+        Raises:
+            ConfigError: naming the data set that is another.
+        """
+        for key, fingerprint in data.items():
+            if self.data.get(key, fingerprint) != fingerprint:
+                raise ConfigError(
+                    f"The rows of the data set {key} are not those that the experiment was started with (fingerprint "
+                    f"{fingerprint} instead of {self.data[key]}), so its runs cannot be gone on with. Give the old "
+                    "rows back, or start a new experiment."
+                )
+
 
 def read(path: Path) -> SavedExperiment | None:
     """Read the file; None where there is none.
@@ -102,7 +117,7 @@ def read(path: Path) -> SavedExperiment | None:
         check = json.loads(head)
         if check["version"] != VERSION:
             raise DamagedState(
-                f"{path} was written by another version of rfflow (format {check['version']}, this one reads {VERSION})."
+                f"{path} was written by another version of rfflow: format {check['version']}, not {VERSION}."
             )
         if check["crc32"] != zlib.crc32(body.encode()):
             raise ValueError("its checksum does not fit")
@@ -148,7 +163,17 @@ def write(path: Path, saved: SavedExperiment, texts: Mapping[int, str], *, is_fi
 
 def run_text(run: SavedRun) -> str:
     """Return a run as it stands in the file."""
-    return json.dumps({**asdict(run), "state": run.state.value}, default=str)
+    plain = {key: getattr(run, key) for key in SavedRun.__dataclass_fields__}
+    plain["state"] = run.state.value
+    plain["chunks"] = [asdict(chunk) for chunk in run.chunks]
+    plain["plan"] = run.plan and asdict(run.plan)
+    return json.dumps(plain)
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Return a configuration as text that can be compared: without what may change between two processes."""
+    own = {key: value for key, value in config.items() if key not in EXPERIMENT_KEYS}
+    return json.dumps(own, sort_keys=True, default=str)
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,10 @@ from rfflow.control.overrides import expand
 from rfflow.control.selection import select
 from rfflow.control.status import RunStatus, Status, StatusFile
 from rfflow.errors import OpError
+from rfflow.pilot import Pilot
+from rfflow.policies.scene import Decision
 from rfflow.runs import Experiment, Run, RunState
+from rfflow.saved import Answer
 from rfflow.tracking.files import shown
 
 if TYPE_CHECKING:
@@ -37,6 +41,8 @@ class Step:
     run: int
     apply: Callable[[], str]
     """Does it, and says in a sentence what came of it."""
+    chunk: int
+    """Chunks that the run has done."""
 
 
 class Steering:
@@ -50,16 +56,33 @@ class Steering:
         self._idle_until: float | None = None
         self._is_idle = False
         self._last_call: float | None = None
-        self._inbox = Inbox(self.directory, paths.root, polling=spec.polling)
+        self._inbox = Inbox(self.directory, paths.root, polling=spec.polling) if spec.enabled else None
         self._journal = Journal(paths.ops)
         self._status = StatusFile(self.directory)
+        self._answered: dict[tuple[str, str], list[Entry]] = {}
+        """What a process that is gone has answered, by file and stamp."""
+        self._policy_ops = 0
+        node = engine.experiment.spec.policy
+        try:
+            self._pilot = Pilot(node, engine.experiment, self._journal.read()) if node else None
+        except BaseException:
+            self.close()
+            raise
 
     def take_ops(self) -> None:
-        """Apply or refuse every op that has come."""
-        for item in self._inbox.scan():
+        """Apply or refuse every op that has come, those of people before those of the policy."""
+        for item in self._inbox.scan() if self._inbox is not None else ():
+            if self._was_answered(item):
+                continue
             if self._answer(item):
                 self._is_idle, self._last_call = False, None
+        for decision in self._pilot.decide() if self._pilot is not None else ():
+            self._follow(decision)
         self._write_status()
+
+    def is_awaited(self, run: Run) -> bool:
+        """Whether a stopped run waits for a person: one that the policy has stopped waits for nobody."""
+        return self._inbox is not None and (self._pilot is None or not self._pilot.stopped(run))
 
     def wait(self) -> bool:
         """Sleep until there may be an op; return False when ``control.idle_timeout`` has passed without one."""
@@ -69,6 +92,7 @@ class Steering:
             self._write_status()
             self._engine.tell("on_wait", control=self.directory, timeout=self._idle_timeout)
         left = None if self._idle_until is None else self._idle_until - time.monotonic()
+        assert self._inbox is not None
         if left is not None and left <= 0:
             return self.wait_for_young_files()
         self._inbox.wait(left)
@@ -76,7 +100,7 @@ class Steering:
 
     def wait_for_young_files(self) -> bool:
         """Give a file that came in the last moment the time to be written; return whether there is one."""
-        if not self._inbox.has_young_files:
+        if self._inbox is None or not self._inbox.has_young_files:
             return False
         if self._last_call is None:
             self._last_call = time.monotonic() + _LAST_CALL
@@ -89,34 +113,90 @@ class Steering:
         """Give the control directory back."""
         self._is_idle = False
         self._write_status()
-        self._inbox.close()
+        if self._inbox is not None:
+            self._inbox.close()
 
     # --- one file -----------------------------------------------------------------------------------------------------
 
     def _answer(self, item: Item) -> bool:
         """Apply the ops of a file, or none of them; return whether they were applied."""
+        assert self._inbox is not None
         try:
             if item.error is not None:
                 raise item.error
             steps = Plan(self._engine).of(item.ops)
         except OpError as error:
-            self._note(*self._refusals(item, str(error)))
+            self._note(Answer(item.name, item.identity.stamp, tuple(self._refusals(item, str(error)))))
             self._inbox.reject(item, str(error))
             return False
-        told = []
-        for step in steps:
-            chunk = len(self._engine.experiment.run(step.run).chunks)
-            detail = step.apply()
-            self._note(self._entry(item, step.op, step.run, "applied", detail, chunk))
-            run = self._engine.experiment.run(step.run)
-            self._engine.tell("on_op", run=run, text=f"{detail} (person, {item.name}, after chunk {chunk})")
-            told.append(detail)
-        self._inbox.done(item, "\n".join(told))
+        entries = [
+            self._entry(item, step.op, step.run, "applied", detail, chunk) for step, detail, chunk in _apply(steps)
+        ]
+        self._note(Answer(item.name, item.identity.stamp, tuple(entries)))
+        self._tell(entries, f"person, {item.name}")
+        self._inbox.done(item, "\n".join(entry.detail for entry in entries))
         return True
 
-    def _note(self, *entries: Entry) -> None:
+    def _follow(self, decision: Decision) -> None:
+        """Apply an op of the policy as one of a person, or refuse it."""
+        assert self._pilot is not None
+        by, op = self._pilot.by(decision), decision.op
+        self._policy_ops += 1
+        file, stamp = f"({by})", f"{os.getpid()}:{self._policy_ops}"
         try:
-            self._journal.append(*entries)
+            steps = Plan(self._engine).of([op])
+        except OpError as error:
+            if self._pilot.refuse(decision, str(error)):
+                log.warning("Refused an op of %s: %s", by, error)
+                entries = [Entry(op.verb, None, "refused", str(error), by, file, stamp)]
+                self._note(Answer(file, stamp, tuple(entries)))
+            return
+        entries = [
+            Entry(op.verb, step.run, "applied", f"{detail} {_sentence(decision.why)}", by, file, stamp, chunk)
+            for step, detail, chunk in _apply(steps)
+        ]
+        self._note(Answer(file, stamp, tuple(entries)))
+        self._tell(entries, by)
+
+    def _tell(self, entries: Sequence[Entry], source: str) -> None:
+        for entry in entries:
+            assert entry.run is not None
+            run = self._engine.experiment.run(entry.run)
+            self._engine.tell("on_op", run=run, text=f"{entry.detail} ({source}, after chunk {entry.chunk})")
+
+    def go_on(self, answer: Answer | None) -> None:
+        """Take over from a process that is gone: what it had answered is not answered again."""
+        entries = self._journal.read()
+        if answer is not None:
+            written = sum((entry.file, entry.stamp) == (answer.file, answer.stamp) for entry in entries)
+            missing = answer.entries[written:]
+            self._journal.append(*missing)
+            entries += missing
+        for entry in entries:
+            if entry.file is not None and entry.stamp is not None:
+                self._answered.setdefault((entry.file, entry.stamp), []).append(entry)
+
+    def _was_answered(self, item: Item) -> bool:
+        """File an item away that was answered by a process that died before it could do so."""
+        assert self._inbox is not None
+        entries = self._answered.pop((item.name, item.identity.stamp), None)
+        if entries is None:
+            return False
+        text = "\n".join(entry.detail for entry in entries)
+        if any(entry.outcome == "applied" for entry in entries):
+            self._inbox.done(item, text)
+        else:
+            self._inbox.reject(item, entries[0].detail)
+        return True
+
+    def _note(self, answer: Answer) -> None:
+        # First the experiment's own state: from here on the ops are applied, whatever happens. A process that goes on
+        # adds the lines that are missing.
+        self._engine.save(answer)
+        if self._pilot is not None:
+            self._pilot.note(answer.entries)
+        try:
+            self._journal.append(*answer.entries)
         except OSError as error:  # a full disk must not end the training; the answer beside the file says the same
             log.error("Cannot write %s: %s", self._journal.path, error)
 
@@ -138,6 +218,8 @@ class Steering:
         )
 
     def _write_status(self) -> None:
+        if self._inbox is None:
+            return
         experiment = self._engine.experiment
         runs = tuple(_status(run) for run in experiment.runs)
         self._status.write(Status(str(experiment.paths.root), runs, waiting=self._is_idle))
@@ -203,7 +285,7 @@ class Plan:
 
     def _step(self, op: Op, run: Run, state: RunState, apply: Callable[[Run], str]) -> Step:
         self._views[run.number] = replace(self._views[run.number], state=state)
-        return Step(op, run.number, lambda: apply(run))
+        return Step(op, run.number, lambda: apply(run), len(run.chunks))
 
     def _clone(self, op: Clone, parent: Run, overrides: tuple[str, ...]) -> Step:
         number = max(self._runs) + 1
@@ -218,7 +300,7 @@ class Plan:
             how = start if op.warm_start else ""
             return f"Run {parent.number} was cloned as run {number}{how}: {' '.join(overrides) or 'no overrides'}."
 
-        return Step(op, parent.number, admit)
+        return Step(op, parent.number, admit, len(parent.chunks))
 
     def _stop(self, run: Run) -> str:
         self._engine.stop(run)
@@ -231,6 +313,15 @@ class Plan:
     def _delete(self, run: Run) -> str:
         self._engine.delete(run)
         return f"Run {run.number} was deleted {_place(run)}; what it saved stays in {shown(run.paths.checkpoints)}."
+
+
+def _apply(steps: Sequence[Step]) -> list[tuple[Step, str, int]]:
+    """Apply the steps; return with each what came of it, and the chunks that its run had done."""
+    return [(step, step.apply(), step.chunk) for step in steps]
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:].rstrip(".") + "."
 
 
 def _place(run: Run) -> str:

@@ -55,6 +55,8 @@ class Boundary:
     step: int
     logs: tuple[Log, ...]
     metrics: Mapping[str, float]
+    is_finite: bool = True
+    """Whether the weights that are trained are all numbers."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ disk: runs that tokenize the same rows in the same way then find the first one's
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +76,19 @@ def load_data(spec: DatasetSpec, seed: int, trainer: TrainerSpec | None = None) 
         source = f"The evaluation set {spec.eval_path or spec.eval_split or f'held out of {_source(spec)}'}"
         held_out = _finish(held_out, eval_rows[: spec.max_eval_samples], spec, trainer, source)
     return Data(train, held_out)
+
+
+def fingerprint(data: Data) -> str:
+    """Return a fingerprint of the rows: their number, their columns, and up to 20,000 of them, evenly chosen."""
+    digest = hashlib.sha256()
+    for rows in (data.train, data.eval):
+        if rows is None:
+            continue
+        digest.update(f"{len(rows)} {rows.column_names}\n".encode())
+        step = -(-len(rows) // 20_000)
+        for batch in (rows if step == 1 else rows.select(range(0, len(rows), step))).iter(1000):
+            digest.update(json.dumps(batch, default=str).encode())
+    return digest.hexdigest()[:32]
 
 
 def _finish(dataset: Dataset, rows: np.ndarray, spec: DatasetSpec, trainer: TrainerSpec | None, source: str) -> Dataset:

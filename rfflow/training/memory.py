@@ -8,6 +8,7 @@ keeps its identity and its bits on the way: only its storage moves, so neither m
 from __future__ import annotations
 
 import enum
+import gc
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -264,6 +265,32 @@ def show_bytes(count: float) -> str:
             break
         count /= 1000
     return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on the device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+
+
+def out_of_memory_advice(error: BaseException, device: torch.device) -> str:
+    """Say what a run lacked and what it might try."""
+    free = f" {show_bytes(_free_bytes(device))} are free on the {device.type} now."
+    first = " ".join(str(error).split())[:300]
+    return (
+        f"out of memory, also with every other run moved away: {first}{free} Try a smaller "
+        "trainer.args.per_device_train_batch_size with a larger trainer.args.gradient_accumulation_steps, a smaller "
+        "trainer.args.max_length, trainer.args.gradient_checkpointing=true, an adapter (peft=lora) or a smaller dtype."
+    )
 
 
 def _free_bytes(device: torch.device) -> int:

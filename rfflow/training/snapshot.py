@@ -135,8 +135,8 @@ def _users_callbacks(trainer: Trainer, ours: TrainerCallback) -> list[TrainerCal
     return [
         callback
         for callback in trainer.callback_handler.callbacks
-        if callback is not ours
-        and (isinstance(callback, ExportableState) or not type(callback).__module__.startswith(("transformers.", "trl.")))
+        if isinstance(callback, ExportableState)
+        or not (callback is ours or type(callback).__module__.startswith(("transformers.", "trl.")))
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from rfflow.training.bases import Base, Bases
 from rfflow.training.build import build_trainer
 from rfflow.training.context import RunContext
 from rfflow.training.coroutine import Boundary, Pause, Ready, TrainerCoroutine
-from rfflow.training.data import Data, load_data
+from rfflow.training.data import Data, fingerprint, load_data
 from rfflow.training.memory import Holdings, Memory, own_tensors
 from rfflow.training.models import load_base
-from rfflow.training.warm_start import WarmStart, load_weights, start_at_chunk, trained_weights
+from rfflow.training.warm_start import WarmStart, all_finite, load_weights, start_at_chunk, trained_weights
 
 
 class Workshop:
@@ -40,6 +41,10 @@ class Workshop:
         if key not in self._data:
             self._data[key] = load_data(spec, self._seed, trainer)
         return self._data[key]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return a fingerprint of the rows of every data set that was read."""
+        return {key: fingerprint(data) for key, data in self._data.items()}
 
 
 class Trainee:
@@ -102,10 +107,17 @@ class Trainee:
             for model in filter(None, (self.run.spec.model, self.run.spec.trainer.ref_model)):
                 self._workshop.bases.get(model).check_untouched(f"Run {self.run.number}")
             self.holdings.measure()
-            # For clones that start warm, also from a run that fails later or has left the device.
-            weights = trained_weights(self._coroutine.trainer.model)
-            self._workshop.fabric.save(self.run.paths.weights, {"weights": weights})
+            if all_finite(self._coroutine.trainer.model):
+                self.keep_weights()
+            else:
+                pause = replace(pause, is_finite=False)
         return pause
+
+    def keep_weights(self) -> None:
+        """Save the weights for clones that start warm, also from a run that fails later or has left the device."""
+        assert self._coroutine is not None, "prepare() comes first"
+        weights = trained_weights(self._coroutine.trainer.model)
+        self._workshop.fabric.save(self.run.paths.weights, {"weights": weights})
 
     def hurry(self) -> None:
         """Make the trainer pause behind its current step, at the first place from which a resume is exact."""

@@ -32,6 +32,11 @@ def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def all_finite(model: torch.nn.Module) -> bool:
+    """Return whether every weight that is trained is a number."""
+    return all(bool(torch.isfinite(weight).all()) for weight in trained_weights(model).values())
+
+
 def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], parent: int) -> None:
     """Copy a parent's weights into the model of its clone.
 

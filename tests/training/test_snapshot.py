@@ -42,9 +42,7 @@ def begin(spec: RunSpec, root: Path, workshop: Workshop, **kwargs: object) -> Tr
     return trainee
 
 
-def snapshots_of(
-    trainee: Trainee, folder: Path, *, between: bool = False, ends: int = 100
-) -> list[tuple[int, Path]]:
+def snapshots_of(trainee: Trainee, folder: Path, *, between: bool = False, ends: int = 100) -> list[tuple[int, Path]]:
     """Train to the end (or through some boundaries), taking a snapshot at each boundary, or at each step."""
     taken: list[tuple[int, Path]] = []
     if between:
