@@ -6,8 +6,9 @@ a mistake is reported the same way wherever it was made. The standard library an
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -92,7 +93,7 @@ class TrainerSpec:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One configuration to train."""
+    """One configuration to train: read from a configuration of ours, or built by a function of an app's own."""
 
     model: ModelSpec
     dataset: DatasetSpec
@@ -105,6 +106,11 @@ class RunSpec:
     """Evaluate at every chunk boundary where there is an evaluation set."""
     config: Node = field(default_factory=dict)
     """The resolved configuration this was read from, for people to look at."""
+    build: Callable[[], Any] | None = None
+    """Builds the trainer, where an app does that itself; ``model``, ``dataset``, ``trainer`` and ``peft`` say nothing
+    then."""
+    experiment: Node | None = None
+    """What belongs to the experiment, where it does not stand at the root of the configuration."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +171,8 @@ class CheckpointSpec:
     every: int | None = 1
     """Chunks between two checkpoints of a run; ``None`` saves nothing, and nothing can be gone on with."""
     keep: tuple[str, ...] = ("final",)
-    """What stays of a run that has completed: its ``last`` checkpoint before the end, its ``best`` one by the objective,
-    the ``final`` adapter or model. While a run goes, its newest two checkpoints stay in any case."""
+    """What stays of a run that has completed: its ``last`` checkpoint before the end, its ``best`` one by the
+    objective, the ``final`` adapter or model. While a run goes, its newest two checkpoints stay in any case."""
     grace: float = 30
     """Seconds from a SIGTERM until the process is left, whether everything is saved or not."""
 
@@ -217,7 +223,51 @@ def read_run(cfg: DictConfig) -> RunSpec:
     )
 
 
-EXPERIMENT_KEYS = ("name", "objective", "engine", "control", "checkpoint", "loggers", "callbacks")
+def built_run(build_trainer: Callable[[DictConfig], Any], cfg: DictConfig, name: str) -> RunSpec:
+    """Return the run of an app whose function builds the trainer; our settings stand in its section ``rfflow``, if any.
+
+    Args:
+        build_trainer: takes the app's configuration and returns a ``transformers.Trainer`` that has not trained.
+        cfg: the app's configuration.
+        name: the experiment's name, if the section has none.
+    """
+    config = _to_container(cfg)
+    allowed = (*EXPERIMENT_KEYS, "seed", "chunks", "evaluate")
+    section = _settings(config.get("rfflow"), "rfflow", allowed)
+    chunks, evaluate = section.pop("chunks", 4), section.pop("evaluate", True)
+    for group, defaults in _TRACKING.items():
+        section[group] = {**{key: {"_target_": target} for key, target in defaults.items()}, **section.get(group, {})}
+    return RunSpec(
+        model=ModelSpec("built by the app"),
+        dataset=DatasetSpec(path="built by the app"),
+        trainer=TrainerSpec("built by the app", "built by the app"),
+        peft=None,
+        chunks=_at_least_one(chunks, "rfflow.chunks"),
+        evaluate=_boolean(evaluate, "rfflow.evaluate"),
+        config=config,
+        build=functools.partial(build_trainer, cfg),
+        experiment={"name": name, "seed": config.get("seed", 42), **section},
+    )
+
+
+# What conf/ chooses for our own configurations.
+_TRACKING: Mapping[str, Mapping[str, str]] = {
+    "callbacks": {
+        "table": "rfflow.tracking.table.LiveTable",
+        "runs_csv": "rfflow.tracking.runs_csv.RunsTable",
+        "metrics_log": "rfflow.tracking.metrics_log.MetricsLog",
+        "timeline": "rfflow.tracking.timeline.Timeline",
+    },
+    "loggers": {"tensorboard": "rfflow.tracking.tensorboard.TensorBoardLogger"},
+}
+
+
+def experiment_config(spec: RunSpec, cfg: DictConfig) -> DictConfig:
+    """Return the configuration that the experiment of a run is read from."""
+    return cfg if spec.experiment is None else OmegaConf.create(dict(spec.experiment))
+
+
+EXPERIMENT_KEYS = ("name", "objective", "engine", "control", "checkpoint", "policy", "loggers", "callbacks")
 
 
 def read_experiment(cfg: DictConfig) -> ExperimentSpec:
@@ -237,6 +287,7 @@ def read_experiment(cfg: DictConfig) -> ExperimentSpec:
         memory=MemorySpec(**memory),
         control=_check_control(ControlSpec(**control)),
         checkpoint=_read_checkpoint(config.get("checkpoint")),
+        policy=_read_policy(config.get("policy")),
         **engine,
     )
 
@@ -256,6 +307,16 @@ def _check_control(control: ControlSpec) -> ControlSpec:
     _boolean(control.enabled, "control.enabled")
     _boolean(control.polling, "control.polling")
     return control
+
+
+def _read_policy(section: Any) -> Node | None:
+    if not section:
+        return None
+    if not isinstance(section, Mapping) or not section.get("_target_"):
+        raise ConfigError(
+            f"policy is {section!r}, which has no _target_. Choose one with policy=halving, or none with policy=none."
+        )
+    return dict(section)
 
 
 def _read_checkpoint(section: Any) -> CheckpointSpec:
