@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.figures import Results, read_results, table, write_readme, write_results
+from benchmarks.figures import Results, markdown, read_results, table, write_readme, write_results
 from benchmarks.parts import PARTS, RUNS, Bench
 from benchmarks.sides import ROOT
 from benchmarks.work import MODELS, make_work
@@ -23,6 +23,17 @@ ON_TINY = ("ops",)  # what is measured there does not depend on the model
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print tables, and write what was asked for."""
     args = _parser().parse_args(argv)
+    titles = {part: title for part, (title, _) in PARTS.items()}
+    if args.tables:
+        print(markdown(args.out, titles))
+    else:
+        _measure(args)
+    if args.write_readme:
+        write_readme(args.out, titles)
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> None:
     results, _ = read_results(args.out)
     results_now: Results = {}
     folder = Path(tempfile.mkdtemp(prefix="rfflow-benchmarks-"))
@@ -46,9 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     shutil.rmtree(folder)
     print(f"\n{time.monotonic() - begun:.0f} s; all figures are in {args.out}")
-    if args.write_readme:
-        write_readme(results, {part: title for part, (title, _) in PARTS.items()})
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         default=ROOT / "outputs/benchmarks/results.json",
         help="JSON of all figures; what is measured now replaces what is there of the same part and model",
     )
+    parser.add_argument("--tables", action="store_true", help="measure nothing; print what the JSON file holds")
     parser.add_argument("--write-readme", action="store_true", help="put the tables into benchmarks/README.md")
     return parser
 

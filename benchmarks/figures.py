@@ -95,18 +95,20 @@ def write_results(path: Path, results: Results) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def write_readme(results: Results, titles: dict[str, str], readme: Path = README) -> None:
-    """Put the tables between the marks of the README."""
+def write_readme(path: Path, titles: dict[str, str], readme: Path = README) -> None:
+    """Put the tables of everything measured between the marks of the README."""
     text = readme.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     assert begin and end, f"{readme} has lost its marks {BEGIN} and {END}"
-    readme.write_text(f"{before}{BEGIN}\n{markdown(results, titles)}\n{END}{after}", encoding="utf-8")
+    readme.write_text(f"{before}{BEGIN}\n{markdown(path, titles)}\n{END}{after}", encoding="utf-8")
 
 
-def markdown(results: Results, titles: dict[str, str]) -> str:
+def markdown(path: Path, titles: dict[str, str]) -> str:
     """Return all tables, part by part."""
-    about = machine()
+    results, about = read_results(path)
+    if not results:
+        return "Nothing has been measured yet."
     lines = [
         f"Measured on {about['date']}: {about['cores']} cores ({about['processor']}), Python {about['python']}, "
         + ", ".join(f"{name} {number}" for name, number in about["versions"].items())

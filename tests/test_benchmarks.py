@@ -40,7 +40,7 @@ def test_a_part_that_is_measured_again_replaces_only_itself(tmp_path: Path) -> N
     results["wall"]["smollm2"] = [Figure("ratio", (1.5,), "", 1)]
     write_results(out, results)
     assert machine["cores"] and json.loads(out.read_text())["results"].keys() == {"wall", "ops"}
-    write_readme(read_results(out)[0], {"wall": "Wall time"}, readme)
+    write_readme(out, {"wall": "Wall time"}, readme)
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("Before\n") and text.endswith("\nafter\n") and "old" not in text
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "ratio" in line]
