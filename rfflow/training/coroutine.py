@@ -186,6 +186,11 @@ class _SuspendingCallback(TrainerCallback):
                 f"chunks is {self._chunks}, but an epoch has only {steps_per_epoch} optimizer steps{whole}. "
                 f"Allowed: 1 to {cycles}. More data or a smaller batch makes more steps."
             ) from error
+        if not ends:
+            raise ConfigError(
+                f"The run takes no optimizer step: trainer.args.num_train_epochs is {args.num_train_epochs} and "
+                f"max_steps is {args.max_steps}. Allowed: more than 0 of one of them."
+            )
         self._ends = frozenset(ends)
         self._steps_per_epoch, self._cycle = steps_per_epoch, cycle
         if self._coroutine._checkpoint is not None:
