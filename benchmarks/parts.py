@@ -87,6 +87,7 @@ def _per_boundary(watched: dict[str, Any]) -> dict[str, float]:
         "switches": sum(chunk["switch"] for chunk in watched["chunks"]),
         "weights file": total["weights"],
         "check of the base": total["fingerprint"],
+        "count of the run's bytes": total["holdings"],
         "callbacks and loggers": hooks + total["loggers"],
         "inbox and status file": total["inbox"],
         "scheduler": total["scheduler"],
@@ -290,7 +291,7 @@ def ops(bench: Bench) -> list[Figure]:
 
 
 PARTS: dict[str, tuple[str, Callable[[Bench], list[Figure]]]] = {
-    "switches": ("Between chunks, 2 runs, in percent of the training", switches),
+    "switches": ("Between the chunks of 2 runs", switches),
     "wall": ("Wall time, imports included", wall),
     "first": ("The first comparison of all runs", first),
     "memory": ("Memory of runs on one base", memory),

@@ -23,6 +23,7 @@ from rfflow.scheduler import Scheduler
 from rfflow.steering import Steering
 from rfflow.training.bases import Base
 from rfflow.training.coroutine import TrainerCoroutine
+from rfflow.training.memory import Holdings
 from rfflow.training.trainee import Trainee
 
 TIMED: dict[str, tuple[type, str]] = {
@@ -30,6 +31,7 @@ TIMED: dict[str, tuple[type, str]] = {
     "resume": (Trainee, "resume"),
     "weights": (Fabric, "save"),
     "fingerprint": (Base, "check_untouched"),
+    "holdings": (Holdings, "measure"),
     "loggers": (Fabric, "log_dict"),
     "inbox": (Steering, "take_ops"),
     "scan": (Inbox, "scan"),
