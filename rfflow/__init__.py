@@ -9,13 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rfflow.errors import ConfigError, RunFailed
-    from rfflow.launcher import train
+    from rfflow.launcher import run, train
+    from rfflow.notebook import sweep
     from rfflow.runs import Callback
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "ConfigError", "RunFailed", "__version__", "train"]
+__all__ = ["Callback", "ConfigError", "RunFailed", "__version__", "run", "sweep", "train"]
 
-_HOME = {"Callback": "runs", "ConfigError": "errors", "RunFailed": "errors", "train": "launcher"}
+_HOME = {
+    "Callback": "runs",
+    "ConfigError": "errors",
+    "RunFailed": "errors",
+    "run": "launcher",
+    "sweep": "notebook",
+    "train": "launcher",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rfflow.errors import ConfigError
 from rfflow.overrides import on_top, setting_apart
 from rfflow.runs import Run
-from rfflow.spec import EXPERIMENT_KEYS, Node, RunSpec
+from rfflow.spec import EXPERIMENT_KEYS, Node, RunSpec, experiment_config
 
 _composing: ContextVar[bool] = ContextVar("rfflow_composing", default=False)
 
@@ -173,7 +173,7 @@ class _WaitingCallbacks(Callbacks):
         spec = job_return._return_value
         if job_return.status is JobStatus.COMPLETED and isinstance(spec, RunSpec):
             assert job_return.cfg is not None
-            job = Job(spec, config, job_return.cfg, job_return, _shared(job_return.cfg))
+            job = Job(spec, config, job_return.cfg, job_return, _shared(experiment_config(spec, job_return.cfg)))
             self._waiting[job.number] = job
         else:
             super().on_job_end(config=config, job_return=job_return, **kwargs)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from rfflow.errors import ConfigError, RunFailed
 from rfflow.jobs import Composer, Job, check_shared, is_composing
 from rfflow.runs import ExperimentPaths, Run, RunState
-from rfflow.spec import ExperimentSpec, RunSpec, read_experiment, read_run
+from rfflow.spec import ExperimentSpec, RunSpec, built_run, experiment_config, read_experiment, read_run
 from rfflow.tracking.files import shown
 
 if TYPE_CHECKING:
@@ -45,16 +45,47 @@ def train(cfg: DictConfig) -> RunSpec | float | None:
         ConfigError: before any training, if the configuration cannot be.
         RunFailed: if the run raised while training.
     """
-    spec = read_run(cfg)
+    return _train(cfg, read_run)
+
+
+def run(build_trainer: Callable[[DictConfig], Any], cfg: DictConfig) -> RunSpec | float | None:
+    """Train what a function of your own builds: for an app that has its own configuration and its own script.
+
+    ::
+
+        @hydra.main(version_base="1.3", config_path="conf", config_name="config")
+        def main(cfg):
+            return rfflow.run(build_trainer, cfg)
+
+    With ``hydra/launcher=rfflow`` the jobs of a sweep train side by side, and ops, curves and checkpoints are as they
+    are elsewhere. Settings of ours may stand in a section ``rfflow`` of the configuration: ``chunks``, ``evaluate``,
+    ``objective``, ``engine``, ``control``, ``callbacks``, ``loggers``.
+
+    Args:
+        build_trainer: takes ``cfg`` and returns a ``transformers.Trainer`` of any kind, without calling ``train()``.
+        cfg: the job's configuration.
+
+    Returns:
+        What :func:`train` returns.
+
+    Raises:
+        ConfigError: before any training, if the configuration cannot be.
+        RunFailed: if the run raised while training.
+    """
+    return _train(cfg, lambda cfg: built_run(build_trainer, cfg, HydraConfig.get().job.name))
+
+
+def _train(cfg: DictConfig, read: Callable[[DictConfig], RunSpec]) -> RunSpec | float | None:
+    spec = read(cfg)
     if is_composing():
         return spec
     hydra = HydraConfig.get()
     overrides = tuple(hydra.overrides.task)
     paths = ExperimentPaths(_relative(Path(hydra.runtime.output_dir)))
     config = cast(DictConfig, cast(DictConfig, hydra)._get_parent())
-    composer = Composer(config, GlobalHydra.instance().config_loader(), Callbacks(), read_run, paths.root)
+    composer = Composer(config, GlobalHydra.instance().config_loader(), Callbacks(), read, paths.root)
     composer.remember(0, overrides)
-    engine = make_engine(read_experiment(cfg), paths, composer)
+    engine = make_engine(read_experiment(experiment_config(spec, cfg)), paths, composer)
     try:
         run = engine.add(spec, 0, overrides)
         engine.run()
@@ -156,7 +187,8 @@ class Sweep:
         check_shared(self._jobs)
         if self._engine is None:
             with jobs[0].hydra_config():
-                self._engine = make_engine(read_experiment(jobs[0].cfg), self._paths, self._composer)
+                experiment = read_experiment(experiment_config(jobs[0].spec, jobs[0].cfg))
+                self._engine = make_engine(experiment, self._paths, self._composer)
         for job in jobs:
             self._add(self._engine, job)
         try:

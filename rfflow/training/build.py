@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,20 @@ def build_trainer(
         copied = base.unshare(trainer.model)
         if copied:
             log.info("%d base parameters are trained by this run and are its own copies", copied)
+    return trainer
+
+
+def call_builder(build: Callable[[], Any]) -> Trainer:
+    """Return what a function of the user's builds.
+
+    Raises:
+        ConfigError: if it raises, or returns something else than a trainer.
+    """
+    name = getattr(getattr(build, "func", build), "__name__", repr(build))
+    with _refusals(f"{name} fails"):
+        trainer = build()
+    if not isinstance(trainer, Trainer):
+        raise ConfigError(f"{name} returned {type(trainer).__name__}. Allowed: a transformers.Trainer.")
     return trainer
 
 

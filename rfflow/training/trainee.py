@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from transformers import Trainer
 
@@ -16,7 +18,7 @@ from rfflow.errors import ConfigError
 from rfflow.runs import Run
 from rfflow.spec import DatasetSpec, MemorySpec, TrainerSpec
 from rfflow.training.bases import Base, Bases
-from rfflow.training.build import build_trainer
+from rfflow.training.build import build_trainer, call_builder
 from rfflow.training.context import RunContext
 from rfflow.training.coroutine import Boundary, Pause, Ready, TrainerCoroutine
 from rfflow.training.data import Data, fingerprint, load_data
@@ -71,14 +73,9 @@ class Trainee:
         """
         spec = self.run.spec
         try:
-            base = self._workshop.bases.get(spec.model)
-            reference = self._workshop.bases.get(spec.trainer.ref_model) if spec.trainer.ref_model else None
-            data = self._workshop.data(spec.dataset, spec.trainer)
-            if spec.peft is None:
-                self._workshop.memory.require(base.bytes, base.bytes, "Training every weight of the model")
+            build, shared = self._plan()
             with self.context.active():
-                device = self._workshop.fabric.device
-                trainer = build_trainer(spec, base, data, self.run.paths.checkpoints, device, reference)
+                trainer = build()
                 if warm_start is not None:
                     self._warm(trainer, warm_start)
                 self._coroutine = TrainerCoroutine(
@@ -91,7 +88,7 @@ class Trainee:
         finally:
             self._workshop.bases.part_tokenizers()
         assert isinstance(ready, Ready)
-        self._hold(trainer, base)
+        self._hold(trainer, shared)
         return ready
 
     def resume(self) -> Pause:
@@ -104,8 +101,8 @@ class Trainee:
         with self.context.active():
             pause = self._coroutine.resume()
         if isinstance(pause, Boundary):
-            for model in filter(None, (self.run.spec.model, self.run.spec.trainer.ref_model)):
-                self._workshop.bases.get(model).check_untouched(f"Run {self.run.number}")
+            for base in self._bases():
+                base.check_untouched(f"Run {self.run.number}")
             self.holdings.measure()
             if all_finite(self._coroutine.trainer.model):
                 self.keep_weights()
@@ -143,14 +140,33 @@ class Trainee:
             self.holdings.forget()
         self.context.close()
 
+    def _plan(self) -> tuple[Callable[[], Trainer], torch.nn.Module]:
+        """Load what the run shares; return what builds its trainer, and the model whose tensors are not its own."""
+        spec = self.run.spec
+        if spec.build is not None:
+            return functools.partial(call_builder, spec.build), torch.nn.Module()
+        base, *references = self._bases()
+        data = self._workshop.data(spec.dataset, spec.trainer)
+        if spec.peft is None:
+            self._workshop.memory.require(base.bytes, base.bytes, "Training every weight of the model")
+        device, reference = self._workshop.fabric.device, next(iter(references), None)
+        checkpoints = self.run.paths.checkpoints
+        return functools.partial(build_trainer, spec, base, data, checkpoints, device, reference), base.model
+
+    def _bases(self) -> list[Base]:
+        """Return the models that the run shares with others: its base, and the reference it compares with."""
+        spec = self.run.spec
+        names = [] if spec.build is not None else [spec.model, spec.trainer.ref_model]
+        return [self._workshop.bases.get(name) for name in names if name is not None]
+
     def _warm(self, trainer: Trainer, warm_start: WarmStart) -> None:
         weights = self._workshop.fabric.load(warm_start.weights)["weights"]
         load_weights(trainer.model, weights, warm_start.parent)
         start_at_chunk(trainer, warm_start.first_chunk, self.run.spec.chunks)
 
-    def _hold(self, trainer: Trainer, base: Base) -> None:
+    def _hold(self, trainer: Trainer, shared: torch.nn.Module) -> None:
         file = self.run.paths.root / ".suspended.safetensors"
-        self.holdings = Holdings(self._workshop.fabric, own_tensors(trainer, base.model), file)
+        self.holdings = Holdings(self._workshop.fabric, own_tensors(trainer, shared), file)
         self.holdings.measure()
 
     def _save(self, trainer: Trainer) -> None:
