@@ -197,6 +197,8 @@ class ExperimentSpec:
     memory: MemorySpec = field(default_factory=MemorySpec)
     control: ControlSpec = field(default_factory=ControlSpec)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
+    policy: Node | None = None
+    """A policy by ``_target_`` (:class:`rfflow.policies.Policy`), with ``dry_run`` and ``name`` of rfflow's own."""
     on_nan: Literal["fail", "stop", "ignore"] = "fail"
     """What becomes of a run whose loss or weights are not numbers any more."""
 
