@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from recipes.sft.format import first_sentences, tidy, to_chat
+from tests.test_cli import Shell
 from tests.tiny import write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -28,12 +29,21 @@ QUESTIONS = [
 ROWS: Mapping[str, list[dict[str, Any]]] = {"sft": QUESTIONS, "interactive": QUESTIONS}
 
 
-def test_every_recipe_is_tried_here_and_has_a_readme() -> None:
-    assert set(RECIPES) == set(ROWS), "add rows of the shape that the recipe's data has"
-    assert [name for name in RECIPES if not (ROOT / "recipes" / name / "README.md").is_file()] == []
-
-
 @pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.usefixtures("hydra_restore_singletons")
+def test_a_recipe_is_understood(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its jobs are composed and read, and its results get a folder of its name; nothing is trained."""
+    monkeypatch.chdir(tmp_path)
+    rfflow = Shell(capsys, monkeypatch)
+    said = rfflow(f"+recipe={recipe}", "--multirun", "lr=1e-3,1e-4")
+    assert rfflow.status == 0, said
+    assert rfflow.labels == ["lr=0.001", "lr=0.0001"]
+    assert [path.name for path in Path("outputs").iterdir()] == [recipe]
+
+
+@pytest.mark.parametrize("recipe", ROWS)
 @pytest.mark.usefixtures("hydra_restore_singletons")
 def test_a_recipe_trains(
     recipe: str,

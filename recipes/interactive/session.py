@@ -29,6 +29,7 @@ def main() -> int:
         ctl("stop --worst 2")
         ctl("clone --best 1 lr=2e-3,5e-4 --warm-start")
         ctl("status")
+        print(flush=True)
         for _ in lines:
             pass
     return experiment.returncode
@@ -56,7 +57,6 @@ def ctl(words: str) -> None:
     """Ask the running experiment, and wait for its answer: an op is applied at the end of the chunk that is going."""
     show(f"rfflow ctl {words}")
     subprocess.run([*RFFLOW, "ctl", *words.split(), "--timeout", "600"], check=True)
-    print(flush=True)
 
 
 def show(command: str) -> None:
