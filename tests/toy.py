@@ -22,7 +22,16 @@ from rfflow.control.inbox import Inbox
 from rfflow.engine import Engine
 from rfflow.errors import ConfigError, OpError
 from rfflow.runs import Callback, ChunkPlan, ExperimentPaths, Run
-from rfflow.spec import ControlSpec, DatasetSpec, ExperimentSpec, MemorySpec, ModelSpec, RunSpec, TrainerSpec
+from rfflow.spec import (
+    CheckpointSpec,
+    ControlSpec,
+    DatasetSpec,
+    ExperimentSpec,
+    MemorySpec,
+    ModelSpec,
+    RunSpec,
+    TrainerSpec,
+)
 from rfflow.training.checkpoint import SafetensorsIO
 from rfflow.training.coroutine import Boundary, Finished, Pause, Ready
 from rfflow.training.memory import Holdings
@@ -33,14 +42,14 @@ STEPS_A_CHUNK = 3
 STATE_BYTES = 16
 """What a toy run holds in memory."""
 
-SETTINGS = ("lr", "chunks", "fails_at", "ends_at", "breaks", "raises_when_closed")
+SETTINGS = ("lr", "chunks", "fails_at", "ends_at", "breaks")
 
 
 def toy_spec(chunks: int = 4, **settings: Any) -> RunSpec:
     """Return a run that counts.
 
     ``fails_at`` and ``ends_at`` are the chunk in which it raises or after which it ends early; ``breaks`` names how it
-    cannot be built; ``raises_when_closed`` raises there.
+    cannot be built.
     """
     return RunSpec(
         model=ModelSpec("toy"),
@@ -146,6 +155,7 @@ def toy_engine(
     callbacks: Sequence[Callback] = (),
     *,
     memory: MemorySpec | None = None,
+    checkpoint: CheckpointSpec | None = None,
     **control: Any,
 ) -> Engine:
     """Return an engine of toy runs."""
@@ -154,6 +164,7 @@ def toy_engine(
         accelerator="cpu",
         memory=memory or MemorySpec(),
         control=ControlSpec(**{"idle_timeout": 0, **control}),
+        checkpoint=checkpoint or CheckpointSpec(),
     )
     fabric = Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()], callbacks=list(callbacks))
     engine = Engine(spec, ExperimentPaths(root), fabric, ToyComposer(), make_trainee=ToyTrainee)
