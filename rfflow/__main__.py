@@ -1,6 +1,7 @@
 """The command: ``python -m rfflow +recipe=sft --multirun lr=1e-3,1e-4``, or ``rfflow ...`` where it is installed.
 
-``rfflow ctl ...`` asks something of an experiment that is running.
+``rfflow ctl ...`` asks something of an experiment that is running; ``rfflow replay ...`` says what a policy would have
+done in one that is over.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ def main() -> None:
         from rfflow.control import ctl
 
         sys.exit(ctl.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["replay"]:
+        from rfflow import replay
+
+        sys.exit(replay.main(sys.argv[2:], CONF))
     parser = _parser()
     sys.argv[1:] = flags_first(sys.argv[1:], parser)
     if line := os.environ.get("COMP_LINE"):

@@ -57,14 +57,16 @@ def simulate(
     objective: Objective | None = None,
     name: str = "simulated",
     person: Mapping[int, Sequence[Op]] | None = None,
+    clones: bool = True,
 ) -> Outcome:
     """Let a policy steer runs whose curves are known.
 
     Args:
         name: the policy's, in ``by: policy/<name>``.
         person: ops that a person gives, by how many chunks had been trained then; they come before the policy's.
+        clones: let clones train along their parents' curves; otherwise they are noted and never made.
     """
-    simulation = _Simulation(curves, policy, objective or Objective(), name, dict(person or {}))
+    simulation = _Simulation(curves, policy, objective or Objective(), name, dict(person or {}), clones)
     return simulation.run()
 
 
@@ -76,11 +78,13 @@ class _Simulation:
         objective: Objective,
         name: str,
         person: dict[int, Sequence[Op]],
+        clones: bool,
     ):
         self._curves = {curve.number: curve for curve in curves}
         self._policy = policy
         self._name = name
         self._person = person
+        self._makes_clones = clones
         self._scheduler = Scheduler()
         self._views = {c.number: RunView(c.number, "queued", len(c.metrics), config=c.config) for c in curves}
         self._objective = objective
@@ -146,7 +150,7 @@ class _Simulation:
                 case "delete":
                     self._scheduler.remove(number)
                     self._views[number] = replace(view, state="deleted")
-                case "clone":
+                case "clone" if self._makes_clones:
                     self._clone(op, view)
 
     def _clone(self, op: Op, parent: RunView) -> None:

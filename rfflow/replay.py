@@ -1,0 +1,240 @@
+"""``rfflow replay outputs/sft/... policy=halving``: what a policy would have done in an experiment that is over.
+
+It reads what the experiment left (``runs.csv``, ``metrics.jsonl``, ``timeline.json``), lets the policy decide chunk by
+chunk over the recorded curves, and says what it would have chosen, saved and lost. Several policies may be given as a
+sweep: ``policy=halving,hyperband,median policy.eta=2,3``.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from rfflow.errors import ConfigError, RfflowError
+from rfflow.pilot import make_policy
+from rfflow.policies.scene import Decision
+from rfflow.policies.simulation import Curve, Outcome, simulate
+from rfflow.runs import ExperimentPaths
+from rfflow.spec import Node, Objective
+from rfflow.tracking.files import shown
+
+_USAGE = """usage: rfflow replay EXPERIMENT policy=NAME [policy.KEY=VALUE ...] [objective.metric=NAME ...]
+
+Say what a policy would have chosen, saved and lost in an experiment that is over.
+EXPERIMENT is its directory, such as outputs/sft/2026-01-31_12-00-00; values may be swept with commas."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an experiment left behind."""
+
+    curves: tuple[Curve, ...]
+    """Of the runs that the experiment was started with, as far as they were trained."""
+    planned: Mapping[int, int]
+    """Chunks that a run was to have."""
+    seconds: Mapping[tuple[int, int], float]
+    """Time on the device, by run and chunk (from 0)."""
+    clones: tuple[int, ...]
+    """Runs that ops made; a policy would have had others."""
+    objective: Node
+    """The experiment's, if its configuration can be read."""
+
+
+def main(argv: Sequence[str], conf: Path) -> int:
+    """Run the command; return the exit status."""
+    roots = [word for word in argv if "=" not in word and not word.startswith("-")]
+    overrides = [word for word in argv if "=" in word]
+    if len(roots) != 1 or len(roots) + len(overrides) != len(argv) or not overrides:
+        print(_USAGE, file=sys.stdout if {"-h", "--help"} & set(argv) else sys.stderr)
+        return 0 if {"-h", "--help"} & set(argv) else 2
+    try:
+        record = read_record(Path(roots[0]))
+        for words in _each(overrides):
+            print(_replayed(Path(roots[0]), record, words, conf))
+    except (RfflowError, HydraException) as error:
+        print(f"{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def replay(record: Record, policy: Node, objective: Objective) -> Outcome:
+    """Let a policy decide over a record; clones that it asks for are noted and not made."""
+    made, name, _ = make_policy(policy)
+    return simulate(record.curves, made, objective, name, clones=False)
+
+
+def _each(overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    choices = []
+    for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
+        key = override.get_key_element()
+        is_sweep = override.is_sweep_override()
+        choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if is_sweep else [text])
+    return list(itertools.product(*choices))
+
+
+def _replayed(root: Path, record: Record, overrides: Sequence[str], conf: Path) -> str:
+    with initialize_config_dir(str(conf), version_base="1.3", job_name="replay"):
+        config = compose("config", [*overrides])
+    policy = OmegaConf.to_container(config.policy, resolve=True)
+    if not policy:
+        raise ConfigError("policy=none would have changed nothing. Choose a policy: halving, hyperband, median, rules.")
+    chosen = cast(dict[str, Any], OmegaConf.to_container(config.objective, resolve=True))
+    named = {word.partition("=")[0] for word in overrides}
+    for key, value in record.objective.items():
+        if f"objective.{key}" not in named:
+            chosen[key] = value
+    objective = Objective(**chosen)
+    outcome = replay(record, cast(Node, policy), objective)
+    return report(root, record, outcome, objective, " ".join(overrides))
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_record(root: Path) -> Record:
+    """Read what an experiment left.
+
+    Raises:
+        ConfigError: if it is no experiment's directory, or holds no metrics.
+    """
+    paths = ExperimentPaths(root)
+    try:
+        with open(paths.runs_table, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise ConfigError(f"{shown(root)} is no experiment's directory: {error.strerror}: runs.csv.") from error
+    runs = [int(row["run"]) for row in rows if not row["parent"]]
+    curves = []
+    for number in runs:
+        history = _history(paths.run(number).metrics)
+        if history:
+            curves.append(Curve(number, tuple(history), _config(paths.run(number).root)))
+    if not curves:
+        raise ConfigError(
+            f"{shown(root)} holds no metrics of any run (runs/0/metrics.jsonl). Was metrics_log left out?"
+        )
+    return Record(
+        tuple(curves),
+        {int(row["run"]): int(row["chunks"] or 0) for row in rows},
+        _seconds(paths.timeline),
+        tuple(int(row["run"]) for row in rows if row["parent"]),
+        curves[0].config.get("objective") or {},
+    )
+
+
+def _history(path: Path) -> list[dict[str, float]]:
+    """Return the latest value of everything logged by the end of each chunk."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    by_chunk: dict[int, dict[str, float]] = defaultdict(dict)
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            chunk = int(entry["chunk"])
+        except (ValueError, TypeError, KeyError):
+            continue  # torn by a crash, or logged before the first step
+        for name, value in entry["metrics"].items():
+            try:
+                by_chunk[chunk][name] = float(value)  # "NaN" and "Infinity" too
+            except (TypeError, ValueError):
+                continue
+    history: list[dict[str, float]] = []
+    for chunk in range(1, max(by_chunk, default=0) + 1):
+        history.append({**(history[-1] if history else {}), **by_chunk.get(chunk, {})})
+    return history
+
+
+def _config(root: Path) -> dict[str, Any]:
+    try:
+        config = OmegaConf.load(root / ".hydra" / "config.yaml")
+    except OSError:
+        return {}
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    except Exception:  # resolvers of the user's own are not there
+        assert isinstance(config, DictConfig)
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+
+
+def _seconds(path: Path) -> dict[tuple[int, int], float]:
+    try:
+        timeline = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {(chunk["run"], chunk["chunk"] - 1): chunk["ended"] - chunk["started"] for chunk in timeline["chunks"]}
+
+
+# --- saying -----------------------------------------------------------------------------------------------------------
+
+
+def report(root: Path, record: Record, outcome: Outcome, objective: Objective, words: str) -> str:
+    """Say what a policy would have chosen, saved and lost."""
+    total = sum(len(curve.metrics) for curve in record.curves)
+    lines = [f"{words} over {shown(root)}: {len(record.curves)} runs, {total} chunks recorded"]
+    lines += [f"  {_line(decision)}" for decision in outcome.decisions]
+    lines += [f"  refused: {_line(decision)} {reason}" for decision, reason in outcome.refused]
+    lines.append(f"Saved: {_share(total - outcome.spent, total)} of the chunks ({total - outcome.spent} of {total})")
+    if record.seconds:
+        seconds = sum(
+            record.seconds.get((curve.number, c), 0) for curve in record.curves for c in range(len(curve.metrics))
+        )
+        spent = sum(record.seconds.get(key, 0) for key in outcome.order)
+        lines[-1] += f", {_share(seconds - spent, seconds)} of the time on the device ({seconds - spent:.0f} s)"
+    lines[-1] += "."
+    lines.append(_loss(record, outcome, objective))
+    short = [c.number for c in record.curves if len(c.metrics) < record.planned.get(c.number, 0)]
+    if short:
+        lines.append(f"Runs {_numbers(short)} were not trained to the end; beyond their record nothing is known.")
+    if record.clones:
+        lines.append(f"Left out: runs {_numbers(record.clones)}, which ops made.")
+    return "\n".join(lines)
+
+
+def _loss(record: Record, outcome: Outcome, objective: Objective) -> str:
+    best = min(record.curves, key=lambda c: (*objective.sort_key(c.metrics[-1]), c.number))
+    value = objective.value(best.metrics[-1])
+    chosen = outcome.chosen
+    if chosen is None or value is None:
+        return f"Chosen: nobody, because no run logged {objective.metric}."
+    own = objective.value(chosen.metrics)
+    text = f"Chosen: run {chosen.number} with {objective.metric} {_number(own)} after {chosen.chunk} chunks. "
+    if own is None or math.isnan(own):
+        return text + f"Of all runs trained to the end the best is run {best.number} with {_number(value)}."
+    lost = own - value if objective.direction == "minimize" else value - own
+    if chosen.number == best.number and lost == 0:
+        return text + "It is the best of all runs trained to the end: nothing lost."
+    share = f" ({100 * lost / abs(value):.2g} %)" if value else ""
+    return text + f"Lost: {_number(lost)}{share} against run {best.number} with {_number(value)}, the best of all."
+
+
+def _line(decision: Decision) -> str:
+    target = decision.op.target.to_document()
+    overrides = " ".join(getattr(decision.op, "overrides", ()))
+    return f"{decision.op.verb} run {target}{' with ' if overrides else ''}{overrides}: {decision.why}"
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "nothing"
+
+
+def _number(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:.4g}"
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in numbers)
