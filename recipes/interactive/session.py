@@ -23,16 +23,24 @@ def main() -> int:
     command = [*RFFLOW, *START, *sys.argv[1:]]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as experiment:
         assert experiment.stdout is not None
-        lines = echoed(experiment.stdout)
-        wait_for_chunk(1, lines)
-        ctl("status")
-        ctl("stop --worst 2")
-        ctl("clone --best 1 lr=2e-3,5e-4 --warm-start")
-        ctl("status")
-        print(flush=True)
-        for _ in lines:
-            pass
+        try:
+            steer(echoed(experiment.stdout))
+        except BaseException:  # a refused command, or Ctrl-C
+            experiment.terminate()
+            raise
     return experiment.returncode
+
+
+def steer(lines: Iterator[str]) -> None:
+    """Do what somebody would who watches the lines of the experiment."""
+    wait_for_chunk(1, lines)
+    ctl("status")
+    ctl("stop --worst 2")
+    ctl("clone --best 1 lr=2e-3,5e-4 --warm-start")
+    ctl("status")
+    print(flush=True)
+    for _ in lines:
+        pass
 
 
 def echoed(lines: Iterator[str]) -> Iterator[str]:
