@@ -1,0 +1,98 @@
+"""The recipes for preferences and rewards: trained on a tiny model, and every command in their pages composed."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.dpo.format import to_preference
+from recipes.grpo.format import number, to_prompt
+from tests.test_cli import Shell
+from tests.tiny import write_jsonl
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
+
+PAIRS = [
+    {
+        "article_sent": f"the shop has said that it sold {count} lamps on monday.",
+        "correct_sent": f"the shop sold {count} lamps.",
+        "incorrect_sent": f"the shop bought {count} lamps.",
+    }
+    for count in range(20)
+]
+PROBLEMS = [
+    {"passage": f"Ann has {count} eggs.", "question": "How many has she?", "answer": f"{count} (eggs)"}
+    for count in range(20)
+]
+CHANGES = {
+    "dpo": ["trainer.args.max_length=256"],
+    "grpo": ["trainer.args.max_completion_length=4", "trainer.args.num_generations=2"],
+}
+
+
+@pytest.mark.parametrize(("recipe", "rows", "metric"), [("dpo", PAIRS, "eval_loss"), ("grpo", PROBLEMS, "reward")])
+def test_it_trains(
+    recipe: str,
+    rows: list[dict[str, Any]],
+    metric: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For a few steps, with the recipe's own function and rewards, on rows like its own."""
+    from rfflow import __main__ as cli
+
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    monkeypatch.chdir(tmp_path)
+    words = [f"+recipe={recipe}", "model=hub", f"model.name={tiny_model}", f"dataset.path={file}", "chunks=2"]
+    words += ["dataset.eval_size=4", "dataset.max_samples=8", "peft=lora_small", "--multirun", "lr=1e-3,1e-4"]
+    monkeypatch.setattr(sys, "argv", ["rfflow", *words, *CHANGES[recipe]])
+    cli.main()
+    (root,) = Path("outputs", recipe).iterdir()
+    with open(root / "runs.csv", encoding="utf-8") as file:
+        runs = list(csv.DictReader(file))
+    assert [(run["state"], run["chunk"], run["step"]) for run in runs] == [("completed", "2", "4")] * 2
+    assert all(run["objective"] == run[metric] for run in runs)
+
+
+@pytest.mark.parametrize("recipe", ["dpo", "grpo"])
+def test_every_command_of_its_page_composes(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those for GPUs and models that are not here; and the arguments are TRL's, PEFT's and from_pretrained's."""
+    from rfflow.training.arguments import check_values, listed
+    from rfflow.training.sources import import_object
+
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "recipes" / recipe / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"(?m)^ {4}python -m rfflow (.*)$", page)
+    assert len(commands) >= 5 and page.startswith("    python -m rfflow")
+    for command in commands:
+        rfflow = Shell(capsys, monkeypatch)
+        said = rfflow(*shlex.split(command))
+        assert rfflow.status == 0, f"{command}\n{said}"
+        for run in rfflow.engines[0].runs:
+            trainer = run.spec.trainer
+            args_class = import_object(trainer.args_target)
+            check_values(args_class, listed(args_class, trainer.args), "trainer.args")
+            if run.spec.peft:
+                values = {key: value for key, value in run.spec.peft.items() if key != "_target_"}
+                check_values(import_object(run.spec.peft["_target_"]), values, "peft")
+
+
+def test_rows_become_preferences_and_prompts() -> None:
+    row = to_preference(PAIRS[3], request="Short: ")
+    assert row["prompt"] == [{"role": "user", "content": "Short: the shop has said that it sold 3 lamps on monday."}]
+    assert row["chosen"][0]["content"] == "the shop sold 3 lamps." != row["rejected"][0]["content"]
+    prompt = to_prompt(PROBLEMS[7])
+    assert prompt["answer"] == "7" and prompt["prompt"][-1]["content"] == "Ann has 7 eggs. How many has she?"
+    assert [message["role"] for message in prompt["prompt"]] == ["system", "user", "assistant", "user"]
+    assert [message["role"] for message in to_prompt(PROBLEMS[7], shots=0)["prompt"]] == ["system", "user"]
+    assert [number(text) for text in ("3 * 4 = 12\n#### 1,200", "9 apples", "none")] == ["1200", "9", "none"]
