@@ -138,11 +138,12 @@ class Engine:
                 self._open()
             self.save()
             while True:
-                if self._steering is not None:
+                behind = self._behind()
+                if self._steering is not None and not behind:
                     self._steering.take_ops()
                 self._interruption.raise_if_asked()
                 self._keeper.check()
-                assignment = self._scheduler.next()
+                assignment = self._scheduler.next(among=behind)
                 if assignment is not None:
                     self._turn(assignment)
                 elif not self._wait_for_ops():
@@ -262,9 +263,9 @@ class Engine:
         """Build every new run up to its first step, so that what is wrong with any of them is said now."""
         new = [run for run in self.experiment.runs if not run.state.is_final and run.plan is None]
         if self._steering is None and (self.experiment.spec.control.enabled or self.experiment.spec.policy):
-            self._steering = Steering(self)  # refuses a control directory that another experiment owns
-            if self._saved is not None:
-                self._steering.go_on(self._saved.answer)
+            answer = self._saved.answer if self._saved is not None else None
+            # Refuses a control directory that another experiment owns.
+            self._steering = Steering(self, answer, goes_on=self._saved is not None)
         for run in new:
             self._prepare(run)
         self._keeper.data = self._workshop.fingerprints()
@@ -343,6 +344,11 @@ class Engine:
             run.move_to(RunState.COMPLETED)
         else:
             self._keeper.draft(run, trainee)
+        # In this order: what was logged is in the files; it is on record that the run has come here; everybody hears
+        # of it; and only then there is a checkpoint that makes it needless to come here again.
+        for logger in self.fabric.loggers:
+            logger.save()
+        self.save()
         self._call("on_chunk_end", run=run, result=result)
         if isinstance(boundary, Finished):
             self._end(run)
@@ -351,7 +357,7 @@ class Engine:
             if self._has_nan(boundary) and self.experiment.spec.on_nan == "stop":
                 log.warning("Run %s is stopped: its loss or its weights are not numbers any more", run.number)
                 self.stop(run)
-        self.save()
+                self.save()
         if run.state is RunState.COMPLETED:
             self._keeper.ended(run)
 
@@ -440,14 +446,21 @@ class Engine:
         self._scheduler.remove(run.number)
         with self._trainees[run.number].context.active():
             log.error("Run %s failed at step %s\n%s", run.number, run.step, "".join(traceback.format_exception(error)))
+        self._keeper.wait(run)
+        self.save()
         self._end(run)
 
     def _end(self, run: Run) -> None:
         self._keeper.wait(run)
         self._trainees.pop(run.number).close()
         self._call("on_run_end", run=run)
-        if run.state is RunState.FAILED:
-            self.save()
+
+    def _behind(self) -> set[int]:
+        """Return the runs that were further in the process before this one: they catch up before any op is taken.
+
+        Else an op would be applied to a run at an earlier place than the one at which somebody asked for it.
+        """
+        return {run.number for run in self.experiment.runs if run.state.is_live and self._keeper.is_behind(run)}
 
     def _commit(self, run: Run) -> None:
         if self._keeper.commit(run):

@@ -53,6 +53,8 @@ class Keeper:
         self._ended: dict[int, str] = {}
         """How runs that have ended stand in the file; they do not change any more."""
         self._warm: set[int] = set()
+        self._reached: dict[int, int] = {}
+        """The chunks that each run has done, in this process or the one before."""
         self._last_answer: Answer | None = None
         self._is_first = True
         self._versions = saved.versions()
@@ -104,6 +106,10 @@ class Keeper:
     def is_saved(self, run: Run) -> bool:
         """Whether there is a checkpoint of the run as it stands, or none is wanted."""
         return self._spec.every is None or run.step in (0, self._saved_step.get(run.number))
+
+    def is_behind(self, run: Run) -> bool:
+        """Whether the run was further before the process ended that it goes on from."""
+        return len(run.chunks) < self._reached.get(run.number, 0)
 
     def wait_for_all(self) -> None:
         """Wait until everything is written."""
@@ -188,6 +194,7 @@ class Keeper:
     def restore(self, run: Run, record: SavedRun) -> Path | None:
         """Give a run its past back; return the checkpoint to go on from, if it has one and is not over."""
         run.parent, run.first_chunk, run.state = record.parent, record.first_chunk, record.state
+        self._reached[run.number] = record.done
         if record.is_warm:
             self._warm.add(run.number)
         if record.state in ENDED:
@@ -200,6 +207,7 @@ class Keeper:
         newest = checkpoints.newest()
         if newest is None:
             run.state = RunState.STOPPED if record.state is RunState.STOPPED else RunState.QUEUED
+            run.paths.weights.unlink(missing_ok=True)  # of a boundary that the run will come to once more
             return None
         self._take_over(run, newest)
         return newest.path
@@ -244,6 +252,7 @@ class Keeper:
     def _record(self, run: Run, ahead: float) -> SavedRun:
         root, directory = self._experiment.paths.root.absolute(), run.paths.root.absolute()
         has_ended = run.state in ENDED
+        self._reached[run.number] = max(len(run.chunks), self._reached.get(run.number, 0))
         return SavedRun(
             number=run.number,
             state=run.state,
@@ -253,6 +262,7 @@ class Keeper:
             parent=run.parent,
             first_chunk=run.first_chunk,
             is_warm=run.number in self._warm,
+            done=self._reached[run.number],
             ahead=ahead,
             config=self._config(run),
             error=None if run.error is None else (type(run.error).__name__, str(run.error)),

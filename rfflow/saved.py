@@ -46,6 +46,8 @@ class SavedRun:
     first_chunk: int = 0
     is_warm: bool = False
     """Whether it started from its parent's weights, of which it has a copy."""
+    done: int = 0
+    """Chunks that everybody has heard of; its last checkpoint may be older."""
     ahead: float = 0
     """Its fair share used so far, less the chunks that it has done."""
     config: str = "{}"

@@ -48,7 +48,14 @@ class Step:
 class Steering:
     """Answers the ops of one experiment, at moments when every run is at a boundary of its own."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Engine, answer: Answer | None = None, *, goes_on: bool = False):
+        """Take the control directory.
+
+        Args:
+            engine: whose runs are steered.
+            answer: the last answer of a process that is gone.
+            goes_on: whether there was such a process.
+        """
         spec, paths = engine.experiment.spec.control, engine.experiment.paths
         self.directory = Path(spec.dir) if spec.dir else paths.control
         self._engine = engine
@@ -62,6 +69,8 @@ class Steering:
         self._answered: dict[tuple[str, str], list[Entry]] = {}
         """What a process that is gone has answered, by file and stamp."""
         self._policy_ops = 0
+        if goes_on:
+            self._go_on(answer)
         node = engine.experiment.spec.policy
         try:
             self._pilot = Pilot(node, engine.experiment, self._journal.read()) if node else None
@@ -164,7 +173,7 @@ class Steering:
             run = self._engine.experiment.run(entry.run)
             self._engine.tell("on_op", run=run, text=f"{entry.detail} ({source}, after chunk {entry.chunk})")
 
-    def go_on(self, answer: Answer | None) -> None:
+    def _go_on(self, answer: Answer | None) -> None:
         """Take over from a process that is gone: what it had answered is not answered again."""
         entries = self._journal.read()
         if answer is not None:

@@ -1,0 +1,261 @@
+"""An experiment that is killed and gone on with ends as the one that was never killed."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rfflow import resuming, saved
+from rfflow.control.ownership import Lock
+from rfflow.engine import Engine
+from rfflow.runs import Callback, ChunkResult, Experiment, ExperimentPaths, Run, RunState
+from rfflow.spec import CheckpointSpec
+from rfflow.tracking.metrics_log import MetricsLog
+from rfflow.tracking.runs_csv import RunsTable
+from tests.toy import put, quick_inbox, toy_engine, toy_spec
+
+__all__ = ["quick_inbox"]
+
+Ops = Mapping[tuple[int, int], Sequence[Mapping[str, Any]]]
+
+PLAN: Ops = {
+    (0, 0): [{"op": "clone", "run": 0, "overrides": ["lr=2,3"], "warm_start": True}],
+    (1, 1): [{"op": "stop", "run": 1}],
+    (2, 1): [{"op": "resume", "run": 1}, {"op": "delete", "run": 3}],
+    (0, 2): [{"op": "resume", "run": 2}],  # refused: it is not stopped
+    (4, 0): [{"op": "stop", "run": 4}],
+}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nobody gets to do anything about it."""
+
+
+class Person(Callback):
+    """Drops op files when a run has ended a chunk, each once however often the chunk is trained."""
+
+    def __init__(self, plan: Ops = PLAN):
+        self.plan = plan
+
+    def on_experiment_start(self, experiment: Experiment) -> None:
+        for run in experiment.runs:
+            for chunk in range(len(run.chunks)):
+                self.act(experiment, run.number, chunk)
+
+    def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
+        self.act(experiment, run.number, result.chunk)
+
+    def act(self, experiment: Experiment, run: int, chunk: int) -> None:
+        for index, op in enumerate(self.plan.get((run, chunk), ())):
+            name, control = f"{run}-{chunk}-{index}.yaml", experiment.paths.control
+            # Filed as `<name>.2.yaml` where a process died between the note and the file.
+            if not any(control.rglob(name.replace(".yaml", "*.yaml"))):
+                put(control, name, op)
+
+
+def experiment(root: Path, plan: Ops = PLAN, *, checkpoint: CheckpointSpec | None = None, runs: int = 3) -> Engine:
+    """Return a new experiment of toys, or one that goes on where ``root`` holds one."""
+    state = saved.read(ExperimentPaths(root).state)
+    engine = toy_engine(
+        root, callbacks=[RunsTable(), MetricsLog(), Person(plan)], checkpoint=checkpoint or CheckpointSpec()
+    )
+    if state is None:
+        for number in range(runs):
+            engine.add(toy_spec(chunks=4, lr=number), number, (f"lr={number}",))
+        return engine
+    engine.go_on(state)
+    resuming.remove_leftovers(root, state)
+    for record in state.runs:
+        spec = toy_spec(**{"chunks": 4, **json.loads(record.config)})
+        run = engine.add(spec, record.number, record.overrides)
+        resuming.check_config(record, run)
+        resuming.take_up(engine, run, record)
+    return engine
+
+
+def play(root: Path, **kwargs: Any) -> Engine:
+    engine = experiment(root, **kwargs)
+    try:
+        engine.run()
+    finally:
+        engine.close()
+    return engine
+
+
+def outcome(root: Path) -> dict[str, Any]:
+    """Return what an experiment leaves, without clocks and inodes."""
+    paths = ExperimentPaths(root)
+    state = saved.read(paths.state)
+    assert state is not None
+    with open(paths.runs_table) as file:
+        table = [{k: v for k, v in row.items() if k not in ("seconds", "checkpoint")} for row in csv.DictReader(file)]
+    ops = [json.loads(line) for line in paths.ops.read_text().splitlines()] if paths.ops.exists() else []
+    for op in ops:
+        op["detail"] = op["detail"].replace(str(root), "")
+        del op["time"], op["stamp"]
+    return {
+        "states": [(run.number, run.state, run.parent, run.first_chunk) for run in state.runs],
+        "table": table,
+        "ops": ops,
+        "logs": {
+            run.number: [
+                {k: v for k, v in json.loads(line).items() if k != "time"}
+                for line in paths.run(run.number).metrics.read_text().splitlines()
+            ]
+            for run in state.runs
+            if paths.run(run.number).metrics.exists()
+        },
+        "weights": {
+            run.number: paths.run(run.number).weights.read_bytes()
+            for run in state.runs
+            if paths.run(run.number).weights.exists()
+        },
+        "filed": sorted(
+            str(path.relative_to(paths.control)).replace(".2.yaml", ".yaml")
+            for path in paths.control.rglob("*.yaml")
+            if path.name != "status.yaml"
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        from tests.toy import settle_at_once
+
+        settle_at_once(patch)
+        root = tmp_path_factory.mktemp("uninterrupted") / "experiment"
+        play(root)
+    return outcome(root)
+
+
+def test_the_plan_comes_to_pass(uninterrupted: dict[str, Any]) -> None:
+    """The experiment that all others are compared with has what they are about."""
+    states = {number: state for number, state, _, _ in uninterrupted["states"]}
+    assert states == {
+        0: RunState.COMPLETED,
+        1: RunState.COMPLETED,
+        2: RunState.COMPLETED,
+        3: RunState.DELETED,
+        4: RunState.STOPPED,
+    }
+    assert [(op["op"], op["outcome"]) for op in uninterrupted["ops"]].count(("resume", "refused")) == 1
+    assert uninterrupted["states"][3][2:] == (0, 1)
+
+
+class Disk:
+    """Counts what is done to files, and dies at the n-th operation: from there on nothing reaches the disk."""
+
+    FUNCTIONS = (
+        (os, "replace"),
+        (os, "rename"),
+        (os, "fsync"),
+        (os, "link"),
+        (os, "mkdir"),
+        (shutil, "rmtree"),
+        (Path, "write_text"),
+        (Path, "write_bytes"),
+    )
+
+    def __init__(self, dies_at: int | None = None, error: Callable[[], BaseException] = Killed):
+        self.count = 0
+        self.dies_at = dies_at
+        self.error = error
+        self.stays_dead = error is Killed
+
+    def __enter__(self) -> Disk:
+        self._patch = pytest.MonkeyPatch()
+        for owner, name in self.FUNCTIONS:
+            self._patch.setattr(owner, name, self._counted(getattr(owner, name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            if self.dies_at is not None:
+                is_dead = self.count > self.dies_at and self.stays_dead
+                if self.count == self.dies_at or is_dead:
+                    raise self.error()
+            return function(*args, **kwargs)
+
+        return call
+
+
+def operations(root: Path) -> int:
+    """Count the operations of the whole experiment."""
+    with Disk() as disk:
+        play(root)
+    return disk.count
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: (first[key], second[key]) for key in first if first[key] != second[key]}
+
+
+@contextlib.contextmanager
+def locks_die_with_the_process() -> Iterator[None]:
+    """Close what the kernel closes when a process is killed."""
+    held: list[Lock] = []
+    acquire = Lock.acquire
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lock, "acquire", lambda lock: (held.append(lock), acquire(lock))[1])
+        try:
+            yield
+        finally:
+            for lock in held:
+                if lock._file is not None:
+                    os.close(lock._file)
+                    lock._file = None
+
+
+def die_and_go_on(root: Path, dies_at: Sequence[int]) -> None:
+    """Kill the experiment at these operations, process after process, and let the last one end in peace."""
+    for number in dies_at:
+        with Disk(number), contextlib.suppress(Killed), locks_die_with_the_process():
+            play(root)
+    play(root)
+
+
+@pytest.mark.usefixtures("quick_inbox")
+def test_killed_at_any_file_operation_it_ends_as_if_it_had_not_been(
+    tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """Also in the middle of a checkpoint, of an op and of its journal line: nothing accepted is lost or doubled."""
+    total = operations(tmp_path / "counted")
+    seed = int(os.environ.get("RFFLOW_TEST_SEED", time.time_ns() % 10**6))
+    print(f"RFFLOW_TEST_SEED={seed}, {total} operations")
+    chance = random.Random(seed)
+    for dies_at in sorted(chance.sample(range(1, total), 12)):
+        root = tmp_path / str(dies_at)
+        die_and_go_on(root, [dies_at])
+        assert not differences(uninterrupted, outcome(root)), f"killed at operation {dies_at} of {total}"
+    for turn in range(3):
+        root = tmp_path / f"again and again {turn}"
+        deaths = [chance.randint(10, total // 2) for _ in range(5)]
+        die_and_go_on(root, deaths)
+        assert not differences(uninterrupted, outcome(root)), f"killed at {deaths}"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_inbox")
+def test_killed_at_every_file_operation(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
+    """The soak of the test above: each operation in turn."""
+    total = operations(tmp_path / "counted")
+    for dies_at in range(1, total):
+        root = tmp_path / str(dies_at)
+        die_and_go_on(root, [dies_at])
+        assert not differences(uninterrupted, outcome(root)), f"killed at operation {dies_at} of {total}"
+        shutil.rmtree(root)
