@@ -190,12 +190,20 @@ class _LogFile:
         root.handlers[:] = [*given, *self._added]
         _set_level(root, self._level if self._level is not None else level)
         stdout, stderr = sys.stdout, sys.stderr
+        redirected: dict[Any, Any] = {}
         if capture_output:
             sys.stdout = sys.stderr = self._stream
+            terminal = (stdout, stderr, sys.__stdout__, sys.__stderr__)
+            redirected = {handler: handler.stream for handler in _library_handlers() if handler.stream in terminal}
+            for handler in redirected:
+                handler.setStream(self._stream)
         try:
             yield
         finally:
             sys.stdout, sys.stderr = stdout, stderr
+            for handler in _library_handlers():
+                if handler.stream is self._stream:  # also those of libraries that were imported meanwhile
+                    handler.setStream(redirected.get(handler, stderr))
             self._added = [handler for handler in root.handlers if handler not in given]
             self._level = root.level
             root.handlers[:] = handlers
@@ -211,6 +219,13 @@ def _cwd() -> str | None:
         return os.getcwd()
     except FileNotFoundError:
         return None
+
+
+def _library_handlers() -> Iterator[Any]:
+    """The handlers with which libraries (transformers, torch, ...) write past the root logger, each to its stream."""
+    for logger in list(logging.root.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger):
+            yield from (handler for handler in logger.handlers if isinstance(handler, logging.StreamHandler))
 
 
 def _set_level(logger: logging.Logger, level: int) -> None:

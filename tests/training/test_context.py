@@ -210,6 +210,24 @@ def test_what_is_printed_goes_to_the_runs_log(tmp_path: Path, capsys: pytest.Cap
     quiet.close()
 
 
+def test_libraries_that_log_past_the_root_are_captured_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """transformers and torch have handlers of their own; one that is made meanwhile must not outlive the run's log."""
+    library, late = logging.getLogger("rfflow_test_library"), logging.getLogger("rfflow_test_late")
+    library.propagate = late.propagate = False
+    library.addHandler(logging.StreamHandler(sys.stderr))
+    context = RunContext(CPU, tmp_path / "run.log")
+    with context.active():
+        library.warning("inside")
+        late.addHandler(logging.StreamHandler(sys.stderr))
+        late.warning("late inside")
+    context.close()
+    library.warning("outside")
+    late.warning("late outside")
+    assert capsys.readouterr().err == "outside\nlate outside\n"
+    assert (tmp_path / "run.log").read_text() == "inside\nlate inside\n"
+    library.handlers.clear(), late.handlers.clear()
+
+
 def test_output_is_back_after_an_exception(context: RunContext) -> None:
     streams, handlers = (sys.stdout, sys.stderr), logging.getLogger().handlers[:]
     with pytest.raises(SystemExit), context.active():
