@@ -471,5 +471,5 @@ def test_many_long_random_sessions(capsys: pytest.CaptureFixture[str]) -> None:
     number = int(os.environ.get("RFFLOW_SOAK_SEED", random.SystemRandom().randrange(10**9)))
     with capsys.disabled():
         print(f"RFFLOW_SOAK_SEED={number}")
-    long = settings(QUICK, derandomize=False, max_examples=600, stateful_step_count=60, print_blob=True)
+    long = settings(QUICK, derandomize=False, max_examples=300, stateful_step_count=60, print_blob=True)
     run_state_machine_as_test(seed(number)(Session), settings=long)
