@@ -116,8 +116,10 @@ def count_runs(number: int) -> str:
 def _cells(experiment: Experiment, run: Run) -> dict[str, str]:
     """Return what stands in a run's row, by the heads of the columns."""
     chunks, steps = (f"/{len(run.plan)}", f"/{run.plan.steps}") if run.plan else ("", "")
+    parent = {"of": "" if run.parent is None else str(run.parent)}
     return {
         "run": str(run.number),
+        **(parent if any(other.parent is not None for other in experiment.runs) else {}),
         "overrides": "",
         "state": run.state.value,
         "chunk": f"{len(run.chunks)}{chunks}",

@@ -223,3 +223,16 @@ def test_ops_and_waiting_are_told(experiment: Experiment, capsys: pytest.Capture
 def test_durations_can_be_read(seconds: float, text: str) -> None:
     """Never 60.0 s."""
     assert duration(seconds) == text
+
+
+def test_a_clone_shows_whose_clone_it_is(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
+    """The column "of" is there when a run was cloned, and only then."""
+    tell_whole(experiment, LiveTable())
+    assert any(run.parent is not None for run in experiment.runs)
+    lines = str(ranking(experiment, 100)).splitlines()
+    assert lines[3].split()[:3] == ["run", "of", "overrides"]
+    clone = next(run for run in experiment.runs if run.parent is not None and run.state is not RunState.DELETED)
+    assert any(line.replace("★", " ").split()[:2] == [str(clone.number), str(clone.parent)] for line in lines)
+    for run in experiment.runs:
+        run.parent = None
+    assert str(ranking(experiment, 100)).splitlines()[3].split()[:2] == ["run", "overrides"]
