@@ -33,11 +33,30 @@ def main() -> None:
         from rfflow import replay
 
         sys.exit(replay.main(sys.argv[2:], CONF))
+    if any(argument.startswith("resume=") for argument in sys.argv[1:]):
+        _resume()
     parser = _parser()
     sys.argv[1:] = flags_first(sys.argv[1:], parser)
     if line := os.environ.get("COMP_LINE"):
         os.environ["COMP_LINE"] = completion_line(line, parser)
-    run()
+    try:
+        run()
+    except KeyboardInterrupt:  # while it reads configurations and loads libraries; the engine hears for itself
+        print("Interrupted before anything was trained.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _resume() -> None:
+    from rfflow import resuming
+    from rfflow.errors import RfflowError
+
+    try:
+        arguments = resuming.command(sys.argv[1:])
+    except RfflowError as error:
+        sys.exit(str(error))
+    if arguments is None:
+        sys.exit(0)
+    sys.argv[1:] = arguments
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -116,6 +116,10 @@ class Engine:
         self._keeper.go_on(saved)
         self.experiment.started = saved.started
 
+    def is_restored(self, run: Run) -> bool:
+        """Whether the run has its past."""
+        return run.number in self._to_restore
+
     def restore(self, run: Run, record: SavedRun) -> None:
         """Give a run that was added its past back."""
         checkpoint = self._keeper.restore(run, record)

@@ -102,7 +102,14 @@ class Composer:
         Raises:
             HydraException: if they do not compose.
         """
-        together = on_top(self._overrides[parent.number], overrides)
+        return self.compose_again(on_top(self._overrides[parent.number], overrides), number)
+
+    def overrides_of(self, number: int) -> tuple[str, ...] | None:
+        """Return all overrides of a job; None where there is no such job."""
+        return tuple(self._overrides[number]) if number in self._overrides else None
+
+    def compose_again(self, together: Sequence[str], number: int) -> tuple[RunSpec, tuple[str, ...], Any]:
+        """Compose a clone whose overrides are known; otherwise as :meth:`compose_clone`."""
         try:
             config = self._load(number, together)
             with open_dict(config):

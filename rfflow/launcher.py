@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,9 +21,13 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, env_override, 
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from rfflow import resuming
 from rfflow.errors import ConfigError, RunFailed
+from rfflow.interruption import Interrupted
 from rfflow.jobs import Composer, Job, check_shared, is_composing
+from rfflow.keeping import resume_command
 from rfflow.runs import ExperimentPaths, Run, RunState
+from rfflow.saved import SavedExperiment
 from rfflow.spec import ExperimentSpec, RunSpec, built_run, experiment_config, read_experiment, read_run
 from rfflow.tracking.files import shown
 
@@ -85,12 +91,18 @@ def _train(cfg: DictConfig, read: Callable[[DictConfig], RunSpec]) -> RunSpec | 
     config = cast(DictConfig, cast(DictConfig, hydra)._get_parent())
     composer = Composer(config, GlobalHydra.instance().config_loader(), Callbacks(), read, paths.root)
     composer.remember(0, overrides)
+    state = resuming.state_of(paths.root)
     engine = make_engine(read_experiment(experiment_config(spec, cfg)), paths, composer)
     try:
         run = engine.add(spec, 0, overrides)
-        engine.run()
+        if state is not None:
+            resuming.go_on(engine, state)
+            _restore(engine, state, composer)
+        with _leaving_in_order(paths):
+            engine.run()
     finally:
         engine.close()
+    engine.save(is_finished=_is_over(engine))
     _raise_if_failed(engine.experiment.runs)
     return engine.objective(run)
 
@@ -149,6 +161,7 @@ class Sweep:
         )
         self._jobs: list[Job] = []
         self._engine: Engine | None = None
+        self._state = resuming.state_of(self._paths.root)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Compose every job, then train the runs among them.
@@ -189,15 +202,26 @@ class Sweep:
             with jobs[0].hydra_config():
                 experiment = read_experiment(experiment_config(jobs[0].spec, jobs[0].cfg))
                 self._engine = make_engine(experiment, self._paths, self._composer)
+            if self._state is not None:
+                resuming.go_on(self._engine, self._state)
         for job in jobs:
             self._add(self._engine, job)
+        if self._state is not None:
+            _restore(self._engine, self._state, self._composer)
         try:
-            with env_override(self._config.hydra.job.env_set):
+            with _leaving_in_order(self._paths), env_override(self._config.hydra.job.env_set):
                 self._engine.run()
         finally:
             self._engine.close()
+        self._engine.save(is_finished=self._is_one_batch and _is_over(self._engine))
         self._end_jobs(self._engine)
         _raise_if_failed(run for run in self._engine.experiment.runs if run.parent is not None)
+
+    @property
+    def _is_one_batch(self) -> bool:
+        """Whether the sweeper will surely not come with more jobs."""
+        sweeper = self._config.hydra.sweeper
+        return sweeper.get("_target_", "").endswith(".BasicSweeper") and sweeper.get("max_batch_size") is None
 
     def _add(self, engine: Engine, job: Job) -> None:
         overrides = self._composer.setting_apart(job.result.overrides or [])
@@ -218,6 +242,37 @@ class Sweep:
 
     def _configure_log(self) -> None:
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
+
+
+def _restore(engine: Engine, state: SavedExperiment, composer: Composer) -> None:
+    """Give the runs their past, and add the clones that were made before the jobs that are still to come."""
+    there = {run.number for run in engine.experiment.runs}
+    to_come = [record.number for record in state.runs if record.parent is None and record.number not in there]
+    for record in state.runs:
+        if record.number not in there and record.parent is not None and record.number < min(to_come, default=sys.maxsize):
+            spec, label, _ = composer.compose_again(record.job or (), record.number)
+            with composer.waiting[record.number].hydra_config():
+                engine.add(spec, record.number, label)
+    for run in engine.experiment.runs:
+        if (found := state.run(run.number)) is not None and not engine.is_restored(run):
+            resuming.take_up(engine, run, found)
+
+
+def _is_over(engine: Engine) -> bool:
+    return all(run.state.is_final for run in engine.experiment.runs)
+
+
+@contextmanager
+def _leaving_in_order(paths: ExperimentPaths) -> Iterator[None]:
+    """Turn an interruption into an exit status, and say how to go on."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        if paths.state.exists():
+            print(f"\nInterrupted; everything is saved. Go on with: {resume_command(paths.root)}", file=sys.stderr)
+        else:
+            print("\nInterrupted before anything was trained.", file=sys.stderr)
+        raise SystemExit(interrupted.exit_status) from None
 
 
 def _raise_if_failed(runs: Iterable[Run]) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from rfflow import saved
 from rfflow.errors import ConfigError, nearest
+from rfflow.keeping import resume_command
 from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.saved import SavedExperiment, SavedRun
 from rfflow.tracking.files import replace_text, shown
@@ -63,8 +68,20 @@ def check_config(record: SavedRun, run: Run) -> None:
             )
 
 
+def go_on(engine: Engine, state: SavedExperiment) -> None:
+    """Let an engine take over an experiment; its runs follow with :func:`take_up`."""
+    warn_of_versions(state)
+    remove_leftovers(engine.experiment.paths.root, state)
+    engine.go_on(state)
+
+
 def take_up(engine: Engine, run: Run, record: SavedRun) -> None:
-    """Give a run that was added to the engine its past, and take back what it wrote after its last checkpoint."""
+    """Give a run that was added to the engine its past, and take back what it wrote after its last checkpoint.
+
+    Raises:
+        ConfigError: if it is configured in another way than before.
+    """
+    check_config(record, run)
     engine.restore(run, record)
     if not run.state.is_final:
         rewind_log(run.paths.metrics, run.step)
@@ -95,6 +112,77 @@ def _step_of(line: str) -> int | None:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+_requested: Path | None = None
+
+
+def state_of(root: Path) -> SavedExperiment | None:
+    """Return the past of an experiment in this directory, where the command line asks to go on with it.
+
+    Raises:
+        ConfigError: if there is a past, and nobody asked to go on with it.
+    """
+    if _requested is not None and root.resolve() == _requested:
+        return read_experiment_state(root)
+    if ExperimentPaths(root).state.exists():
+        raise ConfigError(
+            f"{shown(root)} holds an experiment already. Go on with it: {resume_command(root)}. Or give the new one a "
+            "directory of its own."
+        )
+    return None
+
+
+def command(arguments: Sequence[str]) -> list[str] | None:
+    """Return the command line with which an experiment was started, with what makes it go on in its directory.
+
+    Args:
+        arguments: those given now, ``resume=<directory>`` among them. Others may only say how the experiment is run.
+
+    Returns:
+        The arguments; ``None`` if the experiment is finished, and that has been said.
+
+    Raises:
+        ConfigError: if there is nothing to go on with.
+    """
+    global _requested
+    (given,) = [argument for argument in arguments if argument.startswith("resume=")][:1]
+    others = [argument for argument in arguments if not argument.startswith("resume=")]
+    for other in others:
+        if not other.lstrip("+~").startswith(_ALLOWED):
+            raise ConfigError(
+                f"{other} cannot be given with resume=: the experiment goes on as it was started. Allowed: "
+                f"{', '.join(f'{key}*' for key in _ALLOWED)}."
+            )
+    root = Path(given.removeprefix("resume=").strip("'\"")).expanduser().resolve()
+    state = read_experiment_state(root)
+    if is_over(state):
+        print(f"The experiment in {shown(root)} is finished: {summary(state)}. Nothing is left to do.")
+        return None
+    sweep = root / "multirun.yaml"
+    started = sweep if sweep.exists() else root / ".hydra" / "hydra.yaml"
+    if not started.exists():
+        raise ConfigError(
+            f"resume={shown(root)}: it has no {started.relative_to(root)}, which says how the experiment was started."
+        )
+    hydra = OmegaConf.load(started).hydra
+    if Path(hydra.runtime.cwd).is_dir():
+        os.chdir(hydra.runtime.cwd)  # what paths in the configuration are relative to
+    _requested = root
+    place = "hydra.sweep.dir" if sweep.exists() else "hydra.run.dir"
+    old = [text for text in hydra.overrides.hydra if not text.startswith(("hydra.mode=", f"{place}="))]
+    directory = shown(root).replace("\\", "\\\\").replace("'", "\\'")
+    new = ["--multirun"] if sweep.exists() else []
+    new += ["--config-name", hydra.job.config_name] if hydra.job.config_name else []
+    for source in hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            new += ["--config-dir", source.path]
+    return [*new, *old, f"{place}='{directory}'", *hydra.overrides.task, *others]
+
+
+_ALLOWED = ("control.", "checkpoint.", "engine.", "callbacks", "loggers", "hydra.")
 
 
 def _why_not(root: Path) -> str:

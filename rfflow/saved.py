@@ -26,6 +26,9 @@ VERSION = 1
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "hydra-core", "rfflow")
 
 
+_CHUNK = ("run", "chunk", "step", "metrics", "started", "ended", "switch")
+
+
 class DamagedState(ConfigError):
     """``experiment.json`` is not what was written."""
 
@@ -167,7 +170,7 @@ def run_text(run: SavedRun) -> str:
     """Return a run as it stands in the file."""
     plain = {key: getattr(run, key) for key in SavedRun.__dataclass_fields__}
     plain["state"] = run.state.value
-    plain["chunks"] = [asdict(chunk) for chunk in run.chunks]
+    plain["chunks"] = [_chunk(chunk) for chunk in run.chunks]
     plain["plan"] = run.plan and asdict(run.plan)
     return json.dumps(plain)
 
@@ -191,12 +194,18 @@ def versions() -> dict[str, str]:
 
 def progress_of(run: Run) -> dict[str, Any]:
     """Return how far a run is, for its checkpoint."""
-    return {"chunks": [asdict(chunk) for chunk in run.chunks], "metrics": dict(run.metrics)}
+    return {"chunks": [_chunk(chunk) for chunk in run.chunks], "metrics": dict(run.metrics)}
 
 
 def chunks_from(plain: Sequence[Mapping[str, Any]]) -> list[ChunkResult]:
     """Read chunks back."""
     return [ChunkResult(**chunk) for chunk in plain]
+
+
+def _chunk(chunk: ChunkResult) -> dict[str, Any]:
+    plain = {name: getattr(chunk, name) for name in _CHUNK}
+    plain["metrics"] = dict(chunk.metrics)
+    return plain
 
 
 def _from_plain(plain: dict[str, Any]) -> SavedExperiment:

@@ -46,6 +46,9 @@ class StubEngine:
                 run.error = self.failing.get(run.number)
                 run.move_to(RunState.FAILED if run.error else RunState.COMPLETED)
 
+    def save(self, *, is_finished: bool) -> None:
+        """There is nothing to go on with."""
+
     def objective(self, run: Run) -> float | None:
         return float(run.number)
 
