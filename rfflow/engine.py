@@ -8,6 +8,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -336,11 +337,12 @@ class Engine:
             chunk=assignment.chunk,
             step=boundary.step,
             metrics=boundary.metrics,
+            answers=boundary.answers,
             started=started,
             ended=time.time(),
             switch=max(0.0, trainee.context.switch_seconds - switched),
         )
-        run.chunks.append(result)
+        run.chunks.append(replace(result, answers=()))  # they are for people to read, and not kept
         run.metrics.update(result.metrics)
         self._scheduler.finish(assignment)
         if isinstance(boundary, Finished):

@@ -92,6 +92,16 @@ def chunk_ends(steps_per_epoch: int, chunks: int, total_steps: int, cycle: int =
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a model generated at a chunk's end, for people to read."""
+
+    prompt: str
+    answer: str
+    reference: str
+    """What the data says; empty where it says nothing."""
+
+
+@dataclass(frozen=True)
 class ChunkResult:
     """What a run had to show at the end of one chunk."""
 
@@ -107,6 +117,8 @@ class ChunkResult:
     """... and at which it gave it back."""
     switch: float = 0.0
     """Seconds of that spent on restoring and saving the run's context."""
+    answers: tuple[Answer, ...] = ()
+    """Some of what the model generated where ``evaluation.generate`` asks for it."""
 
     @property
     def seconds(self) -> float:

@@ -92,6 +92,23 @@ class TrainerSpec:
 
 
 @dataclass(frozen=True)
+class GenerateSpec:
+    """Evaluation by generation, at every chunk boundary."""
+
+    samples: int
+    """How many rows of the evaluation set to answer, from its first."""
+    batch_size: int = 8
+    """How many of them at a time."""
+    max_new_tokens: int = 64
+    scores: tuple[Node | str, ...] = ()
+    """Functions by ``_target_``, or as a dotted path; :mod:`rfflow.scores` says what they are given."""
+    shown: int = 4
+    """How many answers go to TensorBoard."""
+    kwargs: Node = field(default_factory=dict)
+    """Arguments of ``transformers.GenerationConfig`` (``temperature``, ...)."""
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """One configuration to train: read from a configuration of ours, or built by a function of an app's own."""
 
@@ -106,6 +123,8 @@ class RunSpec:
     """Evaluate at every chunk boundary where there is an evaluation set."""
     config: Node = field(default_factory=dict)
     """The resolved configuration this was read from, for people to look at."""
+    generate: GenerateSpec | None = None
+    """What to answer at every chunk boundary, if anything."""
     build: Callable[[], Any] | None = None
     """Builds the trainer, where an app does that itself; ``model``, ``dataset``, ``trainer`` and ``peft`` say nothing
     then."""
@@ -222,7 +241,28 @@ def read_run(cfg: DictConfig) -> RunSpec:
         chunks=_at_least_one(config.get("chunks", 1), "chunks"),
         evaluate=_boolean(config.get("evaluate", True), "evaluate"),
         config=config,
+        generate=_read_generate(config.get("evaluation")),
     )
+
+
+def _read_generate(section: Any) -> GenerateSpec | None:
+    section = _settings(section, "evaluation", ("generate",)).get("generate")
+    if not section:
+        return None
+    own = {f.name for f in fields(GenerateSpec)} - {"kwargs"}
+    values = {key: value for key, value in section.items() if key in own and value is not None}
+    for key, least in (("samples", 0), ("shown", 0), ("batch_size", 1), ("max_new_tokens", 1)):
+        value = values.setdefault(key, 0) if key == "samples" else values.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(
+                f"evaluation.generate.{key} is {value!r}. Allowed: a whole number from {least} up"
+                f"{' (0: generate nothing)' if key == 'samples' else ''}."
+            )
+    if not values["samples"]:
+        return None
+    scores = values.pop("scores", [])
+    kwargs = {key: value for key, value in section.items() if key not in own}
+    return GenerateSpec(**values, scores=tuple([scores] if isinstance(scores, str | dict) else scores), kwargs=kwargs)
 
 
 def built_run(build_trainer: Callable[[DictConfig], Any], cfg: DictConfig, name: str) -> RunSpec:

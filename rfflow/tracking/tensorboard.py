@@ -15,7 +15,7 @@ from lightning_fabric.loggers import Logger
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from rfflow.runs import ChunkResult, Experiment, Run, RunState
+from rfflow.runs import Answer, ChunkResult, Experiment, Run, RunState
 from rfflow.spec import Objective
 from rfflow.tracking import hparams
 
@@ -120,6 +120,8 @@ class TensorBoardLogger(Logger):
         self._add_runs(experiment)
         if run.name in self._writers:
             self._writers[run.name].add_scalar("chunk", result.chunk + 1, result.step)
+            for number, answer in enumerate(result.answers):
+                self._writers[run.name].add_text(f"answers/{number}", _as_text(answer), result.step)
             self._writers[run.name].flush()
         self._write_shared(experiment)
 
@@ -217,6 +219,13 @@ class TensorBoardLogger(Logger):
     def _close(self) -> None:
         while self._writers:
             self._writers.popitem()[1].close()
+
+
+def _as_text(answer: Answer) -> str:
+    """Return an answer with its prompt as Markdown that shows every character as it is."""
+    parts = {"prompt": answer.prompt, "answer": answer.answer, "expected": answer.reference}
+    blocks = ["".join(f"    {line}\n" for line in text.splitlines()) for text in parts.values()]
+    return "\n".join(f"**{name}**\n\n{block}" for name, block in zip(parts, blocks, strict=True) if block)
 
 
 def _tag(metric: str) -> str:

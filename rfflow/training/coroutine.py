@@ -21,7 +21,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rfflow.errors import ConfigError
-from rfflow.runs import ChunkPlan, chunk_ends
+from rfflow.runs import Answer, ChunkPlan, chunk_ends
 from rfflow.training import snapshot
 from rfflow.training.context import unmoved_random_state
 from rfflow.training.generation import GenerationClock, cycle_steps
@@ -55,6 +55,7 @@ class Boundary:
     step: int
     logs: tuple[Log, ...]
     metrics: Mapping[str, float]
+    answers: tuple[Answer, ...] = ()
     is_finite: bool = True
     """Whether the weights that are trained are all numbers."""
 
@@ -97,6 +98,8 @@ class TrainerCoroutine:
             checkpoint: where to go on from, as :meth:`snapshot` left it.
         """
         self.trainer = trainer
+        self.generate: Callable[[Trainer], tuple[dict[str, float], tuple[Answer, ...]]] | None = None
+        """Called at every boundary, to answer rows and score the answers; whatever it draws leaves no trace."""
         self.is_hurried = False
         """Set it to make the trainer pause behind its current step."""
         self._finish = finish
@@ -259,7 +262,13 @@ class _SuspendingCallback(TrainerCallback):
             self._logs.append((trainer.state.global_step, {"generation_share": share}))
         metrics = {} if self._loss is None else {"loss": self._loss}
         metrics.update(self._evaluate_here(trainer))
-        return kind(trainer.state.global_step, self._take_logs(), metrics)
+        answers: tuple[Answer, ...] = ()
+        if self._coroutine.generate is not None:
+            with unmoved_random_state(trainer.args.device):
+                scores, answers = self._coroutine.generate(trainer)
+            metrics.update(scores)
+            self._logs.append((trainer.state.global_step, scores))
+        return kind(trainer.state.global_step, self._take_logs(), metrics, answers)
 
     def _evaluate_here(self, trainer: Trainer) -> dict[str, float]:
         step = trainer.state.global_step

@@ -22,6 +22,7 @@ from rfflow.training.build import build_trainer, call_builder
 from rfflow.training.context import RunContext
 from rfflow.training.coroutine import Boundary, Pause, Ready, TrainerCoroutine
 from rfflow.training.data import Data, fingerprint, load_data
+from rfflow.training.evaluation import Generation
 from rfflow.training.memory import Holdings, Memory, own_tensors
 from rfflow.training.models import load_base
 from rfflow.training.warm_start import WarmStart, all_finite, load_weights, start_at_chunk, trained_weights
@@ -81,6 +82,9 @@ class Trainee:
                 self._coroutine = TrainerCoroutine(
                     trainer, spec.chunks, evaluate=spec.evaluate, finish=self._save, checkpoint=checkpoint
                 )
+                if spec.generate is not None and spec.build is None:
+                    rows = self._workshop.data(spec.dataset, spec.trainer).eval
+                    self._coroutine.generate = Generation(spec.generate, rows, trainer.processing_class)
                 ready = self._coroutine.resume()
         except ConfigError as error:
             label = f" ({self.run.label})" if len(self.run.label) <= 60 else ""

@@ -57,6 +57,6 @@ _store = ConfigStore.instance()
 _store.store(group="hydra/launcher", name="rfflow", node=RfflowLauncherConf, provider="rfflow")
 _store.store(
     name="rfflow_open_sections",
-    node=_open_sections("model", "dataset", "peft", "trainer", "objective", "engine", "control"),
+    node=_open_sections("model", "dataset", "peft", "trainer", "evaluation", "objective", "engine", "control"),
     provider="rfflow",
 )
