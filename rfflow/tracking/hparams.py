@@ -20,13 +20,15 @@ Value = bool | float | str
 
 
 def settings(run: Run) -> dict[str, Value]:
-    """Return every setting of a run by its dotted name, and its overrides that choose a config group."""
+    """Return every setting of a run by its dotted name, its overrides that choose a config group, and its parent."""
     found: dict[str, Value] = {}
     _flatten(run.spec.config, "", found)
     for part in run.overrides:
         _, sign, text = part.partition("=")
         if sign:
             found.setdefault(override_key(part), text)
+    if run.parent is not None:
+        found["parent"] = str(run.parent)
     return found
 
 

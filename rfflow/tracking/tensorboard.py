@@ -138,6 +138,13 @@ class TensorBoardLogger(Logger):
         self._add_runs(experiment)
         self._write_shared(experiment)
 
+    def on_op(self, experiment: Experiment, run: Run, text: str) -> None:
+        """Write what an op did as text of its run; of a clone, both the parent and the clone hear."""
+        self._add_runs(experiment)
+        if run.name in self._writers:
+            self._writers[run.name].add_text("ops", text, run.step)
+            self._writers[run.name].flush()
+
     def on_experiment_end(self, experiment: Experiment) -> None:
         """Close all files."""
         self._write_shared(experiment)

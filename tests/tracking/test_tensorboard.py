@@ -145,7 +145,14 @@ def test_the_hparams_table_lives(experiment: Experiment) -> None:
     story.change(clone)
     story.chunk(clone, {"loss": 1.0})
     board.reload()
-    assert {*board.columns()[0]} == {"lr", "peft", "trainer.args.max_steps", "peft.lora_alpha", "peft.r"}
+    assert {*board.columns()[0]} == {
+        "lr",
+        "parent",
+        "peft",
+        "trainer.args.max_steps",
+        "peft.lora_alpha",
+        "peft.r",
+    }
     assert {name: row[0] for name, row in board.rows().items()} == {
         "0": "UNKNOWN",
         "1": "FAILURE",
@@ -225,3 +232,15 @@ def test_a_full_disk_is_not_silent(experiment: Experiment, monkeypatch: pytest.M
     with pytest.raises(OSError, match="No space left"):
         story.chunk(experiment.runs[0], {"loss": 1.0})
     story.call("on_exception", error=OSError(28, "No space left on device"))
+
+
+def test_ops_and_parents_are_shown(experiment: Experiment) -> None:
+    """What was done to a run is text beside its curves, and the HParams table says whose clone a run is."""
+    story = tell_whole(experiment, TensorBoardLogger())
+    clone = next(run for run in story.experiment.runs if run.parent is not None and run.state is not RunState.DELETED)
+    board = Board(experiment.paths.tensorboard).reload()
+    assert "parent" in board.columns()[0]
+    assert board.rows()[clone.name][1]["parent"] == str(clone.parent)
+    events = EventAccumulator(str(experiment.paths.tensorboard / clone.name)).Reload()
+    texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("ops/text_summary")]
+    assert texts and all(f"run {clone.number} is" in text for text in texts)
