@@ -90,6 +90,8 @@ class Engine:
         self._trainees: dict[int, Trainee] = {}
         self._steering: Steering | None = None
         self._is_open = False
+        self.refill: Callable[[], None] | None = None
+        """Called between turns, after ops: may :meth:`add` runs and let them :meth:`join`."""
         self._keeper = Keeper(self.experiment, self._job_of)
         self._interruption = Interruption(spec.checkpoint.grace, self._hurry, self._farewell)
         self._active: Trainee | None = None
@@ -126,6 +128,18 @@ class Engine:
         checkpoint = self._keeper.restore(run, record)
         self._to_restore[run.number] = (record, checkpoint)
 
+    def join(self, run: Run) -> None:
+        """Let a run that was added while others train take part; one that cannot be built has failed."""
+        try:
+            self._prepare(run)
+        except (OSError, HydraException) as error:
+            self._fail(run, error)
+            return
+        assert run.plan is not None
+        self._scheduler.add(run.number, chunks=len(run.plan))
+        self._call("on_run_change", run=run)
+        self.save()
+
     def run(self) -> None:
         """Train until no run is left that can go on.
 
@@ -146,6 +160,8 @@ class Engine:
                 behind = self._behind()
                 if self._steering is not None and not behind:
                     self._steering.take_ops()
+                if self.refill is not None and not behind:
+                    self.refill()
                 self._interruption.raise_if_asked()
                 self._keeper.check()
                 assignment = self._scheduler.next(among=behind)

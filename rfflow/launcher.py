@@ -33,6 +33,7 @@ from rfflow.tracking.files import shown
 
 if TYPE_CHECKING:
     from rfflow.engine import Engine
+    from rfflow.search.sweeping import Refill
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +162,10 @@ class Sweep:
         )
         self._jobs: list[Job] = []
         self._engine: Engine | None = None
+        self._late: list[JobReturn] = []
+        """Of jobs that came while others trained."""
+        self.refill: Refill | None = None
+        """Gives more jobs as runs end; a search does."""
         self._state = resuming.state_of(self._paths.root)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
@@ -180,12 +185,16 @@ class Sweep:
             if self._composer.waiting:
                 for result in results:
                     _ = result.return_value  # a job that failed is known now, not after hours of training the others
+                if self.refill is not None:
+                    for number, _ in enumerate(job_overrides, first):
+                        self.refill.started(number)
                 self._train(list(self._composer.waiting.values()))
         except Exception as error:
             for job in list(self._composer.waiting.values()):
                 self._composer.end(job, JobStatus.FAILED, error)
             raise
-        return results
+        late, self._late = self._late, []
+        return results + late
 
     def _compose(self, number: int, overrides: Sequence[str]) -> JobReturn:
         log.info("\t#%d : %s", number, " ".join(self._composer.setting_apart(filter_overrides(overrides))))
@@ -208,10 +217,14 @@ class Sweep:
             self._add(self._engine, job)
         if self._state is not None:
             _restore(self._engine, self._state, self._composer)
+        if self.refill is not None:
+            self._engine.refill = self._take_more
         try:
             with _leaving_in_order(self._paths), env_override(self._config.hydra.job.env_set):
                 self._engine.run()
         finally:
+            if self.refill is not None:
+                self.refill.settle(self._engine.experiment.runs)
             self._engine.close()
         self._engine.save(is_finished=self._is_one_batch and _is_over(self._engine))
         self._end_jobs(self._engine)
@@ -223,11 +236,32 @@ class Sweep:
         sweeper = self._config.hydra.sweeper
         return sweeper.get("_target_", "").endswith(".BasicSweeper") and sweeper.get("max_batch_size") is None
 
-    def _add(self, engine: Engine, job: Job) -> None:
+    def _take_more(self) -> None:
+        """Compose the jobs that a search asks for now, and let their runs take part; one that cannot be has failed."""
+        assert self.refill is not None and self._engine is not None
+        runs = self._engine.experiment.runs
+        for overrides in self.refill.next(runs):
+            number = max(self._composer.next_number, max(run.number for run in runs) + 1)
+            try:
+                result = self._compose(number, overrides)
+                self._late.append(result)
+                _ = result.return_value
+                check_shared([*self._jobs, self._composer.waiting[number]])
+            except Exception as error:  # Hydra hands on whatever a job's function raised
+                log.warning("The job %s cannot be composed: %s", " ".join(overrides), error)
+                self.refill.failed()
+                continue
+            job = self._composer.waiting[number]
+            self._jobs.append(job)
+            run = self._add(self._engine, job)
+            self.refill.started(number)
+            self._engine.join(run)
+
+    def _add(self, engine: Engine, job: Job) -> Run:
         overrides = self._composer.setting_apart(job.result.overrides or [])
         is_usual = job.run_dir.absolute() == self._paths.run(job.number).root
         with job.hydra_config():
-            engine.add(job.spec, job.number, overrides, run_dir=None if is_usual else job.run_dir)
+            return engine.add(job.spec, job.number, overrides, run_dir=None if is_usual else job.run_dir)
 
     def _end_jobs(self, engine: Engine) -> None:
         runs = {run.number: run for run in engine.experiment.runs}
@@ -249,7 +283,11 @@ def _restore(engine: Engine, state: SavedExperiment, composer: Composer) -> None
     there = {run.number for run in engine.experiment.runs}
     to_come = [record.number for record in state.runs if record.parent is None and record.number not in there]
     for record in state.runs:
-        if record.number not in there and record.parent is not None and record.number < min(to_come, default=sys.maxsize):
+        if (
+            record.number not in there
+            and record.parent is not None
+            and record.number < min(to_come, default=sys.maxsize)
+        ):
             spec, label, _ = composer.compose_again(record.job or (), record.number)
             with composer.waiting[record.number].hydra_config():
                 engine.add(spec, record.number, label)

@@ -309,7 +309,7 @@ def experiment_config(spec: RunSpec, cfg: DictConfig) -> DictConfig:
     return cfg if spec.experiment is None else OmegaConf.create(dict(spec.experiment))
 
 
-EXPERIMENT_KEYS = ("name", "objective", "engine", "control", "checkpoint", "policy", "loggers", "callbacks")
+EXPERIMENT_KEYS = ("name", "objective", "engine", "control", "checkpoint", "policy", "search", "loggers", "callbacks")
 
 
 def read_experiment(cfg: DictConfig) -> ExperimentSpec:

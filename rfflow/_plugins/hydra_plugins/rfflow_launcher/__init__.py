@@ -20,6 +20,8 @@ class RfflowLauncher(Launcher):
     def __init__(self) -> None:
         self._setup: dict[str, Any] = {}
         self._sweep: Any = None
+        self.refill: Any = None
+        """What gives more jobs as runs end (``rfflow.search.sweeping.Refill``); a sweeper may set it."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Remember what Hydra says before the first :meth:`launch`."""
@@ -31,6 +33,7 @@ class RfflowLauncher(Launcher):
             from rfflow.launcher import Sweep
 
             self._sweep = Sweep(**self._setup)
+            self._sweep.refill = self.refill
         return self._sweep.launch(job_overrides, initial_job_idx)
 
 

@@ -1,0 +1,245 @@
+"""One search: Optuna's study in the experiment's own directory, asked for configurations and told what came of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from rfflow.errors import ConfigError, nearest
+from rfflow.search.space import Space
+from rfflow.spec import Node, Objective
+
+log = logging.getLogger(__name__)
+
+SAMPLERS = ("random", "tpe", "gp", "cmaes", "nsga2", "grid")
+_DUPLICATES = 20
+"""Repetitions of one question, in a space too large to list, before a repetition is let through."""
+
+
+@dataclass(frozen=True)
+class SearchSpec:
+    """The section ``search`` of the configuration."""
+
+    sampler: str | Node = "tpe"
+    """One of ``SAMPLERS``, or an Optuna sampler by ``_target_``."""
+    n_trials: int = 10
+    """Configurations that are asked for at once and trained together."""
+    budget: int | None = None
+    """Configurations in all; beyond ``n_trials`` they learn from those before. None is ``n_trials``."""
+    seed: int | None = 42
+    """Of the sampler; None is another one every time."""
+    objectives: tuple[Objective, ...] = ()
+    """Several to weigh against each other; empty takes the experiment's one."""
+
+
+def read_search(section: Mapping[str, Any] | None) -> SearchSpec | None:
+    """Read and check the section.
+
+    Raises:
+        ConfigError: with what is allowed.
+    """
+    if not section:
+        return None
+    allowed = ("sampler", "n_trials", "budget", "seed", "objectives")
+    for key in section:
+        if key not in allowed:
+            raise ConfigError(f"search.{key} is not a setting.{nearest(key, allowed)} Allowed: {', '.join(allowed)}.")
+    sampler = section.get("sampler", "tpe")
+    if isinstance(sampler, str) and sampler not in SAMPLERS:
+        raise ConfigError(f"search.sampler is {sampler!r}.{nearest(sampler, SAMPLERS)} Allowed: {', '.join(SAMPLERS)}.")
+    n_trials, budget = section.get("n_trials", 10), section.get("budget")
+    for name, value in (("n_trials", n_trials), ("budget", n_trials if budget is None else budget)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"search.{name} is {value!r}. Allowed: a whole number from 1 up.")
+    objectives = tuple(Objective(**objective) for objective in section.get("objectives") or ())
+    return SearchSpec(sampler, n_trials, budget, section.get("seed"), objectives)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A configuration to train."""
+
+    trial: int
+    overrides: tuple[str, ...]
+
+
+@dataclass
+class _Open:
+    trial: Trial
+    reported: int = 0
+    """Chunks whose values the study knows."""
+
+
+@dataclass
+class Search:
+    """Asks and tells; knows runs by their numbers only.
+
+    The study lies in ``journal`` as Optuna's journal file: ``optuna-dashboard FILE`` shows it.
+    """
+
+    space: Space
+    spec: SearchSpec
+    journal: Path
+    objectives: Sequence[Objective]
+    name: str = "rfflow"
+    _open: dict[int, _Open] = field(default_factory=dict)
+    """Trials that have not been told, by their numbers."""
+    _seen: set[tuple[Any, ...]] = field(default_factory=set)
+    asked: int = 0
+
+    def __post_init__(self) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.journal.parent.mkdir(parents=True, exist_ok=True)
+        self._random = random.Random(self.spec.seed)
+        self.study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(self.journal))),
+            sampler=make_sampler(self.spec, len(self.objectives)),
+            study_name=self.name,
+            directions=[objective.direction for objective in self.objectives],
+            load_if_exists=True,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # the names are for the dashboard only
+            self.study.set_metric_names([objective.metric for objective in self.objectives])
+        for trial in self.study.get_trials(deepcopy=False):
+            if not trial.state.is_finished():  # of a process that is gone
+                self.study.tell(trial.number, state=TrialState.FAIL)
+            self._seen.add(self._key(trial.params))
+        budget = self.spec.budget or self.spec.n_trials
+        self.budget = int(min(max(budget, self.spec.n_trials), self.space.size - len(self._seen)))
+        if budget > self.space.size:
+            log.warning("The space has %d configurations, so %d are trained.", self.space.size, self.budget)
+
+    def ask(self, count: int) -> list[Asked]:
+        """Return so many new configurations, or as many as are left of the budget."""
+        asked = []
+        for _ in range(min(count, self.budget - self.asked)):
+            trial = self._new()
+            self._seen.add(self._key(trial.params))
+            self._open[trial.number] = _Open(trial)
+            overrides = tuple(self.space.overrides(trial.params))
+            trial.set_user_attr("overrides", list(overrides))
+            asked.append(Asked(trial.number, overrides))
+            self.asked += 1
+        return asked
+
+    def note(self, trial: int, key: str, value: Any) -> None:
+        """Write something beside a trial that has not been told, for people to read."""
+        self._open[trial].trial.set_user_attr(key, value)
+
+    def report(self, trial: int, values: Sequence[float | None]) -> None:
+        """Say which values of the objective a trial has shown at its chunks so far."""
+        opened = self._open.get(trial)
+        if opened is None or len(self.objectives) > 1:  # Optuna has no curves for several objectives
+            return
+        for chunk in range(opened.reported, len(values)):
+            value = values[chunk]
+            if value is not None and math.isfinite(value):
+                opened.trial.report(value, chunk + 1)
+        opened.reported = len(values)
+
+    def tell(self, trial: int, values: Sequence[float | None] | None, *, is_stopped: bool = False) -> None:
+        """Say what came of a trial: no values, or some that are no numbers, are a failure."""
+        opened = self._open.pop(trial, None)
+        if opened is None:
+            return
+        if is_stopped:
+            self.study.tell(opened.trial, state=TrialState.PRUNED)
+        elif values is None or not all(value is not None and math.isfinite(value) for value in values):
+            self.study.tell(opened.trial, state=TrialState.FAIL)
+        else:
+            self.study.tell(opened.trial, [float(value) for value in values if value is not None])
+
+    def add(self, params: Mapping[str, Any], values: Sequence[float | None], notes: Mapping[str, Any]) -> None:
+        """Add a configuration that somebody else has tried, such as a clone; what is not in the space is left out."""
+        known: dict[str, Any] = {}
+        dimensions: dict[str, BaseDistribution] = {}
+        for key, value in params.items():
+            dimension = _holding(self.space.dimensions[key], value) if key in self.space.dimensions else None
+            if dimension is not None:
+                known[key], dimensions[key] = value, dimension
+        is_good = all(value is not None and math.isfinite(value) for value in values)
+        trial: FrozenTrial = create_trial(
+            state=TrialState.COMPLETE if is_good else TrialState.FAIL,
+            values=[float(value) for value in values if value is not None] if is_good else None,
+            params=known,
+            distributions=dimensions,
+            user_attrs=dict(notes),
+        )
+        self.study.add_trial(trial)
+        self._seen.add(self._key(known))
+
+    def params(self, trial: int) -> dict[str, Any]:
+        """Return the values that a trial was asked with."""
+        return dict(self.study.get_trials(deepcopy=False)[trial].params)
+
+    def _new(self) -> Trial:
+        """Ask for a configuration that has not been asked for before."""
+        for _ in range(_DUPLICATES):
+            trial = self.study.ask(dict(self.space.dimensions))
+            if self._key(trial.params) not in self._seen:
+                return trial
+            trial.set_user_attr("duplicate", True)
+            self.study.tell(trial, state=TrialState.FAIL)
+            left = [params for params in self.space.all() if self._key(params) not in self._seen]
+            if left:
+                self.study.enqueue_trial(self._random.choice(left))
+        return self.study.ask(dict(self.space.dimensions))
+
+    def _key(self, params: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(params.get(key) for key in self.space.dimensions)
+
+
+def _holding(dimension: BaseDistribution, value: Any) -> BaseDistribution | None:
+    """Return a dimension that holds the value too, widened where it is one of numbers; None where there is none."""
+    if isinstance(dimension, CategoricalDistribution):
+        return dimension if value in dimension.choices else None
+    if isinstance(dimension, FloatDistribution) and isinstance(value, (int, float)):
+        return FloatDistribution(min(dimension.low, value), max(dimension.high, value), log=dimension.log)
+    if isinstance(dimension, IntDistribution) and isinstance(value, int) and dimension._contains(value):
+        return dimension
+    return None
+
+
+def make_sampler(spec: SearchSpec, objectives: int = 1) -> optuna.samplers.BaseSampler:
+    """Return an Optuna sampler; those that learn begin with ``n_trials`` random points, which is what is asked at once.
+
+    Raises:
+        ConfigError: if it cannot be made, or does not go with several objectives.
+    """
+    samplers = optuna.samplers
+    if isinstance(spec.sampler, Mapping):
+        try:
+            return instantiate(dict(spec.sampler))
+        except InstantiationException as error:
+            raise ConfigError(f"search.sampler: {error.__cause__ or error}") from error
+    if objectives > 1 and spec.sampler == "cmaes":
+        raise ConfigError("search.sampler is 'cmaes', which knows one objective only. Allowed: nsga2, tpe, gp, random.")
+    match spec.sampler:
+        case "tpe":
+            # A trial that still trains counts as bad, so that two who are asked at once are not the same.
+            return samplers.TPESampler(n_startup_trials=spec.n_trials, constant_liar=True, seed=spec.seed)
+        case "gp":
+            return samplers.GPSampler(n_startup_trials=spec.n_trials, seed=spec.seed)
+        case "cmaes":
+            return samplers.CmaEsSampler(
+                n_startup_trials=spec.n_trials, seed=spec.seed, warn_independent_sampling=False
+            )
+        case "nsga2":
+            return samplers.NSGAIISampler(population_size=max(2, spec.n_trials), seed=spec.seed)
+    return samplers.RandomSampler(seed=spec.seed)

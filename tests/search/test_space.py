@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from rfflow.errors import ConfigError
+from rfflow.search.space import Space, read_space
+
+
+def space(*words: str) -> Space:
+    return read_space(OverridesParser.create().parse_overrides(list(words)))
+
+
+@pytest.mark.parametrize(
+    "word, expected",
+    [
+        ("lr=interval(0.0,1.0)", FloatDistribution(0.0, math.nextafter(1.0, 0))),
+        ("lr=tag(log,interval(1e-5,1e-2))", FloatDistribution(1e-5, math.nextafter(1e-2, 0), log=True)),
+        ("r=int(interval(4,65))", IntDistribution(4, 64)),
+        ("r=tag(log,int(interval(4,65)))", IntDistribution(4, 64, log=True)),
+        ("r=range(1,10,step=3)", IntDistribution(1, 7, step=3)),
+        ("r=range(1,10)", IntDistribution(1, 9)),
+        ("r=range(0,1,step=0.25)", CategoricalDistribution(["0.0", "0.25", "0.5", "0.75"])),
+        ("r=range(9,1,step=-4)", CategoricalDistribution(["9", "5"])),
+        ("r=choice(4,8,16)", CategoricalDistribution(["4", "8", "16"])),
+        ("peft=lora,lora_small", CategoricalDistribution(["lora", "lora_small"])),
+        ("x=choice([a,b],{c:1})", CategoricalDistribution(["[a,b]", "{c:1}"])),
+    ],
+)
+def test_hydras_grammar_is_the_space(word: str, expected: object) -> None:
+    """Intervals and ranges are half-open, as Hydra says."""
+    assert list(space(word).dimensions.values()) == [expected]
+
+
+def test_overrides_keep_their_order_and_their_pluses() -> None:
+    read = space("+recipe=sft", "lr=interval(0.0,1.0)", "++a.b=choice(1,2)", "seed=3")
+    assert read.overrides({"lr": 1e-05, "++a.b": "2"}) == ["+recipe=sft", "lr=1e-05", "++a.b=2", "seed=3"]
+
+
+def test_a_space_of_choices_can_be_listed() -> None:
+    read = space("a=choice(1,2)", "b=range(0,3)")
+    assert read.size == 6 and len(read.all()) == 6
+    assert space("a=interval(0.0,1.0)").size == math.inf
+
+
+@pytest.mark.parametrize(
+    "word, said", [("lr=interval(1.0,1.0)", "is empty"), ("lr=tag(log,interval(0.0,1.0))", "needs numbers above 0")]
+)
+def test_what_is_no_space_is_said(word: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        space(word)

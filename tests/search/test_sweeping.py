@@ -1,0 +1,235 @@
+"""``hydra/sweeper=rfflow``: any Hydra application is searched; runs are told and replaced while the others train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import optuna
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn
+from lightning_fabric import Fabric
+from omegaconf import DictConfig, OmegaConf
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
+
+from rfflow import launcher
+from rfflow.engine import Engine
+from rfflow.errors import ConfigError
+from rfflow.runs import Callback, Experiment, Run
+from rfflow.spec import ExperimentSpec, Objective, RunSpec
+from rfflow.training.checkpoint import SafetensorsIO
+from tests.toy import ToyTrainee, put, settle_at_once, toy_spec
+
+pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
+
+PARABOLA = "x=interval(-2.0,2.0)"
+
+
+class App:
+    """A Hydra application of one number."""
+
+    def __init__(self, folder: Path, launcher: str = "rfflow", **search: Any):
+        self.folder = folder
+        self.launcher = launcher
+        self.search = {"sampler": "random", "n_trials": 4, "budget": None, "seed": 1, **search}
+        self.seen: list[float] = []
+
+    def sweep(self, *words: str, task: Callable[[DictConfig], Any] | None = None) -> list[JobReturn]:
+        conf = self.folder / "conf"
+        conf.mkdir(exist_ok=True, parents=True)
+        config = {
+            "defaults": [
+                {"override hydra/launcher": self.launcher},
+                {"override hydra/sweeper": "rfflow"},
+                "_self_",
+            ],
+            "x": 0,
+            "y": 0,
+            "name": "app",
+            "search": self.search,
+            "objective": {"metric": "eval_loss", "direction": "minimize"},
+            "hydra": {"sweep": {"dir": f"{self.folder}/out", "subdir": "runs/${hydra.job.num}"}},
+        }
+        (conf / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            overrides = ["hydra.mode=MULTIRUN", *words]
+            batches = hydra.multirun("config", task or self.parabola, overrides, with_log_configuration=False)
+        return [result for batch in batches for result in batch]
+
+    def parabola(self, cfg: DictConfig) -> float:
+        self.seen.append(cfg.x)
+        return float((cfg.x - 1) ** 2)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        storage = JournalStorage(JournalFileBackend(str(self.folder / "out" / "study.journal")))
+        return optuna.load_study(study_name="rfflow", storage=storage).get_trials()
+
+    def states(self) -> list[str]:
+        return [trial.state.name for trial in self.trials]
+
+
+@pytest.mark.parametrize("name", ["rfflow", "basic"])
+def test_any_application_is_searched_under_either_launcher(tmp_path: Path, name: str) -> None:
+    app = App(tmp_path, name, sampler="tpe", n_trials=5, budget=20)
+    results = app.sweep(PARABOLA)
+    assert len(results) == len(app.seen) == len(set(app.seen)) == 20
+    assert app.states() == ["COMPLETE"] * 20
+    assert [trial.value for trial in app.trials] == [(x - 1) ** 2 for x in app.seen]
+    assert fmean(abs(x - 1) for x in app.seen[5:]) < fmean(abs(x - 1) for x in app.seen[:5]) / 2, "it learns"
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes", "nsga2"])
+def test_a_seed_asks_for_the_same_again(tmp_path: Path, sampler: str) -> None:
+    seen = []
+    for folder in ("one", "two"):
+        app = App(tmp_path / folder, sampler=sampler, n_trials=3, budget=8)
+        app.sweep(PARABOLA, "y=interval(0.0,1.0)")
+        seen.append(app.seen)
+    assert seen[0] == seen[1] and len(set(seen[0])) == 8
+
+
+def test_commas_alone_stay_a_grid(tmp_path: Path) -> None:
+    app = App(tmp_path)
+    app.sweep("x=1,2,3", "y=1,2")
+    assert app.seen == [1, 1, 2, 2, 3, 3] and not (tmp_path / "out" / "study.journal").exists()
+    grid = App(tmp_path / "grid", sampler="grid")
+    grid.sweep("x=choice(1,2)", "y=range(0,2)")
+    assert grid.seen == [1, 1, 2, 2]
+    with pytest.raises(ConfigError, match="a grid cannot go through"):
+        grid.sweep(PARABOLA)
+
+
+def test_nothing_is_tried_twice_and_a_small_space_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    app = App(tmp_path, n_trials=10)
+    app.sweep("x=choice(1,2,3)", "y=choice(1,2)")
+    assert sorted(app.seen) == [1, 1, 2, 2, 3, 3]
+    assert "The space has 6 configurations, so 6 are trained." in caplog.text
+
+
+def test_a_failure_and_a_nan_are_told_as_such_and_end_nothing(tmp_path: Path) -> None:
+    def task(cfg: DictConfig) -> float:
+        if cfg.x == 2:
+            raise ValueError("too much")
+        return float("nan") if cfg.x == 3 else float(cfg.x)
+
+    app = App(tmp_path, "basic", n_trials=3, budget=5)
+    app.sweep("x=choice(1,2,3,4,5)", task=task)
+    by_x = {trial.params["x"]: trial.state.name for trial in app.trials if "duplicate" not in trial.user_attrs}
+    assert by_x == {"1": "COMPLETE", "2": "FAIL", "3": "FAIL", "4": "COMPLETE", "5": "COMPLETE"}
+
+
+def test_several_objectives(tmp_path: Path) -> None:
+    objectives = [{"metric": "a", "direction": "minimize"}, {"metric": "b", "direction": "maximize"}]
+    app = App(tmp_path, sampler="nsga2", n_trials=4, budget=8, objectives=objectives)
+    app.sweep(PARABOLA, task=lambda cfg: [cfg.x, cfg.x**2])
+    assert [trial.values for trial in app.trials] == [[t.params["x"], t.params["x"] ** 2] for t in app.trials]
+
+
+@pytest.mark.parametrize(
+    "search, said",
+    [
+        ({"sampler": "tep"}, "Did you mean 'tpe'"),
+        ({"n_trials": 0}, "search.n_trials is 0"),
+        ({"budgett": 3}, "Did you mean 'budget'"),
+        ({"sampler": "cmaes", "objectives": [{"metric": "a"}, {"metric": "b"}]}, "one objective only"),
+    ],
+)
+def test_wrong_settings_are_said(tmp_path: Path, search: Mapping[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        App(tmp_path, **search).sweep(PARABOLA)
+    with pytest.raises(ConfigError, match="nothing to search"):
+        App(tmp_path).sweep("x=1")
+
+
+# --- with runs in the engine ------------------------------------------------------------------------------------------
+
+
+class Order(Callback):
+    """Notes which run trained which chunk; drops op files at given moments."""
+
+    def __init__(self, ops: Mapping[int, Mapping[str, Any]]):
+        self.seen: list[int] = []
+        self.ops = ops
+
+    def on_chunk_end(self, experiment: Experiment, run: Run) -> None:
+        self.seen.append(run.number)
+        if len(self.seen) in self.ops:
+            put(experiment.paths.control, f"{len(self.seen)}.yaml", self.ops[len(self.seen)])
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Order, list[Engine]]]:
+    """Let the launcher make engines of runs that only count."""
+
+    def let(policy: Any = None, ops: Mapping[int, Mapping[str, Any]] = {}) -> tuple[Order, list[Engine]]:
+        order, made = Order(ops), []
+
+        def make(spec: ExperimentSpec, paths: Any, composer: Any) -> Engine:
+            from dataclasses import replace
+
+            spec = replace(spec, accelerator="cpu", policy=policy, objective=Objective())
+            spec = replace(spec, control=replace(spec.control, idle_timeout=0))
+            fabric = Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()], callbacks=[order])
+            made.append(Engine(spec, paths, fabric, composer, make_trainee=ToyTrainee))
+            return made[-1]
+
+        monkeypatch.setattr(launcher, "make_engine", make)
+        return order, made
+
+    settle_at_once(monkeypatch)
+    return let
+
+
+def run_of(cfg: DictConfig) -> RunSpec:
+    """Longer for a larger y; fails where y is 9."""
+    return toy_spec(chunks=int(cfg.y) or 2, lr=cfg.x, **({"fails_at": 0} if cfg.y == 9 else {}))
+
+
+def test_a_run_that_ends_is_replaced_while_the_others_train(tmp_path: Path, engines: Any) -> None:
+    """The first of three is short; the fourth begins before the long ones have ended."""
+    order, made = engines()
+    app = App(tmp_path, n_trials=3, budget=7)
+    results = app.sweep(PARABOLA, "y=choice(2,6)", task=run_of)
+    (engine,) = made
+    assert len(engine.experiment.runs) == len(results) == 7
+    lengths = [run.spec.chunks for run in engine.experiment.runs]
+    assert order.seen.index(3) < max(i for i, run in enumerate(order.seen) if run < 3), lengths
+    assert app.states() == ["COMPLETE"] * 7
+    assert [trial.user_attrs["run"] for trial in app.trials] == list(range(7))
+    assert [trial.value for trial in app.trials] == [result.return_value for result in results]
+    assert [len(trial.intermediate_values) for trial in app.trials] == lengths
+
+
+def test_runs_that_a_policy_stops_are_replaced_and_told(tmp_path: Path, engines: Any) -> None:
+    _, made = engines(policy={"_target_": "rfflow.policies.Halving"})
+    app = App(tmp_path, n_trials=4, budget=8)
+    app.sweep(PARABOLA, "y=4", task=run_of)
+    states = app.states()
+    assert len(made[0].experiment.runs) == 8 and set(states) == {"COMPLETE", "PRUNED"}
+    stopped = [run.number for run in made[0].experiment.runs if run.state.value == "stopped"]
+    assert [t.user_attrs["run"] for t in app.trials if t.state.name == "PRUNED"] == stopped
+
+
+def test_failed_runs_do_not_break_the_search(tmp_path: Path, engines: Any) -> None:
+    engines()
+    app = App(tmp_path, n_trials=2, budget=6)
+    app.sweep(PARABOLA, "y=choice(2,9)", task=run_of)
+    assert {(trial.params["y"], trial.state.name) for trial in app.trials} == {("2", "COMPLETE"), ("9", "FAIL")}
+
+
+def test_a_clone_joins_the_study_with_its_parent(tmp_path: Path, engines: Any) -> None:
+    engines(ops={3: {"op": "clone", "run": 0, "overrides": ["x=1.5"]}})
+    app = App(tmp_path, n_trials=2)
+    app.sweep(PARABOLA, "y=4", task=run_of)
+    (clone,) = [trial for trial in app.trials if "parent" in trial.user_attrs]
+    assert (clone.params, clone.user_attrs["parent"], clone.user_attrs["run"]) == ({"x": 1.5}, 0, 2)
+    assert clone.state.name == "COMPLETE"
