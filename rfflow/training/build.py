@@ -49,7 +49,8 @@ def build_trainer(
     peft_config = _build_peft_config(spec.peft) if spec.peft else None
     if peft_config is not None and "ForSequenceClassification" in type(base.model).__name__:
         peft_config.task_type = TaskType.SEQ_CLS  # so that the new head is trained too, beside the adapter
-    model = base.structure() if peft_config else base.copy()
+    shares = peft_config is not None and not _rewrites_base(peft_config)
+    model = base.structure() if shares else base.copy()
     if peft_config is not None:
         _check_targets(peft_config, model)
     tokenizer = base.tokenizer()
@@ -77,9 +78,11 @@ def build_trainer(
     for key in given:
         if key not in parameters:
             raise ConfigError(f"trainer.{key}: {spec.trainer.target} takes no {key!r}.{nearest(key, parameters)}")
+    # With an adapter that rewrites its base, what is left when it is off is not the base.
+    compared = reference or (None if peft_config is not None and not shares else base)
     with (
         _refusals(f"{spec.trainer.target} refuses the configuration"),
-        shared_log_probs(trainer_class, args, reference or base),
+        shared_log_probs(trainer_class, args, compared),
     ):
         if peft_config is not None and "peft_config" in parameters:
             kwargs["peft_config"] = peft_config
@@ -152,19 +155,27 @@ def _build_peft_config(node: Node) -> PeftConfig:
         return config_class(**values)
 
 
+def _rewrites_base(config: PeftConfig) -> bool:
+    """Whether the method begins by taking something out of the base's own weights, as PiSSA does."""
+    start = getattr(config, "init_lora_weights", None)
+    return isinstance(start, str) and start not in ("gaussian", "orthogonal", "eva")
+
+
 def _check_targets(config: PeftConfig, model: torch.nn.Module) -> None:
-    """Every listed target must match: PEFT passes over a misspelt one as long as another matches."""
-    targets = getattr(config, "target_modules", None)
-    if not targets or isinstance(targets, str):
-        return  # "all-linear" or a regular expression: PEFT itself says when nothing matches
-    names = [name for name, _ in model.named_modules() if name]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            leaves = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)})
-            raise ConfigError(
-                f"peft.target_modules: nothing in the model is called {target!r}.{nearest(target, leaves)} "
-                f"Linear layers there: {', '.join(leaves)}."
-            )
+    """Every listed module must match: PEFT passes over a misspelt one as long as another matches."""
+    for key in ("target_modules", "modules_to_save"):
+        targets = getattr(config, key, None)
+        if not targets or isinstance(targets, str):
+            continue  # "all-linear" or a regular expression: PEFT itself says when nothing matches
+        names = [name for name, _ in model.named_modules() if name]
+        for target in targets:
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                found = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)}
+                leaves = sorted(found)
+                raise ConfigError(
+                    f"peft.{key}: nothing in the model is called {target!r}.{nearest(target, leaves)} "
+                    f"Linear layers there: {', '.join(leaves)}."
+                )
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

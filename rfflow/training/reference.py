@@ -42,10 +42,10 @@ _SHAPING = (
 
 
 @contextlib.contextmanager
-def shared_log_probs(trainer_class: type[Trainer], args: TrainingArguments, reference: Base) -> Iterator[None]:
-    """Let trainers that are built inside share the log-probabilities of ``reference``."""
+def shared_log_probs(trainer_class: type[Trainer], args: TrainingArguments, reference: Base | None) -> Iterator[None]:
+    """Let trainers that are built inside share the log-probabilities of ``reference``, if there is one to share."""
     owner: Any = next((cls for cls in trainer_class.__mro__ if "_precompute_ref_logps" in vars(cls)), None)
-    if owner is None or not getattr(args, "precompute_ref_log_probs", False):
+    if reference is None or owner is None or not getattr(args, "precompute_ref_log_probs", False):
         yield
         return
     module: Any = sys.modules[owner.__module__]
