@@ -17,6 +17,7 @@ from benchmarks.work import MODELS, make_work
 
 STEPS = {"tiny": 32, "smollm2": 8}
 WITHOUT_MODEL = ("startup",)
+OF_LENGTH = ("wall", "first")  # the longer the runs, the less weighs what is paid once
 ON_TINY = ("ops",)  # what is measured there does not depend on the model
 
 
@@ -45,6 +46,8 @@ def _measure(args: argparse.Namespace) -> None:
             for part in args.only or PARTS:
                 title, measure = PARTS[part]
                 label = "" if part in WITHOUT_MODEL else model
+                if part in OF_LENGTH:
+                    label += f", {steps} steps a run"
                 if (part in ON_TINY and model != "tiny") or label in results_now.get(part, ()):
                     continue
                 print(f"\n{title}" + (f" ({label})" if label else ""), flush=True)

@@ -1,0 +1,211 @@
+"""What stopping runs early saves, and what it costs, on learning curves whose ends are known.
+
+    python benchmarks/early_stopping.py                    # print the tables (some minutes on one core)
+    python benchmarks/early_stopping.py --write            # and put them into docs/early_stopping.md
+
+Every policy steers the same curves through rfflow's own scheduler, a chunk at a time; nothing is trained. Curves are
+drawn from a seed: loss(t) = floor + height * t**-rate + noise after t chunks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from rfflow.policies import Decision, Halving, Hyperband, Median, Policy, Rules, Scene
+from rfflow.policies.simulation import Curve, Outcome, simulate
+
+CHUNKS = 16
+SIZES = (16, 64, 256)
+SEEDS = 20
+PAGE = Path(__file__).parent.parent / "docs" / "early_stopping.md"
+BEGIN, END = "<!-- begin tables -->", "<!-- end tables -->"
+
+
+class Nobody:
+    """Train all to the end."""
+
+    def decide(self, scene: Scene) -> list[Decision]:
+        return []
+
+
+RULES = [
+    {"name": "sick", "when": "is_nan(loss) or loss > 3 * best.loss", "do": "delete"},
+    {"name": "weak", "at_chunk": 2, "select": {"worst": "50%"}, "do": "stop"},
+    {"name": "weaker", "at_chunk": 8, "select": {"worst": "50%"}, "do": "stop"},
+]
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "none (grid)": Nobody,
+    "halving eta=2": lambda: Halving(2),
+    "halving eta=4": lambda: Halving(4),
+    "halving eta=2 min_chunks=4": lambda: Halving(2, 4),
+    "hyperband eta=2": lambda: Hyperband(2),
+    "median": Median,
+    "rules (50% at 2 and 8)": lambda: Rules(RULES),
+}
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Law:
+    """One configuration's curve, without noise."""
+
+    floor: float
+    height: float
+    rate: float
+    diverges_at: int = CHUNKS + 1
+
+    def loss(self, chunk: int) -> float:
+        """Return the loss after so many chunks (from 1)."""
+        return float("nan") if chunk >= self.diverges_at else self.floor + self.height * chunk**-self.rate
+
+
+def alike(draw: random.Random) -> Law:
+    """Curves of one shape: who is ahead stays ahead, but for the noise."""
+    return Law(draw.uniform(1.0, 2.0), 1.5, 0.7)
+
+
+def mixed(draw: random.Random) -> Law:
+    """Floor, height and rate know nothing of each other; one in ten diverges."""
+    diverges = draw.randrange(1, CHUNKS + 1) if draw.random() < 0.1 else CHUNKS + 1
+    return Law(draw.uniform(1.0, 2.0), draw.uniform(0.5, 2.5), draw.uniform(0.3, 1.2), diverges)
+
+
+def crossing(draw: random.Random) -> Law:
+    """The hard case: who starts quickly ends high, so the last after a chunk are the first at the end."""
+    late = draw.random()
+    return Law(2.0 - late, 0.5 + 3.0 * late, 0.9 + draw.uniform(-0.1, 0.1))
+
+
+FAMILIES = {"alike": alike, "mixed": mixed, "crossing": crossing}
+NOISE = 0.02
+
+
+def draw_curves(family: str, size: int, seed: int) -> tuple[list[Law], list[Curve]]:
+    """Return laws, and the curves that a policy sees."""
+    draw = random.Random(f"{family} {size} {seed}")
+    laws = [FAMILIES[family](draw) for _ in range(size)]
+    curves = []
+    for number, law in enumerate(laws):
+        losses = [law.loss(chunk) + draw.gauss(0, NOISE) for chunk in range(1, CHUNKS + 1)]
+        curves.append(Curve(number, tuple({"loss": loss, "eval_loss": loss} for loss in losses)))
+    return laws, curves
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one policy on one draw."""
+
+    spent: float
+    """Chunk-units trained, as a share of training all to the end."""
+    regret: float
+    """True loss of the chosen run, over the best true loss at the end, in units of the median run's: 0 is the best
+    configuration, 1 is one taken from the middle."""
+    speedup: float
+    """Time to a comparable best loss, of one run after the other over this; 0 where it is never reached."""
+
+
+def measure(laws: Sequence[Law], curves: Sequence[Curve], outcome: Outcome, tolerance: float) -> Figures:
+    """Return the figures."""
+    ends = sorted(law.loss(CHUNKS) for law in laws if law.diverges_at > CHUNKS)
+    chosen = outcome.chosen
+    assert chosen is not None
+    loss = laws[chosen.number].loss(chosen.chunk)
+    regret = (loss - ends[0]) / (median(ends) - ends[0])
+    goal = min(c.metrics[-1]["loss"] for c in curves if c.metrics[-1]["loss"] == c.metrics[-1]["loss"]) * tolerance
+    one_by_one = ((curve.number, chunk) for curve in curves for chunk in range(CHUNKS))
+    before, after = _reaches(curves, one_by_one, goal), _reaches(curves, outcome.order, goal)
+    return Figures(
+        outcome.spent / (len(curves) * CHUNKS), regret, before / after if before is not None and after else 0.0
+    )
+
+
+def _reaches(
+    curves: Sequence[Curve], order: Sequence[tuple[int, int]] | Iterator[tuple[int, int]], goal: float
+) -> int | None:
+    """Return after how many chunk-units some run has shown a loss as good as the goal."""
+    for spent, (run, chunk) in enumerate(order, 1):
+        if curves[run].metrics[chunk]["loss"] <= goal:
+            return spent
+    return None
+
+
+def run_all(sizes: Sequence[int], seeds: int, tolerance: float) -> dict[tuple[str, int, str], list[Figures]]:
+    """Measure every policy on every draw."""
+    figures: dict[tuple[str, int, str], list[Figures]] = {}
+    for family in FAMILIES:
+        for size in sizes:
+            for seed in range(seeds):
+                laws, curves = draw_curves(family, size, seed)
+                for name, make in POLICIES.items():
+                    outcome = simulate(curves, make())
+                    figures.setdefault((family, size, name), []).append(measure(laws, curves, outcome, tolerance))
+            print(f"{family} {size}", file=sys.stderr, flush=True)
+    return figures
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def tables(figures: dict[tuple[str, int, str], list[Figures]], sizes: Sequence[int]) -> str:
+    """Return a Markdown table a family: medians, and in brackets the middle 80 % of the seeds."""
+    lines = []
+    for family, law in FAMILIES.items():
+        assert law.__doc__ is not None
+        lines += ["", f"### {family}", "", law.__doc__.strip(), ""]
+        lines += [
+            "| policy | configurations | chunks spent | regret | time to comparable loss |",
+            "|---|--:|--:|--:|--:|",
+        ]
+        for name in POLICIES:
+            for size in sizes:
+                cells = figures[family, size, name]
+                spent = _spread([100 * cell.spent for cell in cells], "{:.0f}", " %")
+                regret = _spread([cell.regret for cell in cells], "{:.2f}")
+                speedup = _spread([cell.speedup for cell in cells], "{:.1f}", "x")
+                missed = sum(cell.speedup == 0 for cell in cells)
+                note = f", {missed} of {len(cells)} never" if missed else ""
+                lines.append(f"| {name} | {size} | {spent} | {regret} | {speedup}{note} |")
+    return "\n".join(lines[1:])
+
+
+def _spread(values: Sequence[float], form: str, unit: str = "") -> str:
+    if len(values) < 2:
+        return form.format(values[0]) + unit
+    deciles = quantiles(values, n=10, method="inclusive")
+    low, high = form.format(deciles[0]), form.format(deciles[-1])
+    middle = form.format(median(values)) + unit
+    return middle if low == high else f"{middle} ({low}-{high})"
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=lambda text: [int(word) for word in text.split(",")], default=list(SIZES))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--tolerance", type=float, default=1.01, help="times the best final loss is comparable")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.parent.name}/{PAGE.name}")
+    args = parser.parse_args()
+    text = tables(run_all(args.sizes, args.seeds, args.tolerance), args.sizes)
+    print(text)
+    if args.write:
+        page = PAGE.read_text(encoding="utf-8")
+        before, _, rest = page.partition(BEGIN)
+        _, _, after = rest.partition(END)
+        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
