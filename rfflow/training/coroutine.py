@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import greenlet
-import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rfflow.errors import ConfigError
@@ -166,6 +165,8 @@ class _SuspendingCallback(TrainerCallback):
         self._steps_per_epoch = self._cycle = 1
         self._logs: list[Log] = []
         self._loss: float | None = None
+        self.chunk_began: tuple[int, float] | None = None
+        """The step behind which the chunk begins, and the sum of all losses up to there."""
         self._evaluated: tuple[int, dict[str, float]] | None = None
         self._boundary_is_due = False
         self._last_pause = self._chunk_began = time.monotonic()
@@ -198,13 +199,18 @@ class _SuspendingCallback(TrainerCallback):
         self._steps_per_epoch, self._cycle = steps_per_epoch, cycle
         if self._coroutine._checkpoint is not None:
             snapshot.restore_forgotten(self._coroutine.trainer, self._coroutine._checkpoint, self)
+        if self.chunk_began is None:
+            self.chunk_began = (state.global_step, _sum_of_losses(self._coroutine.trainer))
         self._pause(Ready(ChunkPlan(ends, self._chunks)))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step in self._ends:
             self._boundary_is_due = True
-            # Read here because the trainer empties its accumulator when it logs. Reading moves nothing.
-            self._loss = _mean_loss_since_log(self._coroutine.trainer)
+            assert self.chunk_began is not None
+            # The mean over the chunk: a single step's loss says more about its rows than about the run.
+            (first, before), total = self.chunk_began, _sum_of_losses(self._coroutine.trainer)
+            self._loss = (total - before) / max(state.global_step - first, 1)
+            self.chunk_began = (state.global_step, total)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -314,9 +320,6 @@ def _steps_per_epoch(args: TrainingArguments, state: TrainerState, dataloader: A
     return max(-(-batches // args.gradient_accumulation_steps), 1)
 
 
-def _mean_loss_since_log(trainer: Trainer) -> float | None:
-    steps = trainer.state.global_step - trainer._globalstep_last_logged
-    total = trainer._tr_loss
-    if steps <= 0 or not isinstance(total, torch.Tensor):
-        return None
-    return total.item() / steps
+def _sum_of_losses(trainer: Trainer) -> float:
+    """Return the sum of the losses of all steps, as the trainer counts it. Reading it moves nothing."""
+    return float(trainer._total_loss_scalar + trainer._tr_loss.item())

@@ -46,7 +46,7 @@ def take(trainer: Trainer, folder: Path, ours: TrainerCallback) -> Callable[[], 
     Args:
         trainer: suspended where a resume is exact: behind the fetch of a batch, or between two epochs.
         folder: an empty folder.
-        ours: the callback that suspends it, which has no state to keep.
+        ours: the callback that suspends it; all that counts of it is where the chunk began.
     """
     trainer._save_rng_state(str(folder))
     trainer._save_scaler(str(folder))
@@ -90,6 +90,8 @@ def restore_forgotten(trainer: Trainer, folder: Path, ours: TrainerCallback) -> 
     for name, value in extras["numbers"].items():
         setattr(trainer, name, value)
     trainer._tr_loss.fill_(extras["tr_loss"])
+    if extras["chunk_began"] is not None:
+        ours.chunk_began = tuple(extras["chunk_began"])
     for mode, metrics in (extras["metrics"] or {}).items():
         trainer._metrics[mode].clear()
         for name, values in metrics.items():
@@ -125,6 +127,7 @@ def _extras(trainer: Trainer, ours: TrainerCallback) -> dict[str, Any]:
     return {
         "numbers": {name: getattr(trainer, name) for name in _NUMBERS if hasattr(trainer, name)},
         "tr_loss": trainer._tr_loss.item(),
+        "chunk_began": getattr(ours, "chunk_began", None),
         "metrics": metrics,
         "callbacks": [_attributes(callback) for callback in _users_callbacks(trainer, ours)],
     }

@@ -99,6 +99,18 @@ class FailAt(TrainerCallback):
             raise RuntimeError("the user's bug")
 
 
+def test_a_boundary_shows_the_mean_loss_of_its_chunk(spec: Spec, tmp_path: Path) -> None:
+    """Whatever the trainer logs, and when: a single step's loss says more about its rows than about the run."""
+    args = {"learning_rate": 1e-3}
+    (often, seldom), together = train_together(
+        [spec(args=args), spec(args={**args, "logging_steps": 7})], tmp_path / "experiment"
+    )
+    losses = [entry["loss"] for entry in together["0"].history if "loss" in entry]
+    means = [sum(losses[first : first + 6]) / 6 for first in range(0, 24, 6)]
+    assert [chunk.metrics["loss"] for chunk in often.chunks] == pytest.approx(means, rel=1e-5)
+    assert [chunk.metrics["loss"] for chunk in seldom.chunks] == pytest.approx(means, rel=1e-5)
+
+
 def test_a_failing_run_takes_nobody_with_it(spec: Spec, tmp_path: Path) -> None:
     """One run raises half-way; the runs beside it still equal their scripts alone, and its own log has the trace."""
     good = [spec(chunks=3, args={"learning_rate": 1e-3}), spec(chunks=5, args={"num_train_epochs": 2})]
