@@ -16,7 +16,7 @@ ARGS: Mapping[str, Any] = {
     "per_device_train_batch_size": 2,
     "max_length": 64,
     "bf16": False,
-    "gradient_checkpointing": False,
+    "activation_checkpointing": False,
     "logging_steps": 1,
     "report_to": "none",
     "disable_tqdm": True,

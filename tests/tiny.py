@@ -34,7 +34,7 @@ ARGS: Mapping[str, Any] = MappingProxyType(
         "max_length": 64,
         "num_train_epochs": 1,
         "per_device_train_batch_size": 4,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "report_to": "none",
         "disable_tqdm": True,
         "save_strategy": "no",

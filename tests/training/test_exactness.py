@@ -72,7 +72,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "two epochs, sparse logs": {"args": {"num_train_epochs": 2, "logging_steps": 7}},
     "packing": {"args": {"packing": True, "packing_strategy": "wrapped", "max_length": 96}},
     "its own evaluations": {"args": {"eval_strategy": "steps", "eval_steps": 5}},
-    "checkpointing and bias": {"args": {"gradient_checkpointing": True}, "peft": {"bias": "all", "use_dora": True}},
+    "checkpointing and bias": {"args": {"activation_checkpointing": True}, "peft": {"bias": "all", "use_dora": True}},
     "every weight": {"peft": None, "args": {"max_steps": 10}},
 }
 
