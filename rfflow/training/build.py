@@ -20,7 +20,7 @@ from rfflow.spec import Node, RunSpec, TrainerSpec
 from rfflow.training.arguments import check_values, listed
 from rfflow.training.bases import Base
 from rfflow.training.data import Data
-from rfflow.training.generation import check_generation
+from rfflow.training.fitting import check_generation, check_rows
 from rfflow.training.reference import shared_log_probs
 from rfflow.training.reward_functions import load_rewards, try_rewards
 from rfflow.training.sources import import_object, resolve_function
@@ -56,6 +56,7 @@ def build_trainer(
     tokenizer = base.tokenizer()
     if hasattr(args, "num_generations"):  # as TRL loads it where it is to generate
         tokenizer.padding_side = tokenizer.truncation_side = "left"
+    check_rows(args, data, tokenizer)
     parameters = _parameters(trainer_class)
     kwargs: dict[str, Any] = {
         "model": model,
@@ -69,7 +70,7 @@ def build_trainer(
     for key, node in spec.trainer.kwargs.items():
         if key == "reward_funcs":
             given[key] = load_rewards(node)
-            check_generation(args, data.train, given[key])
+            check_generation(args, data, given[key])
             try_rewards(given[key], data.train, device)
         else:
             given[key] = _component(node, f"trainer.{key}", tokenizer)
@@ -81,7 +82,7 @@ def build_trainer(
     # With an adapter that rewrites its base, what is left when it is off is not the base.
     compared = reference or (None if peft_config is not None and not shares else base)
     with (
-        _refusals(f"{spec.trainer.target} refuses the configuration"),
+        refusals(f"{spec.trainer.target} refuses the configuration"),
         shared_log_probs(trainer_class, args, compared),
     ):
         if peft_config is not None and "peft_config" in parameters:
@@ -105,7 +106,7 @@ def call_builder(build: Callable[[], Any]) -> Trainer:
         ConfigError: if it raises, or returns something else than a trainer.
     """
     name = getattr(getattr(build, "func", build), "__name__", repr(build))
-    with _refusals(f"{name} fails"):
+    with refusals(f"{name} fails"):
         trainer = build()
     if not isinstance(trainer, Trainer):
         raise ConfigError(f"{name} returned {type(trainer).__name__}. Allowed: a transformers.Trainer.")
@@ -139,7 +140,7 @@ def _build_args(spec: TrainerSpec, output_dir: Path, device: torch.device) -> Tr
     values.setdefault("output_dir", str(output_dir))
     if device.type == "cpu":
         values.setdefault("use_cpu", True)
-    with _refusals(f"{spec.args_target} refuses a value"):
+    with refusals(f"{spec.args_target} refuses a value"):
         args = args_class(**values)
         args._setup_devices  # noqa: B018 - accelerate's state is made here, inside the run's context
     # One process trains on one device: never let transformers spread a model with DataParallel.
@@ -151,7 +152,7 @@ def _build_peft_config(node: Node) -> PeftConfig:
     config_class = _class(node["_target_"], PeftConfig, "peft._target_")
     values = {key: value for key, value in node.items() if key != "_target_"}
     check_values(config_class, values, "peft")
-    with _refusals(f"{node['_target_']} refuses a value"):
+    with refusals(f"{node['_target_']} refuses a value"):
         return config_class(**values)
 
 
@@ -215,12 +216,12 @@ def _class(path: str, kind: type, where: str) -> type[Any]:
 
 
 @contextlib.contextmanager
-def _refusals(what: str) -> Iterator[None]:
-    """Turn whatever a library raises while a run is built into one sentence; the trace goes to the run's log."""
+def refusals(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn what a library raises while a run is built into one sentence; the trace goes to the run's log."""
     try:
         yield
     except ConfigError:
         raise
-    except Exception as error:
+    except kinds or (Exception,) as error:  # noqa: B030 - a tuple in both cases
         log.error("%s", what, exc_info=error)
         raise ConfigError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error

@@ -5,13 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset
 from transformers import Trainer, TrainingArguments
-
-from rfflow.errors import ConfigError
 
 
 def cycle_steps(args: TrainingArguments) -> int:
@@ -25,26 +21,6 @@ def cycle_steps(args: TrainingArguments) -> int:
         return 1
     passes *= getattr(args, "num_iterations", 1)
     return passes // math.gcd(passes, args.gradient_accumulation_steps)
-
-
-def check_generation(args: TrainingArguments, rows: Dataset, reward_funcs: Sequence[Any]) -> None:
-    """Check the figures that have to fit together, before a model generates anything.
-
-    Raises:
-        ConfigError: naming both.
-    """
-    weights = getattr(args, "reward_weights", None)
-    if weights is not None and len(weights) != len(reward_funcs):
-        raise ConfigError(
-            f"trainer.args: {len(weights)} reward_weights for {len(reward_funcs)} reward_funcs. Give each its weight."
-        )
-    batch, generations = getattr(args, "generation_batch_size", None), getattr(args, "num_generations", None)
-    if batch and generations and len(rows) < batch // generations:
-        raise ConfigError(
-            f"The training set has {len(rows)} rows, but one generation takes {batch // generations} different prompts "
-            f"(per_device_train_batch_size {args.per_device_train_batch_size} * steps_per_generation "
-            f"{args.steps_per_generation} / num_generations {generations}). Make one smaller, or take more rows."
-        )
 
 
 class GenerationClock:

@@ -18,7 +18,7 @@ from rfflow.errors import ConfigError
 from rfflow.runs import Run
 from rfflow.spec import DatasetSpec, MemorySpec, TrainerSpec
 from rfflow.training.bases import Base, Bases
-from rfflow.training.build import build_trainer, call_builder
+from rfflow.training.build import build_trainer, call_builder, refusals
 from rfflow.training.context import RunContext
 from rfflow.training.coroutine import Boundary, Pause, Ready, TrainerCoroutine
 from rfflow.training.data import Data, fingerprint, load_data
@@ -85,7 +85,8 @@ class Trainee:
                 if spec.generate is not None and spec.build is None:
                     rows = self._workshop.data(spec.dataset, spec.trainer).eval
                     self._coroutine.generate = Generation(spec.generate, rows, trainer.processing_class)
-                ready = self._coroutine.resume()
+                with refusals("The trainer cannot begin", ValueError, TypeError, LookupError):
+                    ready = self._coroutine.resume()
         except ConfigError as error:
             label = f" ({self.run.label})" if len(self.run.label) <= 60 else ""
             raise ConfigError(f"Run {self.run.number}{label}: {error}") from error

@@ -1,0 +1,69 @@
+"""Do rows, batches and model fit together? Said in a sentence with the figures, before anything is tokenized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from rfflow.errors import ConfigError
+from rfflow.training.data import Data
+
+
+def check_rows(args: TrainingArguments, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check what every trainer needs of its rows.
+
+    Raises:
+        ConfigError: for conversations without a chat template, and for fewer rows than a batch that must be full.
+    """
+    row = data.train[0] if len(data.train) else {}
+    talks = [name for name in ("messages", "prompt", "completion", "chosen") if _is_conversation(row.get(name))]
+    if talks and not tokenizer.chat_template and not getattr(args, "chat_template_path", None):
+        raise ConfigError(
+            f"The column {talks[0]!r} holds conversations, and the tokenizer of the model has no chat template to "
+            "write them with. Take a model that was taught to chat or its tokenizer (model.tokenizer=...), or make "
+            "them text with a dataset.formatting_func."
+        )
+    if not args.dataloader_drop_last:
+        return
+    for name, rows, key in (
+        ("training", data.train, "per_device_train_batch_size"),
+        ("evaluation", data.eval, "per_device_eval_batch_size"),
+    ):
+        size = getattr(args, key)
+        if rows is not None and len(rows) < size:
+            raise ConfigError(
+                f"The {name} set has {len(rows)} rows, fewer than a batch (trainer.args.{key} is {size}), and "
+                "trainer.args.dataloader_drop_last leaves out what does not fill one. Make the batch smaller."
+            )
+
+
+def check_generation(args: TrainingArguments, data: Data, reward_funcs: Sequence[Any]) -> None:
+    """Check what trainers need that generate their own answers.
+
+    Raises:
+        ConfigError: naming both of two figures that do not fit.
+    """
+    weights = getattr(args, "reward_weights", None)
+    if weights is not None and len(weights) != len(reward_funcs):
+        raise ConfigError(
+            f"trainer.args: {len(weights)} reward_weights for {len(reward_funcs)} reward_funcs. Give each its weight."
+        )
+    batch, generations = getattr(args, "generation_batch_size", None), getattr(args, "num_generations", None)
+    if batch and generations and len(data.train) < batch // generations:
+        raise ConfigError(
+            f"The training set has {len(data.train)} rows, but one generation takes {batch // generations} different "
+            f"prompts (per_device_train_batch_size {args.per_device_train_batch_size} * steps_per_generation "
+            f"{args.steps_per_generation} / num_generations {generations}). Make one smaller, or take more rows."
+        )
+    in_evaluation = getattr(args, "num_generations_eval", None) or generations
+    if data.eval is not None and in_evaluation and args.per_device_eval_batch_size % in_evaluation:
+        raise ConfigError(
+            f"trainer.args.per_device_eval_batch_size is {args.per_device_eval_batch_size}, which the "
+            f"{in_evaluation} answers to each prompt do not divide (num_generations, or num_generations_eval)."
+        )
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
