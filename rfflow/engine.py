@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import time
@@ -283,6 +284,8 @@ class Engine:
     def _open(self) -> None:
         """Build every new run up to its first step, so that what is wrong with any of them is said now."""
         new = [run for run in self.experiment.runs if not run.state.is_final and run.plan is None]
+        # accelerate collects garbage when a trainer begins; the half million objects that imports have made are none.
+        gc.freeze()
         if self._steering is None and (self.experiment.spec.control.enabled or self.experiment.spec.policy):
             answer = self._saved.answer if self._saved is not None else None
             # Refuses a control directory that another experiment owns.

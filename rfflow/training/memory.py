@@ -289,7 +289,8 @@ def out_of_memory_advice(error: BaseException, device: torch.device) -> str:
     return (
         f"out of memory, also with every other run moved away: {first}{free} Try a smaller "
         "trainer.args.per_device_train_batch_size with a larger trainer.args.gradient_accumulation_steps, a smaller "
-        "trainer.args.max_length, trainer.args.activation_checkpointing=true, an adapter (peft=lora) or a smaller dtype."
+        "trainer.args.max_length, trainer.args.activation_checkpointing=true, an adapter (peft=lora) or a smaller "
+        "dtype."
     )
 
 
