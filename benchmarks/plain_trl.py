@@ -4,7 +4,6 @@ No line of rfflow is imported here. Each job loads the model and the rows, train
 for one configuration does.
 """
 
-import gc
 import json
 import sys
 import time
@@ -46,6 +45,5 @@ if __name__ == "__main__":
     with open(jobs) as file:
         for job in json.load(file):
             moments.append(train(job))
-            gc.collect()  # a trainer is full of cycles; without this the next one would be loaded beside it
     with open(report, "w") as file:
         json.dump(moments, file)
