@@ -1,0 +1,389 @@
+"""What goes wrong around training: disks, memory, numbers. Nothing accepted is lost; the message says what to do."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from rfflow import resuming, saved
+from rfflow.checkpoints import SEAL, Checkpoints, DamagedCheckpoint, read
+from rfflow.engine import Engine
+from rfflow.errors import ConfigError, EngineError
+from rfflow.runs import Callback, ChunkResult, Experiment, ExperimentPaths, Run, RunState
+from rfflow.spec import CheckpointSpec, ExperimentSpec, RunSpec
+from tests.test_resuming import Disk, Killed, differences, operations, outcome, play, uninterrupted
+from tests.tiny import run_spec
+from tests.toy import quick_inbox, toy_engine, toy_spec
+from tests.training.plain import train_alone
+from tests.training.test_exactness import outcomes
+
+__all__ = ["quick_inbox", "uninterrupted"]
+
+
+def no_room() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def write(checkpoints: Checkpoints, step: int) -> Path:
+    draft = checkpoints.begin(step)
+    for name in ("weights.bin", "optimizer.pt", "state.json"):
+        (draft.folder / name).write_bytes(f"{name} at {step}".encode() * 100)
+    return checkpoints.seal(draft, {"chunks": step})
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink], ids=["truncated", "a bit flipped", "gone"])
+@pytest.mark.parametrize("name", ["weights.bin", "optimizer.pt", "state.json", SEAL])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, name: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    write(checkpoints, 10)
+    last = write(checkpoints, 20)
+    assert (newest := checkpoints.newest()) and newest.step == 20 and newest.progress == {"chunks": 20}
+    damage(last / name)
+    with pytest.raises(DamagedCheckpoint, match=name):
+        read(last)
+    with caplog.at_level(logging.WARNING):
+        assert (newest := checkpoints.newest()) and newest.step == 10
+    assert str(last) in caplog.text and "Going back" in caplog.text
+
+
+def test_a_draft_is_no_checkpoint(tmp_path: Path) -> None:
+    """What a crash has left half written or half removed is neither found nor kept."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    write(checkpoints, 10)
+    checkpoints.begin(20)
+    assert checkpoints.steps() == [10]
+    checkpoints.clean()
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-10"]
+
+
+@pytest.mark.usefixtures("quick_inbox")
+def test_an_experiment_goes_on_from_the_checkpoint_before_a_damaged_one(
+    tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """Every run's newest checkpoint is damaged, and all of one run's, which begins anew. The end is the same."""
+    die_at(tmp_path, operations(tmp_path / "counted") // 2)
+    for run in range(3):
+        checkpoints = Checkpoints(ExperimentPaths(tmp_path / "x").run(run).checkpoints)
+        steps = checkpoints.steps()
+        for step in steps if run == 1 else steps[:1]:
+            truncate(checkpoints.folder / f"step-{step}" / "toy.json")
+    play(tmp_path / "x")
+    seen = outcome(tmp_path / "x")
+    assert seen["states"] == uninterrupted["states"] and seen["weights"] == uninterrupted["weights"]
+    assert seen["logs"] == uninterrupted["logs"]
+
+
+def die_at(folder: Path, number: int) -> None:
+    from tests.test_resuming import locks_die_with_the_process
+
+    with Disk(number), pytest.raises(Killed), locks_die_with_the_process():
+        play(folder / "x")
+
+
+@pytest.mark.parametrize("keep", [(), ("last",), ("best", "final"), ("last", "best")])
+def test_what_is_kept_of_a_completed_run(tmp_path: Path, keep: tuple[str, ...]) -> None:
+    """While it runs never more than the newest two, and the best; toys have no final adapter of their own."""
+    most = []
+
+    class Look(Callback):
+        def on_chunk_start(self, experiment: Experiment, run: Run) -> None:
+            most.append(len(Checkpoints(run.paths.checkpoints).steps()))
+
+    engine = toy_engine(tmp_path, [toy_spec(chunks=4)], [Look()], checkpoint=CheckpointSpec(keep=keep))
+    engine.run()
+    engine.close()
+    losses = {chunk.step: chunk.metrics["eval_loss"] for chunk in engine.experiment.run(0).chunks[:-1]}
+    best = min(losses, key=lambda step: losses[step])
+    expected = {"last": "step-9", "best": f"step-{best}"}
+    folders = sorted(path.name for path in (tmp_path / "runs/0/checkpoints").iterdir() if path.is_dir())
+    assert folders == sorted({expected[word] for word in keep if word in expected})
+    assert max(most) <= 2 + ("best" in keep)
+
+
+@pytest.mark.parametrize("every", [2, 3])
+@pytest.mark.usefixtures("quick_inbox")
+def test_fewer_checkpoints_lose_nothing(tmp_path: Path, uninterrupted: dict[str, Any], every: int) -> None:
+    """Runs go back further, and come to the same end; a stopped run is saved where it stopped."""
+    total = operations(tmp_path / "counted")
+    for share in (0.4, 0.7):
+        root = tmp_path / str(share)
+        spec = CheckpointSpec(every=every)
+        from tests.test_resuming import locks_die_with_the_process
+
+        with Disk(int(total * share)), pytest.raises(Killed), locks_die_with_the_process():
+            play(root, checkpoint=spec)
+        play(root, checkpoint=spec)
+        assert not differences(uninterrupted, outcome(root))
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick_inbox")
+def test_a_disk_without_room_stops_training_and_loses_nothing(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
+    """One write fails, anywhere. Where that matters the experiment stops and says how to go on, and it goes on."""
+    total = operations(tmp_path / "counted")
+    seed = int(os.environ.get("RFFLOW_TEST_SEED", time.time_ns() % 10**6))
+    print(f"RFFLOW_TEST_SEED={seed}, {total} operations")
+    stopped = 0
+    for dies_at in sorted(random.Random(seed).sample(range(40, total - 10), 12)):
+        root = tmp_path / str(dies_at)
+        try:
+            with Disk(dies_at, error=no_room):
+                play(root)
+        except (EngineError, ConfigError) as error:
+            stopped += 1
+            assert "No space left" in str(error), error
+            if isinstance(error, EngineError):
+                assert "resume=" in str(error)
+        if saved.read(ExperimentPaths(root).state) is not None:
+            play(root)
+            seen = outcome(root)
+            assert seen["states"] == uninterrupted["states"], f"operation {dies_at}"
+            assert seen["weights"] == uninterrupted["weights"] and seen["logs"] == uninterrupted["logs"]
+    assert stopped
+
+
+def test_a_full_file_system(tmp_path: Path) -> None:
+    """A real one, of 200 kB: training stops, the last good checkpoints are whole, and with room it goes on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        filler = disk / "filler"
+
+        class Fill(Callback):
+            def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
+                if (run.number, result.chunk) == (1, 1):
+                    with filler.open("wb") as file:
+                        try:
+                            while True:
+                                file.write(b"x" * 1024)
+                                file.flush()
+                        except OSError:
+                            pass
+
+        root = disk / "experiment"
+        specs = [toy_spec(chunks=4), toy_spec(chunks=4)]
+        engine = toy_engine(root, specs, [Fill()], checkpoint=CheckpointSpec())
+        with pytest.raises(EngineError, match=r"No space left on device.*resume="):
+            engine.run()
+        engine.close()
+        filler.unlink()
+        play(root, plan={})
+        state = saved.read(ExperimentPaths(root).state)
+        assert state is not None and [run.state for run in state.runs] == [RunState.COMPLETED] * 2
+        assert [len(run.chunks) for run in state.runs] == [4, 4]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_directory_that_vanishes(tmp_path: Path) -> None:
+    """It is not made anew behind the user's back, with a half of an experiment in it."""
+
+    class Remove(Callback):
+        def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
+            if result.chunk == 1:
+                shutil.rmtree(experiment.paths.root)
+
+    engine = toy_engine(tmp_path / "x", [toy_spec(), toy_spec()], [Remove()], checkpoint=CheckpointSpec())
+    with pytest.raises(EngineError, match=r"(is gone|No such file)"):
+        engine.run()
+    engine.close()
+
+
+def test_a_writer_that_fails_stops_training(tmp_path: Path) -> None:
+    """A logger or table on a broken disk: not silently without curves, but with a way to go on."""
+
+    class Broken(Callback):
+        def on_log(self, experiment: Experiment, run: Run, metrics: Any, step: int) -> None:
+            if (run.number, step) == (1, 6):
+                raise OSError(errno.EIO, "Input/output error", "events.out.tfevents")
+
+    engine = toy_engine(tmp_path, [toy_spec(), toy_spec()], [Broken()], checkpoint=CheckpointSpec())
+    with pytest.raises(EngineError, match=r"Input/output error.*resume="):
+        engine.run()
+    engine.close()
+    play(tmp_path, plan={})
+    state = saved.read(ExperimentPaths(tmp_path).state)
+    assert state is not None and {run.state for run in state.runs} == {RunState.COMPLETED}
+
+
+def test_a_bug_of_the_engine_is_loud_and_everything_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with a checkpoint only every third chunk: what stands at a boundary is saved on the way out."""
+    from rfflow.scheduler import Scheduler
+
+    turns = iter(range(100))
+    following = Scheduler.next
+
+    def buggy(self: Scheduler, *args: Any, **kwargs: Any) -> Any:
+        if next(turns) == 5:
+            raise KeyError("a bug")
+        return following(self, *args, **kwargs)
+
+    engine = toy_engine(tmp_path, [toy_spec(), toy_spec()], checkpoint=CheckpointSpec(every=3))
+    with monkeypatch.context() as patch:
+        patch.setattr(Scheduler, "next", buggy)
+        with pytest.raises(KeyError, match="a bug"):
+            engine.run()
+    engine.close()
+    for run, step in ((0, 9), (1, 6)):
+        assert (found := Checkpoints(tmp_path / f"runs/{run}/checkpoints").newest()) and found.step == step
+
+
+def test_a_damaged_state_is_said(tmp_path: Path) -> None:
+    play(tmp_path, plan={})
+    flip_a_bit(ExperimentPaths(tmp_path).state)
+    with pytest.raises(ConfigError, match=r"experiment\.json is damaged.*are not touched"):
+        resuming.read_experiment_state(tmp_path)
+
+
+def test_other_rows_are_refused_and_other_versions_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    play(tmp_path, plan={})
+    state = saved.read(ExperimentPaths(tmp_path).state)
+    assert state is not None
+    state = replace(state, data={"sums.jsonl": "before"}, versions={**state.versions, "torch": "1.0"})
+    with pytest.raises(ConfigError, match=r"sums\.jsonl are not those.*now instead of before"):
+        state.check_data({"sums.jsonl": "now"})
+    state.check_data({"sums.jsonl": "before"})
+    with caplog.at_level(logging.WARNING):
+        resuming.warn_of_versions(state)
+    assert "torch 1.0 ->" in caplog.text and "numpy" not in caplog.text
+
+
+def test_an_edited_configuration_is_refused(tmp_path: Path) -> None:
+    engine = toy_engine(tmp_path, [toy_spec(lr=1)], checkpoint=CheckpointSpec())
+    engine.run()
+    engine.close()
+    state = saved.read(engine.experiment.paths.state)
+    assert state is not None
+    other = toy_engine(tmp_path / "other", [toy_spec(lr=2)])
+    with pytest.raises(ConfigError, match=r"with lr=1 and would now go on with 2"):
+        resuming.check_config(state.runs[0], other.experiment.run(0))
+    other.close()
+
+
+# --- memory and numbers, with real trainers ---------------------------------------------------------------------------
+
+
+class OutOfMemory(TrainerCallback):
+    """Runs out of memory at one step, so many times."""
+
+    left: dict[str, int] = {}
+
+    def __init__(self, step: int, name: str):
+        self.step = step
+        self.name = name
+
+    def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
+        if state.global_step == self.step and self.left[self.name]:  # type: ignore[attr-defined]
+            self.left[self.name] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.14 GiB.")
+
+
+class NoNumbers(TrainerCallback):
+    """Breaks a weight at one step, as an exploding loss would."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args: object, state: object, control: object, model: Any = None, **_: object) -> None:
+        if state.global_step == self.step:  # type: ignore[attr-defined]
+            with torch.no_grad():
+                next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
+
+
+def with_callback(spec: RunSpec, target: str, **kwargs: Any) -> RunSpec:
+    callback = {"_target_": f"tests.test_faults.{target}", **kwargs}
+    return replace(spec, trainer=replace(spec.trainer, callbacks=(callback,)))
+
+
+def train(root: Path, specs: list[RunSpec], **spec: Any) -> tuple[list[Run], dict[str, Any]]:
+    from lightning_fabric import Fabric
+
+    from rfflow.tracking.metrics_log import MetricsLog
+    from rfflow.training.checkpoint import SafetensorsIO
+
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()], callbacks=[MetricsLog()])
+    engine = Engine(ExperimentSpec(name="faults", accelerator="cpu", **spec), ExperimentPaths(root), fabric)
+    with outcomes() as ended:
+        for number, run in enumerate(specs):
+            engine.add(run, number)
+        engine.run()
+    engine.close()
+    return engine.experiment.runs, ended
+
+
+@pytest.mark.parametrize("step", [3, 9], ids=["in the first chunk", "later"])
+def test_a_run_out_of_memory_is_tried_once_more(tiny_model: Path, tiny_data: Path, tmp_path: Path, step: int) -> None:
+    """It ends as if nothing had been, and logs nothing twice; the run beside it does not notice."""
+    spec = run_spec(tiny_model, tiny_data, chunks=4)
+    OutOfMemory.left = {"once": 1}
+    runs, ended = train(tmp_path / "x", [with_callback(spec, "OutOfMemory", step=step, name="once"), spec])
+    assert [run.state for run in runs] == [RunState.COMPLETED] * 2 and OutOfMemory.left == {"once": 0}
+    alone = train_alone(spec, tmp_path / "alone")
+    assert not ended["0"].differences(alone) and not ended["1"].differences(alone)
+    lines = [run.paths.metrics.read_text().count('"loss"') for run in runs]
+    assert lines == [24, 24]
+
+
+def test_a_run_out_of_memory_twice_fails_alone(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """With the figures and what to try."""
+    spec = run_spec(tiny_model, tiny_data, chunks=4)
+    OutOfMemory.left = {"always": 9}
+    runs, _ = train(tmp_path, [with_callback(spec, "OutOfMemory", step=9, name="always"), spec])
+    assert [run.state for run in runs] == [RunState.FAILED, RunState.COMPLETED] and OutOfMemory.left == {"always": 7}
+    assert "Tried to allocate 3.14 GiB" in str(runs[0].error) and "per_device_train_batch_size" in str(runs[0].error)
+
+
+@pytest.mark.parametrize(
+    ("policy", "state", "chunks"),
+    [("fail", RunState.FAILED, 1), ("stop", RunState.STOPPED, 2), ("ignore", RunState.COMPLETED, 4)],
+)
+def test_what_becomes_of_a_run_without_numbers(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, policy: str, state: RunState, chunks: int
+) -> None:
+    """Its last weights that are numbers stay for clones; the run beside it goes on."""
+    spec = run_spec(tiny_model, tiny_data, chunks=4)
+    from rfflow.spec import ControlSpec
+
+    runs, _ = train(
+        tmp_path,
+        [with_callback(spec, "NoNumbers", step=9), spec],
+        on_nan=policy,
+        control=ControlSpec(idle_timeout=0),
+    )
+    assert [run.state for run in runs] == [state, RunState.COMPLETED] and len(runs[0].chunks) == chunks
+    from safetensors.torch import load_file
+
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(runs[0].paths.weights).values())
