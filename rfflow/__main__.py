@@ -1,7 +1,7 @@
 """The command: ``python -m rfflow +recipe=sft --multirun lr=1e-3,1e-4``, or ``rfflow ...`` where it is installed.
 
 ``rfflow ctl ...`` asks something of an experiment that is running; ``rfflow replay ...`` says what a policy would have
-done in one that is over.
+done in one that is over; ``rfflow new NAME`` writes a recipe to begin with.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ def main() -> None:
         from rfflow import replay
 
         sys.exit(replay.main(sys.argv[2:], CONF))
+    if sys.argv[1:2] == ["new"]:
+        from rfflow import new
+
+        sys.exit(new.main(sys.argv[2:]))
     if any(argument.startswith("resume=") for argument in sys.argv[1:]):
         _resume()
     parser = _parser()
