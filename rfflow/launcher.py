@@ -180,13 +180,17 @@ class Sweep:
         self._paths.root.mkdir(parents=True, exist_ok=True)
         log.info("Launching %d jobs in %s", len(job_overrides), self._paths.root)
         first = max(first, self._composer.next_number)  # clones of an earlier batch have taken numbers too
+        numbers = list(range(first, first + len(job_overrides)))
+        if self.refill is not None:
+            numbers = self.refill.number_of(len(job_overrides), first)
         try:
-            results = [self._compose(number, overrides) for number, overrides in enumerate(job_overrides, first)]
+            jobs = zip(numbers, job_overrides, strict=True)
+            results = [self._compose(number, overrides) for number, overrides in jobs]
             if self._composer.waiting:
                 for result in results:
                     _ = result.return_value  # a job that failed is known now, not after hours of training the others
                 if self.refill is not None:
-                    for number, _ in enumerate(job_overrides, first):
+                    for number in numbers:
                         self.refill.started(number)
                 self._train(list(self._composer.waiting.values()))
         except Exception as error:
@@ -234,7 +238,8 @@ class Sweep:
     def _is_one_batch(self) -> bool:
         """Whether the sweeper will surely not come with more jobs."""
         sweeper = self._config.hydra.sweeper
-        return sweeper.get("_target_", "").endswith(".BasicSweeper") and sweeper.get("max_batch_size") is None
+        is_known = sweeper.get("_target_", "").endswith((".BasicSweeper", ".RfflowSweeper"))
+        return is_known and (self.refill is not None or sweeper.get("max_batch_size") is None)
 
     def _take_more(self) -> None:
         """Compose the jobs that a search asks for now, and let their runs take part; one that cannot be has failed."""

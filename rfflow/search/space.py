@@ -41,7 +41,9 @@ class Space:
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
         """Return one job's overrides, in the order in which the sweep names them."""
         fixed = {override.partition("=")[0]: override for override in self.fixed}
-        return [fixed[key] if key in fixed else f"{key}={_written(params[key])}" for key in self.order]
+        return [
+            fixed[key] if key in fixed else f"{key}={_written(params[key], self.dimensions[key])}" for key in self.order
+        ]
 
     @property
     def size(self) -> float:
@@ -117,5 +119,9 @@ def _values(dimension: BaseDistribution) -> list[Any]:
     return list(range(whole.low, whole.high + 1, whole.step))
 
 
-def _written(value: Any) -> str:
-    return repr(value) if isinstance(value, float) else str(value)
+def _written(value: Any, dimension: BaseDistribution) -> str:
+    """Write a number with six digits, so that people can read it; it stays in its interval."""
+    if isinstance(value, float) and isinstance(dimension, FloatDistribution):
+        short = float(f"{value:.6g}")
+        return repr(short if dimension.low <= short <= dimension.high else value)
+    return str(value)

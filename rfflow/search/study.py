@@ -7,7 +7,7 @@ import math
 import random
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,8 @@ class Asked:
 
     trial: int
     overrides: tuple[str, ...]
+    run: int | None = None
+    """The run that it became, where the search goes on with one of a process that is gone."""
 
 
 @dataclass
@@ -101,14 +103,15 @@ class Search:
     """Trials that have not been told, by their numbers."""
     _seen: set[tuple[Any, ...]] = field(default_factory=set)
     asked: int = 0
+    earlier: list[Asked] = field(default_factory=list)
+    """What a process that is gone had asked for and launched."""
 
     def __post_init__(self) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.journal.parent.mkdir(parents=True, exist_ok=True)
-        self._random = random.Random(self.spec.seed)
         self.study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(self.journal))),
-            sampler=make_sampler(self.spec, len(self.objectives)),
+            sampler=make_sampler(self.spec, len(self.objectives)),  # so that what is wrong with it is said first
             study_name=self.name,
             directions=[objective.direction for objective in self.objectives],
             load_if_exists=True,
@@ -116,14 +119,39 @@ class Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # the names are for the dashboard only
             self.study.set_metric_names([objective.metric for objective in self.objectives])
-        for trial in self.study.get_trials(deepcopy=False):
-            if not trial.state.is_finished():  # of a process that is gone
-                self.study.tell(trial.number, state=TrialState.FAIL)
-            self._seen.add(self._key(trial.params))
+        self._random = random.Random(self.spec.seed)
+        self._take_over()
         budget = self.spec.budget or self.spec.n_trials
-        self.budget = int(min(max(budget, self.spec.n_trials), self.space.size - len(self._seen)))
+        self.budget = int(min(max(budget, self.spec.n_trials), self.space.size))
         if budget > self.space.size:
             log.warning("The space has %d configurations, so %d are trained.", self.space.size, self.budget)
+
+    def is_open(self, trial: int) -> bool:
+        """Whether the study waits to be told of a trial."""
+        return trial in self._open
+
+    def _take_over(self) -> None:
+        """Go on with the study of a process that is gone: its runs are asked for again, under their numbers."""
+        trials = self.study.get_trials(deepcopy=False)
+        if trials and self.spec.seed is not None:  # the same seed would ask for the same once more
+            again = replace(self.spec, seed=self.spec.seed + len(trials))
+            self.study.sampler = make_sampler(again, len(self.objectives))
+        for trial in trials:
+            self._seen.add(self._key(trial.params))
+            run, is_clone = trial.user_attrs.get("run"), "parent" in trial.user_attrs
+            if run is not None and not is_clone:
+                self.earlier.append(Asked(trial.number, tuple(trial.user_attrs["overrides"]), run))
+            if not trial.state.is_finished():
+                if run is None:
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+                else:
+                    opened = Trial(
+                        self.study,
+                        self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, trial.number),
+                    )
+                    self._open[trial.number] = _Open(opened, len(trial.intermediate_values))
+        self.earlier.sort(key=lambda asked: asked.run or 0)
+        self.asked = len(self.earlier)
 
     def ask(self, count: int) -> list[Asked]:
         """Return so many new configurations, or as many as are left of the budget."""

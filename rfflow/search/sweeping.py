@@ -70,7 +70,9 @@ def run_search(sweeper: BasicSweeper, search: Search) -> list[Sequence[JobReturn
         sweeper.launcher.refill = refill
     returns: list[Sequence[JobReturn]] = []
     done = 0
-    while asked := search.ask(search.spec.n_trials):
+    earlier, refill.numbers = search.earlier, [one.run for one in search.earlier if one.run is not None]
+    while asked := earlier or search.ask(search.spec.n_trials):
+        earlier = []
         batch = [list(one.overrides) for one in asked]
         begun = time.perf_counter()
         sweeper.validate_batch_is_legal(batch)
@@ -91,6 +93,8 @@ class Refill:
 
     def __init__(self, search: Search):
         self._search = search
+        self.numbers: list[int] = []
+        """Of the runs that are launched next, where they had some before."""
         self._coming: list[int] = []
         self._trials: dict[int, int] = {}
         """Trials by run."""
@@ -105,7 +109,15 @@ class Refill:
         """Say the number of the run that the next of the expected trials became."""
         trial = self._coming.pop(0)
         self._trials[number] = trial
-        self._search.note(trial, "run", number)
+        if self._search.is_open(trial):
+            self._search.note(trial, "run", number)
+        else:
+            self._told.add(number)
+
+    def number_of(self, count: int, first: int) -> list[int]:
+        """Return the numbers of the runs that are launched now."""
+        numbers, self.numbers = self.numbers, []
+        return numbers or list(range(first, first + count))
 
     def failed(self) -> None:
         """Say that the next of the expected trials became no run."""
@@ -198,7 +210,9 @@ def _say(search: Search) -> None:
     trials = search.study.get_trials(deepcopy=False)
     if len(search.objectives) == 1 and any(trial.state.name == "COMPLETE" for trial in trials):
         best = search.study.best_trial
-        log.info("Best of the search: %s (%s %.4g)", " ".join(best.user_attrs.get("overrides", ())), *_named(search))
+        keys = tuple(f"{key}=" for key in search.space.dimensions)
+        words = [word for word in best.user_attrs.get("overrides", ()) if word.startswith(keys)]
+        log.info("Best of the search: %s (%s %.4g)", " ".join(words), *_named(search))
 
 
 def _named(search: Search) -> tuple[str, float]:
