@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -25,8 +25,28 @@ from rfflow.policies.simulation import Curve, Outcome, simulate
 CHUNKS = 16
 SIZES = (16, 64, 256)
 SEEDS = 20
+TOLERANCES = (0.01, 0.1)
+"""How much worse than the best loss at the end is still comparable."""
 PAGE = Path(__file__).parent.parent / "docs" / "early_stopping.md"
 BEGIN, END = "<!-- begin tables -->", "<!-- end tables -->"
+
+
+class Rounds:
+    """Ask a policy once a round, when all who go on have done the same number of chunks.
+
+    That is the only moment at which these policies decide, and 256 runs need not be looked at after every chunk.
+    """
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+
+    def decide(self, scene: Scene) -> Sequence[Decision]:
+        """Ask, if nobody is behind: runs go on in the order of their numbers."""
+        first = next((run for run in scene.runs if run.is_live), None)
+        last = next((run for run in reversed(scene.runs) if run.is_live), None)
+        if first is not None and last is not None and first.chunk != last.chunk:
+            return []
+        return self.policy.decide(scene)
 
 
 class Nobody:
@@ -113,28 +133,33 @@ class Figures:
     regret: float
     """True loss of the chosen run, over the best true loss at the end, in units of the median run's: 0 is the best
     configuration, 1 is one taken from the middle."""
-    speedup: float
-    """Time to a comparable best loss, of one run after the other over this; 0 where it is never reached."""
+    whole: tuple[float, ...]
+    """Chunk-units of training all, over those until some run shows a loss comparable to the best of all, by tolerance;
+    0 where none does."""
+    fair: tuple[float, ...]
+    """The same, but one run after the other may stop, too, as soon as it shows such a loss."""
 
 
-def measure(laws: Sequence[Law], curves: Sequence[Curve], outcome: Outcome, tolerance: float) -> Figures:
+def measure(laws: Sequence[Law], curves: Sequence[Curve], outcome: Outcome) -> Figures:
     """Return the figures."""
     ends = sorted(law.loss(CHUNKS) for law in laws if law.diverges_at > CHUNKS)
     chosen = outcome.chosen
     assert chosen is not None
     loss = laws[chosen.number].loss(chosen.chunk)
     regret = (loss - ends[0]) / (median(ends) - ends[0])
-    goal = min(c.metrics[-1]["loss"] for c in curves if c.metrics[-1]["loss"] == c.metrics[-1]["loss"]) * tolerance
-    one_by_one = ((curve.number, chunk) for curve in curves for chunk in range(CHUNKS))
-    before, after = _reaches(curves, one_by_one, goal), _reaches(curves, outcome.order, goal)
-    return Figures(
-        outcome.spent / (len(curves) * CHUNKS), regret, before / after if before is not None and after else 0.0
-    )
+    best = min(c.metrics[-1]["loss"] for c in curves if c.metrics[-1]["loss"] == c.metrics[-1]["loss"])
+    one_by_one = [(curve.number, chunk) for curve in curves for chunk in range(CHUNKS)]
+    whole, fair = [], []
+    for tolerance in TOLERANCES:
+        before = _reaches(curves, one_by_one, best * (1 + tolerance))
+        after = _reaches(curves, outcome.order, best * (1 + tolerance))
+        assert before is not None
+        whole.append(len(one_by_one) / after if after else 0.0)
+        fair.append(before / after if after else 0.0)
+    return Figures(outcome.spent / len(one_by_one), regret, tuple(whole), tuple(fair))
 
 
-def _reaches(
-    curves: Sequence[Curve], order: Sequence[tuple[int, int]] | Iterator[tuple[int, int]], goal: float
-) -> int | None:
+def _reaches(curves: Sequence[Curve], order: Sequence[tuple[int, int]], goal: float) -> int | None:
     """Return after how many chunk-units some run has shown a loss as good as the goal."""
     for spent, (run, chunk) in enumerate(order, 1):
         if curves[run].metrics[chunk]["loss"] <= goal:
@@ -142,7 +167,7 @@ def _reaches(
     return None
 
 
-def run_all(sizes: Sequence[int], seeds: int, tolerance: float) -> dict[tuple[str, int, str], list[Figures]]:
+def run_all(sizes: Sequence[int], seeds: int) -> dict[tuple[str, int, str], list[Figures]]:
     """Measure every policy on every draw."""
     figures: dict[tuple[str, int, str], list[Figures]] = {}
     for family in FAMILIES:
@@ -150,8 +175,8 @@ def run_all(sizes: Sequence[int], seeds: int, tolerance: float) -> dict[tuple[st
             for seed in range(seeds):
                 laws, curves = draw_curves(family, size, seed)
                 for name, make in POLICIES.items():
-                    outcome = simulate(curves, make())
-                    figures.setdefault((family, size, name), []).append(measure(laws, curves, outcome, tolerance))
+                    outcome = simulate(curves, Rounds(make()))
+                    figures.setdefault((family, size, name), []).append(measure(laws, curves, outcome))
             print(f"{family} {size}", file=sys.stderr, flush=True)
     return figures
 
@@ -165,20 +190,29 @@ def tables(figures: dict[tuple[str, int, str], list[Figures]], sizes: Sequence[i
     for family, law in FAMILIES.items():
         assert law.__doc__ is not None
         lines += ["", f"### {family}", "", law.__doc__.strip(), ""]
-        lines += [
-            "| policy | configurations | chunks spent | regret | time to comparable loss |",
-            "|---|--:|--:|--:|--:|",
-        ]
+        lines += ["| policy | configurations | chunks spent | regret |", "|---|--:|--:|--:|"]
         for name in POLICIES:
             for size in sizes:
                 cells = figures[family, size, name]
                 spent = _spread([100 * cell.spent for cell in cells], "{:.0f}", " %")
-                regret = _spread([cell.regret for cell in cells], "{:.2f}")
-                speedup = _spread([cell.speedup for cell in cells], "{:.1f}", "x")
-                missed = sum(cell.speedup == 0 for cell in cells)
-                note = f", {missed} of {len(cells)} never" if missed else ""
-                lines.append(f"| {name} | {size} | {spent} | {regret} | {speedup}{note} |")
+                lines.append(f"| {name} | {size} | {spent} | {_spread([cell.regret for cell in cells], '{:.2f}')} |")
+    lines += ["", "### Time to a comparable best loss", ""]
+    heads = [f"{kind} {100 * tolerance:.0f} %" for kind in ("all /", "until /") for tolerance in TOLERANCES]
+    lines += [f"| curves | policy | configurations | {' | '.join(heads)} |", "|---|---|--:" + "|--:" * len(heads) + "|"]
+    for family in FAMILIES:
+        for name in POLICIES:
+            for size in sizes:
+                cells = figures[family, size, name]
+                columns = [*zip(*(cell.whole for cell in cells), strict=True)]
+                columns += [*zip(*(cell.fair for cell in cells), strict=True)]
+                texts = [_reached(list(column)) for column in columns]
+                lines.append(f"| {family} | {name} | {size} | {' | '.join(texts)} |")
     return "\n".join(lines[1:])
+
+
+def _reached(values: Sequence[float]) -> str:
+    missed = sum(value == 0 for value in values)
+    return _spread(values, "{:.1f}", "x") + (f"; {missed}/{len(values)} never" if missed else "")
 
 
 def _spread(values: Sequence[float], form: str, unit: str = "") -> str:
@@ -195,10 +229,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=lambda text: [int(word) for word in text.split(",")], default=list(SIZES))
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--tolerance", type=float, default=1.01, help="times the best final loss is comparable")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.parent.name}/{PAGE.name}")
     args = parser.parse_args()
-    text = tables(run_all(args.sizes, args.seeds, args.tolerance), args.sizes)
+    text = tables(run_all(args.sizes, args.seeds), args.sizes)
     print(text)
     if args.write:
         page = PAGE.read_text(encoding="utf-8")
