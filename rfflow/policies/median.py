@@ -32,19 +32,21 @@ class Median:
             there = scene.ranked_at(chunk)
             if len(there) < self.min_runs or not scene.is_due(chunk):
                 continue
+            values = {run.number: _badness(scene, run, chunk) for run in there}
+            averages = {number: fmean(own) for number, own in values.items() if own}
             for run in there:
-                if run.is_live and run.chunk == chunk and (why := self._weakness(scene, run, there)):
+                if run.is_live and run.chunk == chunk and (why := self._weakness(scene, run, values, averages)):
                     decisions.append(Decision(Stop(Numbers((run.number,))), why))
         return decisions
 
-    def _weakness(self, scene: Scene, run: RunView, there: list[RunView]) -> str | None:
-        own = _badness(scene, run, run.chunk)
+    def _weakness(
+        self, scene: Scene, run: RunView, values: dict[int, list[float]], averages: dict[int, float]
+    ) -> str | None:
+        own = values[run.number]
         if not own:
             return f"{scene.objective.metric} is not a number"
-        averages = [
-            fmean(values) for other in there if other is not run and (values := _badness(scene, other, run.chunk))
-        ]
-        if not averages or min(own) <= median(averages):
+        others = [average for number, average in averages.items() if number != run.number]
+        if not others or min(own) <= median(others):
             return None
         return f"its best is worse than the median of the others' averages over {run.chunk} chunks"
 
