@@ -314,7 +314,7 @@ def _leaving_in_order(paths: ExperimentPaths) -> Iterator[None]:
         if paths.state.exists():
             print(f"\nInterrupted; everything is saved. Go on with: {resume_command(paths.root)}", file=sys.stderr)
         else:
-            print("\nInterrupted before anything was trained.", file=sys.stderr)
+            print("\nInterrupted; nothing is saved that could be gone on with.", file=sys.stderr)
         raise SystemExit(interrupted.exit_status) from None
 
 
