@@ -1,0 +1,177 @@
+"""``rfflow resume=...``: the command line that started an experiment, and everything that cannot be gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from rfflow import resuming
+from rfflow.errors import ConfigError
+from rfflow.runs import ChunkPlan, ExperimentPaths, RunState
+from rfflow.saved import SavedExperiment, SavedRun, write
+from tests.tiny import make_data, make_model
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _forgets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setattr(resuming, "_requested", None)
+    monkeypatch.chdir(tmp_path)
+    yield
+
+
+def started(root: Path, *states: RunState, is_finished: bool = False, multirun: bool = True) -> Path:
+    """Leave the files of an experiment that has such runs."""
+    root.mkdir(parents=True)
+    runs = tuple(
+        SavedRun(
+            number, state, (f"lr={number}",), ("+recipe=sft", f"lr={number}"), f"runs/{number}", plan=ChunkPlan((1,), 1)
+        )
+        for number, state in enumerate(states)
+    )
+    write(ExperimentPaths(root).state, SavedExperiment("sft", 0.0, runs, is_finished=is_finished), {}, is_first=True)
+    hydra = {
+        "runtime": {
+            "cwd": str(root.parent),
+            "config_sources": [
+                {"path": "/somewhere/conf", "provider": "main"},
+                {"path": "/mine", "provider": "command-line"},
+            ],
+        },
+        "job": {"config_name": "config"},
+        "overrides": {
+            "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=elsewhere", "hydra/launcher=rfflow"],
+            "task": ["+recipe=sft", "lr=0,1"],
+        },
+    }
+    file = root / "multirun.yaml" if multirun else root / ".hydra" / "hydra.yaml"
+    file.parent.mkdir(exist_ok=True)
+    OmegaConf.save({"hydra": hydra}, file)
+    return root
+
+
+def test_the_command_is_the_one_it_was_started_with(tmp_path: Path) -> None:
+    """From wherever it is typed: sweep, overrides, launcher, --config-dir and the directory of then."""
+    root = started(tmp_path / "outputs" / "it's", RunState.RUNNING)
+    os.chdir("/")
+    arguments = resuming.command([f"resume={root}", "control.idle_timeout=1"])
+    assert Path.cwd() == root.parent
+    assert arguments == [
+        "--multirun",
+        "--config-name",
+        "config",
+        "--config-dir",
+        "/mine",
+        "hydra/launcher=rfflow",
+        "hydra.sweep.dir='it\\'s'",
+        "+recipe=sft",
+        "lr=0,1",
+        "control.idle_timeout=1",
+    ]
+    state = resuming.state_of(root)
+    assert state is not None and state.runs[0].state is RunState.RUNNING
+
+
+def test_a_single_run_goes_on_as_one(tmp_path: Path) -> None:
+    root = started(tmp_path / "x", RunState.RUNNING, multirun=False)
+    arguments = resuming.command([f"resume={root}"])
+    assert arguments is not None and "--multirun" not in arguments and "hydra.run.dir='x'" in arguments
+
+
+def test_a_finished_experiment_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = started(tmp_path / "x", RunState.COMPLETED, RunState.FAILED, is_finished=True)
+    assert resuming.command([f"resume={root}"]) is None
+    assert "is finished: 1 completed, 1 failed. Nothing is left to do." in capsys.readouterr().out
+
+
+def test_one_with_a_stopped_run_is_not_finished(tmp_path: Path) -> None:
+    root = started(tmp_path / "x", RunState.COMPLETED, RunState.STOPPED, is_finished=True)
+    assert resuming.command([f"resume={root}"]) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["resume=outputs/sfd"], r"no such directory\. Did you mean .*outputs/sft"),
+        (["resume=outputs"], r"is not an experiment. The newest one in it: resume=outputs/sft"),
+        (["resume=empty"], r"has no experiment\.json"),
+        (["resume=outputs/sft", "lr=3"], r"lr=3 cannot be given with resume=.*Allowed: control\."),
+    ],
+)
+def test_what_cannot_be_gone_on_with(tmp_path: Path, arguments: list[str], said: str) -> None:
+    started(tmp_path / "outputs" / "sft", RunState.RUNNING)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=said):
+        resuming.command(arguments)
+
+
+def test_a_new_experiment_does_not_write_over_another(tmp_path: Path) -> None:
+    root = started(tmp_path / "x", RunState.COMPLETED, is_finished=True)
+    with pytest.raises(ConfigError, match=r"x holds an experiment already\. Go on with it: python -m rfflow resume=x"):
+        resuming.state_of(root)
+    assert resuming.state_of(tmp_path / "y") is None
+
+
+def test_lines_of_later_steps_are_taken_back(tmp_path: Path) -> None:
+    """And a line that a crash has torn."""
+    log = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step}) for step in (1, 2, 3)]
+    log.write_text("\n".join([*lines, '{"step": ']))
+    resuming.rewind_log(log, 2)
+    assert log.read_text().splitlines() == lines[:2]
+    resuming.rewind_log(tmp_path / "none.jsonl", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_the_command_itself(tmp_path: Path, number: signal.Signals) -> None:
+    """As people type it, with a clone and a stopped run: ended by a signal, gone on with, and the same adapters."""
+    make_model(tmp_path / "model")
+    make_data(tmp_path / "sums.jsonl")
+    op = 'op: clone\nrun: 0\noverrides: ["lr=2e-3,3e-3", "peft.r=8"]\n---\nop: stop\nrun: 1\n'
+    adapters = {}
+    for name in ("whole", "broken"):
+        root = tmp_path / name
+        (root / "control").mkdir(parents=True)
+        (root / "control" / "001.yaml").write_text(op)
+        os.utime(root / "control" / "001.yaml", (1, 1))
+        line = (
+            f"+recipe=sft model=hub model.name={tmp_path}/model dataset=local dataset.path={tmp_path}/sums.jsonl "
+            f"trainer.args.max_length=64 control.idle_timeout=0 --multirun lr=1e-3,1e-4 hydra.sweep.dir={root}"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rfflow", *line.split()], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert process.stdout is not None
+        if name == "broken":
+            chunks = 0
+            for printed in process.stdout:
+                chunks += printed.startswith(b"chunk")
+                if chunks == 5:
+                    process.send_signal(number)
+                    break
+        said = process.stdout.read().decode()
+        status = process.wait()
+        if name == "broken":
+            assert status == (-number if number is signal.SIGKILL else 128 + number), said
+            assert "Traceback" not in said
+            if number is not signal.SIGKILL:
+                assert f"rfflow resume={root}" in said
+            again = [sys.executable, "-m", "rfflow", f"resume={root}"]
+            done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+        else:
+            assert status == 0, said
+        adapters[name] = {
+            run: (root / f"runs/{run}/checkpoints/final/adapter_model.safetensors").read_bytes() for run in (0, 2, 3)
+        }
+    assert adapters["whole"] == adapters["broken"]
