@@ -129,3 +129,31 @@ def test_an_app_that_cannot_build_is_refused_in_a_sentence(app: Path) -> None:
         rfflow.sweep("+rfflow.chunk=3,4", config_dir=app, task=main)
     with pytest.raises(rfflow.ConfigError, match=r"returned int. Allowed: a transformers.Trainer"):
         rfflow.sweep(config_dir=app, task=lambda cfg: rfflow.run(lambda cfg: 3, cfg))
+
+
+def test_the_example_of_an_app_trains(
+    tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """recipes/hydra_app, with the command of its page."""
+    import runpy
+    import shlex
+    import sys
+
+    import pandas
+
+    folder = Path(__file__).parents[1] / "recipes/hydra_app"
+    words = shlex.split((folder / "README.md").read_text(encoding="utf-8").splitlines()[0])[2:]
+    changes = [
+        f"model={tiny_model}",
+        f"data={tiny_data}",
+        "batch=24",
+        "rfflow.chunks=2",
+        "+rfflow.engine.accelerator=cpu",
+    ]
+    words = [word for word in words if not word.startswith(("data=", "rank="))]
+    monkeypatch.setattr(sys, "argv", ["app.py", *words, *changes])
+    runpy.run_path(str(folder / "app.py"), run_name="__main__")
+    (table,) = tmp_path.glob("outputs/hydra_app/*/runs.csv")
+    runs = pandas.read_csv(table)
+    assert list(runs["state"]) == ["completed"] * 2 and list(runs["chunk"]) == [2, 2]
+    assert list(runs["objective"]) == list(runs["loss"])
