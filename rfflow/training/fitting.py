@@ -15,7 +15,8 @@ def check_rows(args: TrainingArguments, data: Data, tokenizer: PreTrainedTokeniz
     """Check what every trainer needs of its rows.
 
     Raises:
-        ConfigError: for conversations without a chat template, and for fewer rows than a batch that must be full.
+        ConfigError: for conversations without a chat template, for an evaluation without rows, and for fewer rows than
+            a batch that must be full.
     """
     row = data.train[0] if len(data.train) else {}
     talks = [name for name in ("messages", "prompt", "completion", "chosen") if _is_conversation(row.get(name))]
@@ -24,6 +25,11 @@ def check_rows(args: TrainingArguments, data: Data, tokenizer: PreTrainedTokeniz
             f"The column {talks[0]!r} holds conversations, and the tokenizer of the model has no chat template to "
             "write them with. Take a model that was taught to chat or its tokenizer (model.tokenizer=...), or make "
             "them text with a dataset.formatting_func."
+        )
+    if args.eval_on_start and data.eval is None:
+        raise ConfigError(
+            "trainer.args.eval_on_start is true, and there is nothing to evaluate on. Give dataset.eval_path, "
+            "eval_split or eval_size, or say trainer.args.eval_on_start=false."
         )
     if not args.dataloader_drop_last:
         return
