@@ -138,8 +138,8 @@ class Search:
             self.study.sampler = make_sampler(again, len(self.objectives))
         for trial in trials:
             self._seen.add(self._key(trial.params))
-            run, is_clone = trial.user_attrs.get("run"), "parent" in trial.user_attrs
-            if run is not None and not is_clone:
+            run = trial.user_attrs.get("run")
+            if run is not None and not {"parent", "resumed"} & set(trial.user_attrs):
                 self.earlier.append(Asked(trial.number, tuple(trial.user_attrs["overrides"]), run))
             if not trial.state.is_finished():
                 if run is None:

@@ -99,6 +99,8 @@ class Refill:
         self._trials: dict[int, int] = {}
         """Trials by run."""
         self._told: set[int] = set()
+        self._pruned: set[int] = set()
+        """Runs that were told as stopped."""
         self._ranks: dict[int, list[float | None]] = {}
 
     def expects(self, trials: Any) -> None:
@@ -143,6 +145,7 @@ class Refill:
                 self._join(run, runs)
                 continue
             if run.number in self._told:
+                self._tell_again(run, trial)
                 continue
             self._search.report(trial, values)
             if run.state is RunState.COMPLETED:
@@ -152,8 +155,17 @@ class Refill:
             elif run.state is RunState.STOPPED and also_stopped:
                 self._tell(run, trial, None, is_stopped=True)
 
+    def _tell_again(self, run: Run, trial: int) -> None:
+        """Add the end of a run that went on after it had been told as stopped; what was told cannot be changed."""
+        if run.number in self._pruned and run.state is RunState.COMPLETED:
+            self._pruned.remove(run.number)
+            notes = {"run": run.number, "resumed": trial, "overrides": list(run.overrides)}
+            self._search.add(self._search.params(trial), self._last(run), notes)
+
     def _tell(self, run: Run, trial: int, values: Any, *, is_stopped: bool = False) -> None:
         self._told.add(run.number)
+        if is_stopped:
+            self._pruned.add(run.number)
         self._search.tell(trial, values, is_stopped=is_stopped)
 
     def _join(self, run: Run, runs: Sequence[Run]) -> None:

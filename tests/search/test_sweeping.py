@@ -251,6 +251,37 @@ def test_runs_that_a_policy_stops_are_replaced_and_told(tmp_path: Path, engines:
     assert [t.user_attrs["run"] for t in app.trials if t.state.name == "PRUNED"] == stopped
 
 
+def test_a_stopped_run_that_goes_on_after_it_was_told_is_told_again(tmp_path: Path, engines: Any) -> None:
+    """Run 0 is stopped and replaced, then resumed by a person; both of its ends are in the study."""
+    engines(ops={2: {"op": "stop", "run": 0}, 5: {"op": "resume", "run": 0}})
+    app = App(tmp_path, n_trials=2, budget=3)
+    app.sweep(PARABOLA, "y=4", task=run_of)
+    told = [(trial.user_attrs["run"], trial.state.name) for trial in app.trials]
+    assert sorted(told) == [(0, "COMPLETE"), (0, "PRUNED"), (1, "COMPLETE"), (2, "COMPLETE")]
+    assert len({trial.params["x"] for trial in app.trials if trial.user_attrs["run"] == 0}) == 1
+
+
+def test_a_policy_goes_on_where_the_process_was_killed(
+    tmp_path: Path, engines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps no notes, so nothing of it needs to be saved."""
+    policy = {"_target_": "rfflow.policies.Halving"}
+    states = []
+    for folder, extra in (("whole", ()), ("killed", (Dies(9),))):
+        app = App(tmp_path / folder, n_trials=6)
+        engines(policy, extra=extra)
+        if extra:
+            with pytest.raises(EngineError):
+                app.sweep(PARABOLA, "y=4", task=run_of)
+            monkeypatch.setattr("rfflow.resuming._requested", tmp_path / folder / "out")
+        _, made = engines(policy)
+        if extra or not states:
+            app.sweep(PARABOLA, "y=4", task=run_of)
+        states.append([(run.number, run.state.value, len(run.chunks)) for run in made[-1].experiment.runs])
+    assert states[0] == states[1]
+    assert {state for _, state, _ in states[0]} == {"stopped", "completed"}
+
+
 def test_failed_runs_do_not_break_the_search(tmp_path: Path, engines: Any) -> None:
     engines()
     app = App(tmp_path, n_trials=2, budget=6)
