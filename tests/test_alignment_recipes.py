@@ -37,7 +37,9 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(("recipe", "rows", "metric"), [("dpo", PAIRS, "eval_rewards/accuracies"), ("grpo", PROBLEMS, "reward")])
+@pytest.mark.parametrize(
+    ("recipe", "rows", "metric"), [("dpo", PAIRS, "eval_rewards/accuracies"), ("grpo", PROBLEMS, "reward")]
+)
 def test_it_trains(
     recipe: str,
     rows: list[dict[str, Any]],

@@ -72,7 +72,10 @@ def test_an_experiment_lies_under_outputs(rfflow: Shell) -> None:
     rfflow("+recipe=sft", "--multirun", "lr=1e-3,1e-4")
     (root,) = Path("outputs/sft").iterdir()
     assert rfflow.engines[0].paths.root == root
-    assert [run.paths.root for run in rfflow.engines[0].runs] == [root.absolute() / "runs/0", root.absolute() / "runs/1"]
+    assert [run.paths.root for run in rfflow.engines[0].runs] == [
+        root.absolute() / "runs/0",
+        root.absolute() / "runs/1",
+    ]
     files = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     assert {"multirun.yaml", "runs/0/.hydra/config.yaml", "runs/1/.hydra/overrides.yaml"} <= files
     assert not any(name.endswith(".log") for name in files), "the engine writes run.log, Hydra nothing beside it"

@@ -1,4 +1,4 @@
-"""The command line in a process of its own, and a person at another terminal who drops files and asks ``rfflow ctl``."""
+"""The command line in a process of its own, and a person at another terminal who drops files or asks rfflow ctl."""
 
 from __future__ import annotations
 

@@ -47,7 +47,9 @@ def make_run(number: int = 0, **metrics: float) -> Run:
 
 def test_an_illegal_transition_says_what_is_allowed() -> None:
     run = make_run()
-    with pytest.raises(IllegalTransition, match="Run 0 is queued and cannot become completed. Allowed: deleted, failed"):
+    with pytest.raises(
+        IllegalTransition, match=r"Run 0 is queued and cannot become completed. Allowed: deleted, failed"
+    ):
         run.move_to(RunState.COMPLETED)
     assert run.state is RunState.QUEUED
 
