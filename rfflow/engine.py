@@ -507,6 +507,9 @@ class Engine:
                 at_boundary = run.chunks and run.step == run.chunks[-1].step
                 if run.state is RunState.RUNNING and at_boundary and run.number in self._trainees:
                     self._checkpoint_now(run)
+                    holdings = self._trainees[run.number].holdings
+                    assert holdings is not None
+                    holdings.leave_device()  # so that the next one finds room there
         except Exception:
             log.exception("Not everything could be saved; the last checkpoints stand")
 

@@ -108,7 +108,7 @@ def newest_checkpoint(run: Run) -> Path | None:
         return run.paths.final
     steps = [
         (int(path.name.rpartition("-")[2]), path)
-        for path in run.paths.checkpoints.glob("checkpoint-*")
+        for path in (*run.paths.checkpoints.glob("checkpoint-*"), *run.paths.checkpoints.glob("step-*"))
         if path.name.rpartition("-")[2].isdigit()
     ]
     return max(steps)[1] if steps else None

@@ -175,6 +175,8 @@ class TensorBoardLogger(Logger):
                 continue
             self._runs[run.name] = run
             directory = self._directory(run.name)
+            if run.state.is_final and directory.exists():
+                continue  # of an experiment that goes on; this run has said everything
             # A run that goes on from a checkpoint logs the steps after it once more.
             writer = self._writer(run.name, purge_step=run.step + 1 if directory.exists() else None)
             self._write(writer, hparams.start_record(run, time.time()))
