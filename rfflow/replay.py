@@ -199,9 +199,9 @@ def report(root: Path, record: Record, outcome: Outcome, objective: Objective, w
     lines.append(_loss(record, outcome, objective))
     short = [c.number for c in record.curves if len(c.metrics) < record.planned.get(c.number, 0)]
     if short:
-        lines.append(f"Runs {_numbers(short)} were not trained to the end; beyond their record nothing is known.")
+        lines.append(f"Known only as far as they were trained, which is not to the end: {_numbers(short)}.")
     if record.clones:
-        lines.append(f"Left out: runs {_numbers(record.clones)}, which ops made.")
+        lines.append(f"Left out, because ops made them: {_numbers(record.clones)}.")
     return "\n".join(lines)
 
 
