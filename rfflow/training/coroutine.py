@@ -23,7 +23,7 @@ from rfflow.errors import ConfigError
 from rfflow.runs import Answer, ChunkPlan, chunk_ends
 from rfflow.training import snapshot
 from rfflow.training.context import unmoved_random_state
-from rfflow.training.generation import GenerationClock, cycle_steps
+from rfflow.training.generation import GenerationClock, cycle_steps, skip_epochs
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,7 @@ class _SuspendingCallback(TrainerCallback):
         self._steps_per_epoch, self._cycle = steps_per_epoch, cycle
         if self._coroutine._checkpoint is not None:
             snapshot.restore_forgotten(self._coroutine.trainer, self._coroutine._checkpoint, self)
+            skip_epochs(train_dataloader, state.global_step // steps_per_epoch)
         if self.chunk_began is None:
             self.chunk_began = (state.global_step, _sum_of_losses(self._coroutine.trainer))
         self._pause(Ready(ChunkPlan(ends, self._chunks)))

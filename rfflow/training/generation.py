@@ -7,7 +7,9 @@ import math
 import time
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainingArguments
+from trl.trainer.utils import RepeatSampler
 
 
 def cycle_steps(args: TrainingArguments) -> int:
@@ -21,6 +23,19 @@ def cycle_steps(args: TrainingArguments) -> int:
         return 1
     passes *= getattr(args, "num_iterations", 1)
     return passes // math.gcd(passes, args.gradient_accumulation_steps)
+
+
+def skip_epochs(dataloader: Any, epochs: int) -> None:
+    """Let the prompts of a resumed run come in the order of the epoch that it is in.
+
+    TRL's sampler draws each epoch's order from a generator of its own, which Hugging Face's resume does not know of.
+    """
+    sampler = dataloader
+    while sampler is not None and not isinstance(sampler, RepeatSampler):
+        sampler = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)
+    if sampler is not None and sampler.shuffle:
+        for _ in range(epochs):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
 
 
 class GenerationClock:
