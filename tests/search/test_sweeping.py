@@ -210,6 +210,16 @@ def test_a_run_that_ends_is_replaced_while_the_others_train(tmp_path: Path, engi
     assert [len(trial.intermediate_values) for trial in app.trials] == lengths
 
 
+def test_a_seed_makes_the_same_trials_again_where_runs_are_replaced(tmp_path: Path, engines: Any) -> None:
+    asked = []
+    for folder in ("one", "two"):
+        engines({"_target_": "rfflow.policies.Halving"})
+        app = App(tmp_path / folder, sampler="tpe", n_trials=3, budget=8)
+        app.sweep(PARABOLA, "y=choice(2,4)", task=run_of)
+        asked.append([(trial.params, trial.state.name) for trial in app.trials])
+    assert asked[0] == asked[1]
+
+
 class Dies(Callback):
     """Ends the process, as far as a test can, after so many chunks."""
 
