@@ -1,4 +1,4 @@
-# make demo   the main job, on a small real model (about five minutes on two CPU cores)
+# make demo   the main job, on a small real model (a minute and a half on two CPU cores)
 # make test   the tests
 # Both make the environment first, in .venv, with the tested versions of everything.
 
