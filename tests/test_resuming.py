@@ -58,8 +58,7 @@ class Person(Callback):
     def act(self, experiment: Experiment, run: int, chunk: int) -> None:
         for index, op in enumerate(self.plan.get((run, chunk), ())):
             name, control = f"{run}-{chunk}-{index}.yaml", experiment.paths.control
-            # Filed as `<name>.2.yaml` where a process died between the note and the file.
-            if not any(control.rglob(name.replace(".yaml", "*.yaml"))):
+            if not any(control.rglob(name)):
                 put(control, name, op)
 
 
@@ -121,9 +120,9 @@ def outcome(root: Path) -> dict[str, Any]:
             if paths.run(run.number).weights.exists()
         },
         "filed": sorted(
-            str(path.relative_to(paths.control)).replace(".2.yaml", ".yaml")
-            for path in paths.control.rglob("*.yaml")
-            if path.name != "status.yaml"
+            str(path.relative_to(paths.control))
+            for path in paths.control.rglob("*")
+            if path.is_file() and path.name not in ("status.yaml", ".status.yaml.tmp")
         ),
     }
 
@@ -247,6 +246,16 @@ def test_killed_at_any_file_operation_it_ends_as_if_it_had_not_been(
         deaths = [chance.randint(10, total // 2) for _ in range(5)]
         die_and_go_on(root, deaths)
         assert not differences(uninterrupted, outcome(root)), f"killed at {deaths}"
+
+
+@pytest.mark.parametrize("deaths", [[160, 28, 143, 65, 86]])
+@pytest.mark.usefixtures("quick_inbox")
+def test_killed_where_it_once_ended_otherwise(
+    tmp_path: Path, uninterrupted: dict[str, Any], deaths: Sequence[int]
+) -> None:
+    """An op file whose process died twice between its answer and its move had another name than one left alone."""
+    die_and_go_on(tmp_path / "x", deaths)
+    assert not differences(uninterrupted, outcome(tmp_path / "x"))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rfflow.control.documents import MAX_BYTES, parse_documents
-from rfflow.control.filing import free_name, joined, printable, write_note
+from rfflow.control.filing import joined, place_for, printable, write_note, write_whole
 from rfflow.control.ops import Op
 from rfflow.control.ownership import LOCK_NAME, Lock
 from rfflow.control.watching import Watch
@@ -264,14 +264,14 @@ class Inbox:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if verdict.target is None:
-                target = free_name(folder, item.name, verdict.note_suffix)
+                target = place_for(folder, item.name, verdict.note_suffix, verdict.note)
                 # The note first: whoever sees the file in its new place finds the note too.
                 write_note(folder / joined(target, verdict.note_suffix), verdict.note)
                 verdict.target = target
             if self._is_still_there(item):
                 os.rename(source, folder / verdict.target)
             else:  # the file was removed or replaced after it was read; what was read is filed all the same
-                (folder / verdict.target).write_bytes(item.content)
+                write_whole(folder / verdict.target, item.content)
         except OSError as error:
             if key not in self._unmoved:
                 log.warning("Cannot move %s to %s/: %s.", printable(str(source)), verdict.folder, error)

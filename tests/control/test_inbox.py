@@ -312,6 +312,31 @@ def test_an_earlier_file_of_the_same_name_is_kept(inbox, clock):
     assert texts == ["op: stop\nrun: 1\n", "op: stop\nrun: 2\n", "op: stop\nrun: 3\n"]
 
 
+@pytest.mark.parametrize("operation", ["write_bytes", "replace", "rename"])
+def test_a_file_has_its_own_name_however_often_the_process_dies_while_it_is_filed(inbox, monkeypatch, operation):
+    """Whoever waits for the answer looks under that name; and no note stands without its file, or half written."""
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    drop(inbox, "x.yaml")
+    for _ in range(3):
+        (item,) = inbox.scan()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path if operation == "write_bytes" else os, operation, die)
+            inbox.done(item, "Stopped.")
+    (item,) = inbox.scan()
+    assert inbox.done(item, "Stopped.") == inbox.directory / "done/x.yaml"
+    assert files(inbox, "done") == ["x.yaml", "x.yaml.outcome"]
+
+
+def test_a_note_of_another_answer_is_not_written_over(inbox):
+    (inbox.directory / "done/x.yaml.outcome").write_text("Stopped another.\n")
+    drop(inbox, "x.yaml")
+    answer(inbox, inbox.scan())
+    assert files(inbox, "done") == ["x.2.yaml", "x.2.yaml.outcome", "x.yaml.outcome"]
+
+
 def test_the_same_file_put_back_from_done_is_a_new_request(inbox):
     drop(inbox, "x.yaml")
     answer(inbox, inbox.scan())
