@@ -45,7 +45,7 @@ class DatasetSpec:
     """Where the rows come from and how they become the columns that the trainer reads."""
 
     path: str | None = None
-    """A JSONL, JSON, CSV or Parquet file, a folder saved by ``datasets``, or ``pkg://package/file``."""
+    """A JSONL, JSON, CSV, Parquet or .txt file, a folder of them or saved by ``datasets``, or ``pkg://package/file``."""
     name: str | None = None
     """A data set on the Hugging Face hub."""
     config: str | None = None
@@ -60,6 +60,8 @@ class DatasetSpec:
     """Without an evaluation file or split: rows (int) or share (float) held out of the training rows."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Columns to keep, as ``{column in the data: column the trainer reads}``; empty keeps all as they are."""
+    sample_by: Literal["line", "paragraph", "document"] = "paragraph"
+    """What of a .txt file becomes a row, as ``datasets`` has it; paragraphs are parted by an empty line."""
     formatting_func: Node | None = None
     """A function by ``_target_``: takes a row, returns a string (the text) or a dict (the columns)."""
     max_samples: int | None = None
@@ -414,6 +416,8 @@ def _read_dataset(section: dict[str, Any]) -> DatasetSpec:
             "Give either dataset.path (a JSONL, JSON, CSV or Parquet file) or dataset.name (a hub data set). "
             f"Seen: path={spec.path!r}, name={spec.name!r}."
         )
+    if spec.sample_by not in ("line", "paragraph", "document"):
+        raise ConfigError(f"dataset.sample_by is {spec.sample_by!r}. Allowed: line, paragraph, document.")
     return spec
 
 

@@ -112,7 +112,7 @@ def _source(spec: DatasetSpec) -> str:
 
 def _read_train(spec: DatasetSpec) -> Dataset:
     if spec.path is not None:
-        return read_path(spec.path, spec.split, "dataset.path")
+        return read_path(spec.path, spec.split, "dataset.path", sample_by=spec.sample_by)
     assert spec.name is not None
     if looks_local(spec.name):
         raise ConfigError(f"dataset.name is {spec.name!r}, which looks like a file: give it as dataset.path.")
@@ -121,7 +121,7 @@ def _read_train(spec: DatasetSpec) -> Dataset:
 
 def _read_eval(spec: DatasetSpec) -> Dataset | None:
     if spec.eval_path is not None:
-        return read_path(spec.eval_path, spec.eval_split or "train", "dataset.eval_path")
+        return read_path(spec.eval_path, spec.eval_split or "train", "dataset.eval_path", sample_by=spec.sample_by)
     if spec.eval_split is None:
         return None
     if spec.path is not None:

@@ -26,26 +26,27 @@ BUILDERS = {
     ".tsv": "csv",
     ".parquet": "parquet",
     ".arrow": "arrow",
+    ".txt": "text",
 }
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
-def read_path(location: str, split: str, where: str, split_key: str = "split") -> Dataset:
+def read_path(location: str, split: str, where: str, split_key: str = "split", sample_by: str = "paragraph") -> Dataset:
     path = existing_path(location, where)
     if path.is_dir():
-        return _read_folder(path, split, where, split_key)
+        return _read_folder(path, split, where, split_key, sample_by)
     suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSED]
     builder = BUILDERS.get(suffixes[-1]) if suffixes else None
     if builder is None:
         raise ConfigError(f"{where} is {location!r}. Readable files end in {', '.join(BUILDERS)} (or are packed: .gz).")
     if path.stat().st_size == 0:
         raise ConfigError(f"{where} is {location!r}: the file is empty.")
-    options = {"sep": "\t"} if suffixes[-1] == ".tsv" else {}
+    options = {".tsv": {"sep": "\t"}, ".txt": {"sample_by": sample_by}}.get(suffixes[-1], {})
     with _refusals(f"{where} is {location!r}", path):
         return load_dataset(builder, data_files=str(path), split="train", **options)
 
 
-def _read_folder(folder: Path, split: str, where: str, split_key: str) -> Dataset:
+def _read_folder(folder: Path, split: str, where: str, split_key: str, sample_by: str) -> Dataset:
     names = sorted(entry.name for entry in folder.iterdir())
     with _refusals(f"{where} is {str(folder)!r}", folder):
         if "dataset_dict.json" in names or "state.json" in names:
@@ -63,7 +64,23 @@ def _read_folder(folder: Path, split: str, where: str, split_key: str) -> Datase
                 f"{where} is {str(folder)!r}, a folder that `datasets` did not save and without files to read "
                 f"({', '.join(BUILDERS)}). In it: {listing(names)}."
             )
-        return load_dataset(str(folder), split=split)
+        texts = _only_texts(folder)
+        if not texts:
+            return load_dataset(str(folder), split=split)
+        if split != "train":
+            raise ConfigError(
+                f"dataset.{split_key} is {split!r}, but {folder} holds plain text, which has no splits. Give "
+                "dataset.eval_path or dataset.eval_size."
+            )
+        # Named one by one: `datasets` would take what is called test.txt for a split of its own, and not train on it.
+        return load_dataset("text", data_files=texts, split="train", sample_by=sample_by)
+
+
+def _only_texts(folder: Path) -> list[str]:
+    """Return the .txt files of a folder and its folders, unless files of another kind stand beside them."""
+    files = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
+    readable = [path for path in files if set(path.suffixes) & set(BUILDERS)]
+    return [str(path) for path in readable] if all(path.suffix == ".txt" for path in readable) else []
 
 
 def read_hub(name: str, config: str | None, split: str) -> Dataset:
@@ -85,6 +102,8 @@ def _refusals(what: str, path: Path | None) -> Iterator[None]:
         reason = _bad_line(path) or f"{type(cause).__name__}: {' '.join(str(cause).split())}"
         if "corresponds to no data" in reason:
             reason = "There are no rows in it."
+        if isinstance(cause, UnicodeDecodeError):
+            reason += ". Save it as UTF-8."
         hint = "" if path else " Check the name and the network, or give a local file as dataset.path."
         raise ConfigError(f"{what}: cannot read it. {reason}{hint}") from error
     finally:

@@ -96,6 +96,33 @@ def test_messages_and_text_are_read(tmp_path: Path) -> None:
     assert load(write_jsonl(tmp_path / "text.jsonl", text)).train.to_list() == text
 
 
+def test_plain_text_is_read_by_paragraph_document_or_line(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_bytes("Once upon\r\na time.\n\n\n\nThe \u00e9nd.\n".encode())
+    assert [row.strip() for row in load(path).train["text"]] == ["Once upon\na time.", "The \u00e9nd."]
+    assert load(path, sample_by="line").train["text"][:] == ["Once upon", "a time.", "The \u00e9nd."]
+    assert load(path, sample_by="document").train["text"][:] == ["Once upon\na time.\n\n\n\nThe \u00e9nd.\n"]
+    evaluated = load(path, eval_path=str(path), sample_by="line").eval
+    assert evaluated is not None and len(evaluated) == 3
+    path.write_bytes(b"caf\xe9")
+    assert "can't decode byte 0xe9" in refused(path) and "Save it as UTF-8." in refused(path)
+
+
+def test_every_text_of_a_folder_is_trained_on(tmp_path: Path) -> None:
+    """Whatever its name: `datasets` alone would put test.txt aside as a split."""
+    for name in ("a.txt", "test.txt", "deeper/b.txt", ".hidden.txt"):
+        (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / name).write_text(f"{name}, first.\n\nSecond.\n")
+    rows = load(tmp_path / "texts", sample_by="document").train["text"][:]
+    assert [row.partition(",")[0] for row in rows] == ["a.txt", "deeper/b.txt", "test.txt"]
+    assert len(load(tmp_path / "texts").train) == 6
+    assert "has no splits" in refused(tmp_path / "texts", eval_split="test")
+    for number in range(2):
+        write_jsonl(tmp_path / f"rows/{number}.jsonl", make_rows(2))
+    (tmp_path / "rows/NOTES.txt").write_text("Beside other files, text is no data.")
+    assert load(tmp_path / "rows").train.column_names == ["prompt", "completion"]
+
+
 def test_a_saved_folder_with_splits_gives_both_and_stays_clean(tmp_path: Path) -> None:
     splits = {"train": Dataset.from_list(make_rows(6)), "test": Dataset.from_list(make_rows(8)[6:])}
     DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
@@ -295,8 +322,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.xlsx").write_text("x")
     assert ".jsonl" in refused(tmp_path / "rows.xlsx")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/notes.txt").write_text("x")
-    assert "In it: notes.txt" in refused(tmp_path / "folder")
+    (tmp_path / "folder/notes.md").write_text("x")
+    assert "In it: notes.md" in refused(tmp_path / "folder")
     (tmp_path / "rows.parquet").write_text("not parquet")
     assert "rows.parquet" in refused(tmp_path / "rows.parquet")
 
