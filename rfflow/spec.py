@@ -31,7 +31,8 @@ class ModelSpec:
     kwargs: Node = field(default_factory=dict)
     """Arguments of ``from_pretrained``, under their own names (``dtype``, ``revision``, ...).
 
-    ``auto_class`` is ours: the class of transformers whose ``from_pretrained`` it is (``AutoModelForCausalLM``).
+    ``auto_class`` and ``head_seed`` are ours: the class of transformers whose ``from_pretrained`` it is
+    (``AutoModelForCausalLM``), and the seed of a head that the saved model does not have.
     """
 
     @property
@@ -233,7 +234,9 @@ def read_run(cfg: DictConfig) -> RunSpec:
     model = _read_model(_section(config, "model"))
     trainer = _read_trainer(_section(config, "trainer"), model)
     if trainer.target.endswith("RewardTrainer"):
+        seed = trainer.args.get("seed")
         head = {"auto_class": "AutoModelForSequenceClassification", "num_labels": 1}
+        head["head_seed"] = 42 if seed is None else seed  # TRL's own default
         model = replace(model, kwargs={**head, **model.kwargs})
     return RunSpec(
         model=model,

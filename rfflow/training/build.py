@@ -21,6 +21,7 @@ from rfflow.training.arguments import check_values, listed
 from rfflow.training.bases import Base
 from rfflow.training.data import Data
 from rfflow.training.fitting import check_generation, check_rows
+from rfflow.training.models import seeded_as_if_loaded
 from rfflow.training.reference import shared_log_probs
 from rfflow.training.reward_functions import load_rewards, try_rewards
 from rfflow.training.sources import import_object, resolve_function
@@ -84,6 +85,7 @@ def build_trainer(
     with (
         refusals(f"{spec.trainer.target} refuses the configuration"),
         shared_log_probs(trainer_class, args, compared),
+        seeded_as_if_loaded(trainer_class, base.model),
     ):
         if peft_config is not None and "peft_config" in parameters:
             kwargs["peft_config"] = peft_config

@@ -15,6 +15,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,14 @@ import torch
 import transformers
 from filelock import FileLock
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 from transformers.utils import logging as transformers_logging
 from trl.trainer.utils import create_model_from_path
 
@@ -69,13 +77,16 @@ def load_base(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     _check_dtype(kwargs)
     gguf_file = kwargs.pop("gguf_file", None)
     architecture = _architecture(kwargs.pop("auto_class", None))
+    head_seed = kwargs.pop("head_seed", 0)
     name = _locate(spec.name, "model.name", gguf_file, kwargs.get("revision"))
     log.info("Loading %s", spec.name)
-    with _refusals("model.name", spec.name, name), _no_progress_bars(), _seeded(architecture is not None):
+    with _refusals("model.name", spec.name, name), _no_progress_bars(), torch.random.fork_rng(devices=[]):
         # On the CPU unless asked otherwise: the engine moves the model. TRL would ask accelerate's global state for
         # the device, and so set it up before any run has said what it wants there.
         given = {"architecture": architecture, "trust_remote_code": False, "device_map": None, **kwargs}
+        torch.manual_seed(head_seed)  # a head that the saved model does not have is drawn
         model = create_model_from_path(name, **given)
+        model.rfflow_random_state = torch.get_rng_state()
     hub = {key: kwargs[key] for key in ("trust_remote_code", "token", "cache_dir", "revision") if key in kwargs}
     where = "model.name"
     if spec.tokenizer is not None:
@@ -101,14 +112,27 @@ def _architecture(auto_class: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def _seeded(draws: bool) -> Iterator[None]:
-    """Let a head that the saved model does not have be the same whenever the model is loaded."""
-    if not draws:
+def seeded_as_if_loaded(trainer_class: type[Trainer], model: PreTrainedModel) -> Iterator[None]:
+    """Let a reward trainer built inside find the random generator where it would be if it had loaded the model itself.
+
+    TRL seeds, draws the new head while it loads, and draws the adapter next. Ours has been loaded, with ``head_seed``.
+    """
+    owner = next((cls for cls in trainer_class.__mro__ if cls.__name__ == "RewardTrainer"), None)
+    module: Any = sys.modules[owner.__module__] if owner else None
+    if module is None or not hasattr(module, "set_seed"):
         yield
         return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    set_seed = module.set_seed
+
+    def seed_and_draw(seed: int, *given: Any, **named: Any) -> None:
+        set_seed(seed, *given, **named)
+        torch.set_rng_state(model.rfflow_random_state)
+
+    module.set_seed = seed_and_draw
+    try:
         yield
+    finally:
+        module.set_seed = set_seed
 
 
 def _check_dtype(kwargs: dict[str, Any]) -> None:

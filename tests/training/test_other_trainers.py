@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rfflow.runs import RunState
 from rfflow.spec import RunSpec
+from tests.test_cli import Shell
 from tests.tiny import make_rows, run_spec, write_jsonl
 from tests.training.plain import train_alone
 from tests.training.test_dpo import preferences
@@ -48,27 +50,42 @@ def test_kto_equals_the_same_scripts_alone(tiny_model: Path, labelled: Path, tmp
         assert not together[str(number)].differences(train_alone(variant, tmp_path / "alone" / str(number))), number
 
 
-def test_reward_models_get_a_head_of_their_own(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
-    """The base is shared; the new head is trained beside the adapter, and saved with it."""
-    head = {"auto_class": "AutoModelForSequenceClassification", "num_labels": 1}
-    specs = [
-        run_spec(
+def test_reward_models_equal_the_same_scripts_alone(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    """The base is shared; the new head is drawn as TRL draws it, trained beside the adapter, and saved with it."""
+
+    def spec(seed: int = 42, peft: dict[str, Any] | None = MappingProxyType({}), **args: Any) -> RunSpec:  # type: ignore[assignment]
+        return run_spec(
             tiny_model,
             pairs,
-            args={"learning_rate": rate},
-            model_kwargs=head,
+            args={"seed": seed, **args},
+            model_kwargs={"auto_class": "AutoModelForSequenceClassification", "num_labels": 1, "head_seed": seed},
+            peft=None if peft is None else {"task_type": "SEQ_CLS", **peft},
             chunks=2,
             trainer="trl.RewardTrainer",
             args_target="trl.RewardConfig",
         )
-        for rate in (1e-2, 1e-3)
-    ]
-    runs, together = train_together(specs, tmp_path)
-    assert [(run.state, run.error) for run in runs] == [(RunState.COMPLETED, None)] * 2
-    trained = {name for name in together["0"].weights if "score" in name}
-    assert trained and together["0"].differences(together["1"])
+
+    specs = [spec(learning_rate=1e-2), spec(peft={"r": 8}), spec(seed=7), spec(peft=None, max_steps=3)]
+    runs, together = train_together(specs, tmp_path / "experiment")
+    assert [(run.state, run.error) for run in runs] == [(RunState.COMPLETED, None)] * 4
+    for number, variant in enumerate(specs):
+        assert not together[str(number)].differences(train_alone(variant, tmp_path / "alone" / str(number))), number
+    assert any("score" in name for name in together["0"].weights)
     loaded = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
     loaded.load_adapter(str(runs[0].paths.final))
+
+
+@pytest.mark.usefixtures("hydra_restore_singletons")
+def test_a_reward_models_head_is_drawn_with_its_runs_seed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So that runs of one seed share a base, and TRL alone would have begun with the same head."""
+    monkeypatch.chdir(tmp_path)
+    rfflow = Shell(capsys, monkeypatch)
+    rfflow("+recipe=dpo", "trainer=reward", "--multirun", "lr=1e-4,1e-5", "seed=1,2")
+    models = [run.spec.model for run in rfflow.engines[0].runs]
+    assert [model.kwargs["head_seed"] for model in models] == [1, 2, 1, 2]
+    assert [model.key == models[0].key for model in models] == [True, False, True, False]
 
 
 @dataclass
