@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,13 +18,8 @@ def setting_apart(job: Sequence[str], sweep: Iterable[str]) -> tuple[str, ...]:
 
     A sweep of one job has none of its own; then they are all returned, because a run wants a name.
     """
-    parser = OverridesParser.create()
-    common = {_text(override) for override in parser.parse_overrides(list(sweep)) if not override.is_sweep_override()}
-    own = tuple(
-        text
-        for text, override in zip(job, parser.parse_overrides(list(job)), strict=True)
-        if _text(override) not in common
-    )
+    common = {_text(override) for override in map(_parse, sweep) if not override.is_sweep_override()}
+    own = tuple(text for text in job if _text(_parse(text)) not in common)
     return own or tuple(job)
 
 
@@ -33,9 +29,9 @@ def on_top(parent: Sequence[str], own: Sequence[str]) -> list[str]:
     An override of the same key takes the parent's place; it may leave out the plus that the parent needed, because the
     key is there now (``+recipe=sft`` and then ``recipe=dpo``).
     """
-    parser = OverridesParser.create()
-    overrides = dict(zip(parent, parser.parse_overrides(list(parent)), strict=True))
-    for text, new in zip(own, parser.parse_overrides(list(own)), strict=True):
+    overrides = {text: _parse(text) for text in parent}
+    for text in own:
+        new = _parse(text)
         if new.is_delete():
             overrides[text] = new  # after what it deletes
             continue
@@ -43,6 +39,11 @@ def on_top(parent: Sequence[str], own: Sequence[str]) -> list[str]:
         needs_plus = any(overrides.pop(old).is_add() for old in same)
         overrides[f"+{text}" if needs_plus and not text.startswith("+") else text] = new
     return list(overrides)
+
+
+@functools.cache  # half a millisecond each, and the clones and trials of an experiment repeat most of them
+def _parse(text: str) -> Override:
+    return OverridesParser.create().parse_overrides([text])[0]
 
 
 def _key(override: Override) -> tuple[str, str | None]:

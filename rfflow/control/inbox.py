@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,12 +128,7 @@ class Inbox:
         """Return the op files that have come since the last look, in the order of their names. Never raises."""
         items = []
         seen: set[_Key] = set()
-        for name in self._names():
-            try:
-                status = os.stat(self.directory / name, follow_symlinks=False)
-            except OSError:
-                continue  # it vanished
-            key = (name, Identity.of(status))
+        for key, status in self._files():
             seen.add(key)
             item = self._look_at(key, status)
             if item is not None:
@@ -146,6 +141,11 @@ class Inbox:
     @property
     def has_young_files(self) -> bool:
         """Whether the last look left a file for the next one, because it may still have been growing."""
+    def peek(self, known: Container[Identity] = ()) -> list[Item]:
+        """Return what :meth:`scan` would, and leave it there to be scanned; of the known ones nothing is read."""
+        new = [(key, status) for key, status in self._files() if key[1] not in known]
+        return [item for key, status in new if (item := self._look_at(key, status)) is not None]
+
         return bool(self._looks)
 
     def done(self, item: Item, outcome: str) -> Path:
@@ -197,6 +197,14 @@ class Inbox:
     def _look_at(self, key: _Key, status: os.stat_result) -> Item | None:
         """Return the file as an item; None while it is in hand, still being written, or gone."""
         name, identity = key
+    def _files(self) -> Iterator[tuple[_Key, os.stat_result]]:
+        for name in self._names():
+            try:
+                status = os.stat(self.directory / name, follow_symlinks=False)
+            except OSError:
+                continue  # it vanished
+            yield (name, Identity.of(status)), status
+
         if key in self._taken:
             return None
         if key in self._unmoved:

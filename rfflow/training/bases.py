@@ -120,6 +120,10 @@ class Bases:
             self._bases[spec.key] = Base(self._to_device(model), tokenizer)
         return self._bases[spec.key]
 
+    def has(self, spec: ModelSpec) -> bool:
+        """Whether the base of ``spec`` is loaded."""
+        return spec.key in self._bases
+
     def part_tokenizers(self) -> None:
         """Say that a run is built: what it has changed in its tokenizer stays its own."""
         for base in self._bases.values():

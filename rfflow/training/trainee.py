@@ -16,7 +16,7 @@ from transformers import Trainer
 
 from rfflow.errors import ConfigError
 from rfflow.runs import Run
-from rfflow.spec import DatasetSpec, MemorySpec, TrainerSpec
+from rfflow.spec import DatasetSpec, MemorySpec, RunSpec, TrainerSpec
 from rfflow.training.bases import Base, Bases
 from rfflow.training.build import build_trainer, call_builder, refusals
 from rfflow.training.context import RunContext
@@ -45,6 +45,10 @@ class Workshop:
             self._data[key] = load_data(spec, self._seed, trainer)
         return self._data[key]
 
+    def has_bases(self, spec: RunSpec) -> bool:
+        """Whether the models that a run of ours shares are loaded."""
+        return all(self.bases.has(model) for model in (spec.model, spec.trainer.ref_model) if model is not None)
+
     def fingerprints(self) -> dict[str, str]:
         """Return a fingerprint of the rows of every data set that was read."""
         return {key: fingerprint(data) for key, data in self._data.items()}
@@ -60,6 +64,10 @@ class Trainee:
         """What the run owns on the device; known once it is prepared."""
         self._workshop = workshop
         self._coroutine: TrainerCoroutine | None = None
+        self._measured = 0
+        """How many weights had a state in the optimizer when the holdings were last measured."""
+        self._unkept: dict[str, torch.Tensor] | None = None
+        """The weights of the last boundary until they are saved."""
 
     def prepare(self, warm_start: WarmStart | None = None, checkpoint: Path | None = None) -> Ready:
         """Build the trainer and take it to just before its first step.
@@ -94,6 +102,8 @@ class Trainee:
             self._workshop.bases.part_tokenizers()
         assert isinstance(ready, Ready)
         self._hold(trainer, shared)
+        if checkpoint is not None:
+            self._unkept = trained_weights(trainer.model)
         return ready
 
     def resume(self) -> Pause:
@@ -108,18 +118,30 @@ class Trainee:
         if isinstance(pause, Boundary):
             for base in self._bases():
                 base.check_untouched(f"Run {self.run.number}")
-            self.holdings.measure()
-            if all_finite(self._coroutine.trainer.model):
-                self.keep_weights()
-            else:
+            optimizer = self._coroutine.trainer.optimizer
+            if optimizer is not None and len(optimizer.state) != self._measured:  # what it has made is there now
+                self._measured = len(optimizer.state)
+                self.holdings.measure()
+            self._unkept = trained_weights(self._coroutine.trainer.model)
+            if not all_finite(self._unkept):
+                self._unkept = None
                 pause = replace(pause, is_finite=False)
         return pause
 
-    def keep_weights(self) -> None:
-        """Save the weights for clones that start warm, also from a run that fails later or has left the device."""
+    def load_weights(self, warm_start: WarmStart) -> None:
+        """Load weights once more, before the first step: the parent has trained on since the run was built."""
         assert self._coroutine is not None, "prepare() comes first"
-        weights = trained_weights(self._coroutine.trainer.model)
-        self._workshop.fabric.save(self.run.paths.weights, {"weights": weights})
+        weights = self._workshop.fabric.load(warm_start.weights)["weights"]
+        load_weights(self._coroutine.trainer.model, weights, warm_start.parent)
+
+    def keep_weights(self) -> None:
+        """Save the weights of the boundary for clones that start warm, unless :meth:`snapshot` has seen to it.
+
+        They are wanted of a run that fails later or has left the device, too. Weights that are no numbers are not kept.
+        """
+        if self._unkept is not None:
+            weights, self._unkept = self._unkept, None
+            self._workshop.fabric.save(self.run.paths.weights, {"weights": weights})
 
     def hurry(self) -> None:
         """Make the trainer pause behind its current step, at the first place from which a resume is exact."""
@@ -129,11 +151,21 @@ class Trainee:
     def snapshot(self, folder: Path) -> Callable[[], None]:
         """Write what is small of the suspended run to an empty folder, and return what writes its tensors.
 
-        What is returned may be called from another thread while the run stays suspended and its tensors in place.
+        What is returned may be called from another thread while the run stays suspended and its tensors in place. At a
+        boundary it does what :meth:`keep_weights` does, too.
         """
         assert self._coroutine is not None, "prepare() comes first"
         with self.context.active():
-            return self._coroutine.snapshot(folder)
+            write_tensors = self._coroutine.snapshot(folder)
+        weights, self._unkept = self._unkept, None
+        if weights is None:
+            return write_tensors
+
+        def write() -> None:
+            write_tensors()
+            self._workshop.fabric.save(self.run.paths.weights, {"weights": weights})
+
+        return write
 
     def close(self) -> None:
         """Let go of the trainer and what it holds."""

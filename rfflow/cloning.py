@@ -1,0 +1,194 @@
+"""Clones on their way into an experiment: composed and built whole before anybody knows of them.
+
+Composing and building takes longer than anything else that an op asks for. Where the op comes while a chunk is going,
+its clones are made between two steps of that chunk, so that they are there when it ends. That decides nothing: at the
+boundary the op is read and planned as if it had just come, and a clone that was made early is taken only if it is what
+is asked for then, to the last detail. Otherwise it is thrown away and made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hydra.errors import HydraException
+
+from rfflow.errors import EngineError, OpError
+from rfflow.keeping import is_disk_trouble, link_or_copy, unsaved
+from rfflow.runs import ChunkPlan, Experiment, Run
+from rfflow.spec import RunSpec
+from rfflow.training.trainee import Trainee
+from rfflow.training.warm_start import WarmStart
+
+log = logging.getLogger(__name__)
+
+
+class Composer(Protocol):
+    """Makes the configuration of a clone; the launcher's is Hydra itself."""
+
+    def compose_clone(
+        self, parent: Run, overrides: tuple[str, ...], number: int
+    ) -> tuple[RunSpec, tuple[str, ...], Any]:
+        """Return the clone's spec, the overrides that set it apart, and its ``HydraConfig``.
+
+        Raises:
+            HydraException: if the overrides do not compose; ``ConfigError`` is one.
+        """
+        ...
+
+
+class Builder(Protocol):
+    """Makes the trainers of runs, and holds them."""
+
+    def build(self, run: Run, hydra: Any, start: WarmStart | None) -> ChunkPlan:
+        """Build a run up to its first step."""
+        ...
+
+    def trainee(self, run: Run) -> Trainee:
+        """Return what was built."""
+        ...
+
+    def give_up(self, run: Run) -> None:
+        """Let go of what was built, or of the part of it that was."""
+        ...
+
+    def is_light(self, spec: RunSpec) -> bool:
+        """Whether a run can be built beside one that is training: it brings little but an adapter."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Order:
+    """All that makes one clone another."""
+
+    parent: int
+    overrides: tuple[str, ...]
+    number: int
+    place: int | None
+    """The chunk of the parent's epoch that comes next; ``None`` without a warm start."""
+
+
+class Cloner:
+    """Makes the clones of one experiment."""
+
+    def __init__(self, experiment: Experiment, composer: Composer | None, builder: Builder):
+        self._experiment = experiment
+        self._composer = composer
+        self._builder = builder
+        self._early: dict[int, tuple[_Order, Run]] = {}
+
+    @property
+    def early(self) -> list[Run]:
+        """The clones that are there before their op has been taken."""
+        return [run for _, run in self._early.values()]
+
+    def make(self, parent: Run, overrides: tuple[str, ...], number: int, *, warm_start: bool) -> Run:
+        """Build a clone up to its first step, or take the one that was built early.
+
+        Raises:
+            OpError: if it cannot be made; nothing is left of it then.
+        """
+        order = _Order(parent.number, overrides, number, _place(parent, len(parent.chunks)) if warm_start else None)
+        early, run = self._early.pop(number, (None, None))
+        if run is not None and early != order:
+            self.drop(run)
+            run = None
+        if run is None:
+            return self._make(parent, order)
+        if order.place is not None:
+            with self._refusing(run, parent):
+                # The parent has trained on since; nothing before the first step depends on the weights' values.
+                self._builder.trainee(run).load_weights(self._start(run, parent, order.place))
+        return run
+
+    def make_early(
+        self, parent: Run, overrides: tuple[str, ...], number: int, *, warm_start: bool, training: Run
+    ) -> Run:
+        """Build a clone that will be asked for at the end of the chunk that is going.
+
+        Args:
+            parent: whose clone it is.
+            overrides: on top of the parent's.
+            number: the clone's.
+            warm_start: whether it starts from the parent's weights.
+            training: the run in the middle of its chunk.
+
+        Raises:
+            OpError: if it cannot be made, or not now.
+        """
+        if parent not in self._experiment.runs:
+            raise OpError(f"run {parent.number} is a clone that was made early itself, and may yet be thrown away.")
+        done = len(parent.chunks) + (parent is training)
+        order = _Order(parent.number, overrides, number, _place(parent, done) if warm_start else None)
+        try:
+            run = self._make(parent, order, early=True)
+        except EngineError as error:  # a full disk, say: what comes at the boundary will tell
+            raise OpError(str(error)) from error
+        self._early[number] = order, run
+        return run
+
+    def forget_early(self) -> None:
+        """Throw away what was made early and not asked for."""
+        for run in self.early:
+            self.drop(run)
+
+    def drop(self, run: Run) -> None:
+        """Leave nothing of a clone that does not take part."""
+        self._early.pop(run.number, None)
+        self._builder.give_up(run)
+        shutil.rmtree(run.paths.root, ignore_errors=True)
+
+    def _make(self, parent: Run, order: _Order, *, early: bool = False) -> Run:
+        if self._composer is None:
+            raise OpError("This experiment cannot compose clones: it was not started from a Hydra configuration.")
+        run = Run(order.number, parent.spec, (), self._experiment.paths.run(order.number), parent=parent.number)
+        with self._refusing(run, parent):
+            run.spec, run.overrides, hydra = self._composer.compose_clone(parent, order.overrides, order.number)
+            if early and not self._builder.is_light(run.spec):
+                raise OpError("it is made when the chunk has ended, and the device is free.")
+            run.paths.root.mkdir(parents=True, exist_ok=True)
+            start = None if order.place is None else self._start(run, parent, order.place)
+            run.first_chunk = start.first_chunk if start else 0
+            run.plan = self._builder.build(run, hydra, start)
+        return run
+
+    def _start(self, run: Run, parent: Run, place: int) -> WarmStart:
+        if not parent.paths.weights.is_file():
+            raise OpError(
+                f"run {parent.number} has not reached a chunk boundary yet, so it has no weights to start from."
+            )
+        link_or_copy(parent.paths.weights, run.paths.start)
+        # The place in the clone's chunks, where the two cut the epoch differently.
+        return WarmStart(parent.number, run.paths.start, place * run.spec.chunks // parent.spec.chunks)
+
+    @contextlib.contextmanager
+    def _refusing(self, run: Run, parent: Run) -> Iterator[None]:
+        """Turn whatever is wrong with a clone into a refusal, and leave nothing of it."""
+        try:
+            yield
+        except (OSError, HydraException) as error:  # ours, and those of composing
+            self.drop(run)
+            self._check_disk(run, error)
+            raise OpError(f"Cannot clone run {parent.number}: {error}") from error
+        except Exception as error:  # a library's, which may be any: the runs that train must not end by it
+            log.exception("Cannot clone run %s", parent.number)
+            self.drop(run)
+            self._check_disk(run, error)
+            reason = " ".join(str(error).split()) or "no message"
+            raise OpError(f"Cannot clone run {parent.number}: {type(error).__name__}: {reason}") from error
+        except BaseException:
+            self.drop(run)
+            raise
+
+    def _check_disk(self, run: Run, error: Exception) -> None:
+        if is_disk_trouble(error):  # the op is not at fault: it is applied once the experiment goes on
+            raise unsaved(f"run {run.number}, a clone", error, self._experiment.paths.root) from error
+
+
+def _place(parent: Run, chunks_done: int) -> int:
+    """Return the chunk of the parent's epoch that comes after so many of its own."""
+    return (parent.first_chunk + chunks_done) % parent.spec.chunks
