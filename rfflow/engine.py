@@ -84,8 +84,8 @@ class Engine:
         self._active: Trainee | None = None
         """Whoever has the device."""
         self._hydra: dict[int, Any] = {}
-        self._saved: SavedExperiment | None = None
         self.cloner = Cloner(self.experiment, composer, self)
+        self._saved: SavedExperiment | None = None
         self._to_restore: dict[int, tuple[SavedRun, Path | None]] = {}
         """Runs of an earlier process, and the checkpoints they go on from."""
         self._logged: Counter[int] = Counter()
@@ -226,10 +226,10 @@ class Engine:
     def admit(self, run: Run) -> None:
         """Let a clone that was made take part."""
         assert run.plan is not None
-        self.experiment.runs.append(run)
-        self._scheduler.add(run.number, chunks=len(run.plan))
         if run.paths.start.exists():
             self._keeper.started_warm(run)
+        self.experiment.runs.append(run)
+        self._scheduler.add(run.number, chunks=len(run.plan))
         self._call("on_run_change", run=run)
 
     def discard(self, run: Run) -> None:
@@ -500,8 +500,6 @@ class Engine:
 
     # --- runs and their memory ----------------------------------------------------------------------------------------
 
-    def _make_trainee(self, run: Run, hydra: Any) -> Trainee:
-        run.paths.root.mkdir(parents=True, exist_ok=True)
     def build(self, run: Run, hydra: Any, start: WarmStart | None) -> ChunkPlan:
         """Build a clone up to its first step."""
         trainee = self._trainees[run.number] = self._make_trainee(run, hydra)
@@ -523,6 +521,8 @@ class Engine:
         """Whether a run can be built beside one that is training: it brings little but an adapter."""
         return spec.build is None and spec.peft is not None and self._workshop.has_bases(spec)
 
+    def _make_trainee(self, run: Run, hydra: Any) -> Trainee:
+        run.paths.root.mkdir(parents=True, exist_ok=True)
         self._hydra[run.number] = hydra
         return self._new_trainee(run, self._workshop, capture_output=self.experiment.spec.capture_output, hydra=hydra)
 
@@ -542,8 +542,8 @@ class Engine:
         return [trainee.holdings for trainee in trainees if trainee.holdings is not None]
 
     def _let_go(self) -> None:
-        self._keeper.close()
         self.cloner.forget_early()
+        self._keeper.close()
         for trainee in self._trainees.values():
             trainee.close()
         self._trainees.clear()

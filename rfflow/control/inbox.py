@@ -138,14 +138,14 @@ class Inbox:
         self._unmoved = {key: verdict for key, verdict in self._unmoved.items() if key in seen}
         return items
 
-    @property
-    def has_young_files(self) -> bool:
-        """Whether the last look left a file for the next one, because it may still have been growing."""
     def peek(self, known: Container[Identity] = ()) -> list[Item]:
         """Return what :meth:`scan` would, and leave it there to be scanned; of the known ones nothing is read."""
         new = [(key, status) for key, status in self._files() if key[1] not in known]
         return [item for key, status in new if (item := self._look_at(key, status)) is not None]
 
+    @property
+    def has_young_files(self) -> bool:
+        """Whether the last look left a file for the next one, because it may still have been growing."""
         return bool(self._looks)
 
     def done(self, item: Item, outcome: str) -> Path:
@@ -194,9 +194,6 @@ class Inbox:
             self._trouble = None
         return sorted(names, key=os.fsencode)
 
-    def _look_at(self, key: _Key, status: os.stat_result) -> Item | None:
-        """Return the file as an item; None while it is in hand, still being written, or gone."""
-        name, identity = key
     def _files(self) -> Iterator[tuple[_Key, os.stat_result]]:
         for name in self._names():
             try:
@@ -205,6 +202,9 @@ class Inbox:
                 continue  # it vanished
             yield (name, Identity.of(status)), status
 
+    def _look_at(self, key: _Key, status: os.stat_result) -> Item | None:
+        """Return the file as an item; None while it is in hand, still being written, or gone."""
+        name, identity = key
         if key in self._taken:
             return None
         if key in self._unmoved:
