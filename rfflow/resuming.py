@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from rfflow import saved
 from rfflow.errors import ConfigError, nearest
-from rfflow.keeping import resume_command
+from rfflow.keeping import resume_command, unsaved
 from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.saved import SavedExperiment, SavedRun
 from rfflow.tracking.files import replace_text, shown
@@ -80,11 +80,15 @@ def take_up(engine: Engine, run: Run, record: SavedRun) -> None:
 
     Raises:
         ConfigError: if it is configured in another way than before.
+        EngineError: if its directory cannot be written to.
     """
     check_config(record, run)
-    engine.restore(run, record)
-    if not run.state.is_final:
-        rewind_log(run.paths.metrics, run.step)
+    try:
+        engine.restore(run, record)
+        if not run.state.is_final:
+            rewind_log(run.paths.metrics, run.step)
+    except OSError as error:
+        raise unsaved(f"the directory of run {run.number}", error, engine.experiment.paths.root) from error
     log.info("Run %s: %s, step %s", run.number, run.state.value, run.step)
 
 

@@ -8,6 +8,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.chance import drawn_anew
 
 # Set before any library reads them, and inherited by the processes that tests start. The caches must not be the
 # user's own: a test has to see the same thing on every machine, and leave nothing behind.
@@ -21,6 +24,13 @@ os.environ |= {
     "HF_HOME": str(_CACHES / "huggingface"),
     "RFFLOW_CACHE": str(_CACHES / "rfflow"),
 }
+
+
+# No deadlines and no complaints about slow draws: what they say depends on how busy the machine is.
+_patient = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None, "print_blob": True}
+settings.register_profile("usual", derandomize=True, **_patient)
+settings.register_profile("anew", **_patient)
+settings.load_profile("anew" if drawn_anew() else "usual")
 
 
 def pytest_unconfigure() -> None:

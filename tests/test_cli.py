@@ -252,19 +252,19 @@ def test_completion_is_installed_for_the_console_script(rfflow: Shell) -> None:
     assert rfflow("-sc", "install=bash").strip().endswith("hydra_bash_completion rfflow")
 
 
-def test_help_is_quick_and_needs_no_torch() -> None:
+def test_help_needs_no_torch() -> None:
     code = (
-        "import sys, time; started = time.perf_counter()\n"
+        "import sys\n"
         "from rfflow.__main__ import main\n"
         "sys.argv = ['rfflow', '--help']\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets', 'lightning_fabric'} & set(sys.modules)\n"
-        "print(heavy or 'light', time.perf_counter() - started < 2)\n"
+        "print(heavy or 'light')\n"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "+recipe=sft --multirun" in said.stdout
-    assert said.stdout.endswith("light True\n")
+    assert said.stdout.endswith("light\n")
     assert said.stderr == ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -9,25 +10,32 @@ import random
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerCallback
 
 from rfflow import resuming, saved
+from rfflow.checkpoints import Checkpoints
 from rfflow.engine import Engine, make_fabric
 from rfflow.interruption import Interrupted
 from rfflow.runs import ExperimentPaths, RunState
 from rfflow.spec import CheckpointSpec, ControlSpec, ExperimentSpec, RunSpec
+from tests import chance
 from tests.test_ops_on_trainers import Composer
+from tests.test_resuming import Disk
 from tests.test_resuming import Person as ToysPerson
 from tests.tiny import run_spec
 from tests.toy import settle_at_once
 
 RATE = "trainer.args.learning_rate=0.003"
 TIMINGS = ("runtime", "per_second")
+
+Uninterrupted = tuple[tuple[float, int], dict[str, Any]]
 
 
 class Person(ToysPerson):
@@ -46,13 +54,26 @@ class Person(ToysPerson):
         )
 
 
+class Signals(TrainerCallback):
+    """Sends its own process signals, once, in the middle of the first run's second chunk."""
+
+    STEP = 6
+    numbers: tuple[signal.Signals, ...] = ()
+
+    def on_step_end(self, args: object, state: Any, control: object, **_: object) -> None:
+        if state.global_step == self.STEP:
+            numbers, Signals.numbers = Signals.numbers, ()
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+
 def play(root: Path, specs: Sequence[RunSpec]) -> None:
     """Begin the experiment, or go on with it."""
     spec = ExperimentSpec(
         name="killed",
         accelerator="cpu",
         control=ControlSpec(idle_timeout=0),
-        checkpoint=CheckpointSpec(grace=20),
+        checkpoint=CheckpointSpec(grace=600),
         loggers={"tensorboard": {"_target_": "rfflow.tracking.tensorboard.TensorBoardLogger"}},
         callbacks={
             "log": {"_target_": "rfflow.tracking.metrics_log.MetricsLog"},
@@ -83,30 +104,46 @@ def play(root: Path, specs: Sequence[RunSpec]) -> None:
         engine.close()
 
 
-def in_a_process(*args: Any, then: Callable[[multiprocessing.Process], None] = lambda process: None) -> int:
+def in_a_process(
+    root: Path,
+    specs: Sequence[RunSpec],
+    *,
+    then: Callable[[multiprocessing.Process], None] = lambda process: None,
+    disk: Disk | None = None,
+    signals: tuple[signal.Signals, ...] = (),
+) -> int:
     """Play in a process of its own; return its exit status, negative for a signal."""
     context = multiprocessing.get_context("fork")  # what took ten seconds to import is there already
-    process = context.Process(target=_body, args=args)
+    process = context.Process(target=_body, args=(root, specs, disk or contextlib.nullcontext(), signals))
     process.start()
     then(process)  # type: ignore[arg-type]
-    process.join(120)
+    process.join(600)
     assert process.exitcode is not None, "it hangs"
     return process.exitcode
 
 
-def _body(*args: Any) -> None:
+def killed_at(operation: int | None) -> Disk:
+    """Return a disk of which one operation, and no other, is always the n-th, and kills the process."""
+    return Disk(operation, error=lambda: os.kill(os.getpid(), signal.SIGKILL))  # type: ignore[arg-type, return-value]
+
+
+def _body(root: Path, specs: Sequence[RunSpec], disk: Any, signals: tuple[signal.Signals, ...]) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
     settle_at_once(pytest.MonkeyPatch())
+    Signals.numbers = signals
     try:
-        play(*args)
+        with disk:
+            play(root, specs)
+        if isinstance(disk, Disk):
+            (root.parent / "operations.txt").write_text(str(disk.count))
     except Interrupted as interrupted:
         os._exit(interrupted.exit_status)
     except BaseException:
         import traceback
 
-        (Path(args[0]).parent / "trace.txt").write_text(traceback.format_exc())
+        (root.parent / "trace.txt").write_text(traceback.format_exc())
         os._exit(1)
     os._exit(0)
 
@@ -152,25 +189,27 @@ def differences(expected: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any
 @pytest.fixture(scope="module")
 def specs(tiny_model: Path, tiny_data: Path) -> list[RunSpec]:
     args = {"num_train_epochs": 2, "logging_steps": 2, "per_device_train_batch_size": 8}
+    first = run_spec(tiny_model, tiny_data, chunks=3, args={**args, "lr_scheduler_type": "cosine"})
     return [
-        run_spec(tiny_model, tiny_data, chunks=3, args={**args, "lr_scheduler_type": "cosine"}),
+        replace(first, trainer=replace(first.trainer, callbacks=({"_target_": "tests.test_killing.Signals"},))),
         run_spec(tiny_model, tiny_data, chunks=4, args={**args, "gradient_accumulation_steps": 2, "logging_steps": 5}),
     ]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(specs: list[RunSpec], tmp_path_factory: pytest.TempPathFactory) -> tuple[float, dict[str, Any]]:
-    """The seconds it takes, and what it leaves."""
+def uninterrupted(specs: list[RunSpec], tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """The seconds and file operations that it takes, and what it leaves."""
     root = tmp_path_factory.mktemp("uninterrupted") / "experiment"
     started = time.monotonic()
-    assert in_a_process(root, specs) == 0, (root.parent / "trace.txt").read_text()
-    return time.monotonic() - started, outcome(root)
+    assert in_a_process(root, specs, disk=killed_at(None)) == 0, (root.parent / "trace.txt").read_text()
+    operations = int((root.parent / "operations.txt").read_text())
+    return (time.monotonic() - started, operations), outcome(root)
 
 
-def kill_and_go_on(root: Path, specs: list[RunSpec], seconds: float, chance: random.Random, kills: int) -> list[float]:
+def kill_and_go_on(root: Path, specs: list[RunSpec], seconds: float, draw: random.Random, kills: int) -> list[float]:
     moments = []
     for _ in range(kills):
-        moments.append(round(chance.uniform(0.05, 1) * seconds, 3))
+        moments.append(round(draw.uniform(0.05, 1) * seconds, 3))
 
         def kill(process: multiprocessing.Process, after: float = moments[-1]) -> None:
             process.join(after)  # it may have ended by then
@@ -183,53 +222,47 @@ def kill_and_go_on(root: Path, specs: list[RunSpec], seconds: float, chance: ran
     return moments
 
 
-def _seed() -> random.Random:
-    seed = int(os.environ.get("RFFLOW_TEST_SEED", time.time_ns() % 10**6))
-    print(f"RFFLOW_TEST_SEED={seed}")
-    return random.Random(seed)
-
-
-def test_the_plan_comes_to_pass(uninterrupted: tuple[float, dict[str, Any]]) -> None:
+def test_the_plan_comes_to_pass(uninterrupted: Uninterrupted) -> None:
     _, left = uninterrupted
     assert left["states"] == {0: RunState.COMPLETED, 1: RunState.COMPLETED, 2: RunState.STOPPED}
     assert [op["op"] for op in left["ops"]] == ["clone", "stop", "resume", "stop"]
 
 
 def test_killed_again_and_again_it_ends_the_same(
-    specs: list[RunSpec], uninterrupted: tuple[float, dict[str, Any]], tmp_path: Path
+    specs: list[RunSpec], uninterrupted: Uninterrupted, tmp_path: Path
 ) -> None:
-    """SIGKILL at two random moments: weights, logs, curves, timeline and op journal are those of one process."""
-    seconds, expected = uninterrupted
-    moments = kill_and_go_on(tmp_path / "experiment", specs, seconds, _seed(), kills=2)
-    assert not differences(expected, outcome(tmp_path / "experiment")), f"killed after {moments} s"
+    """SIGKILL at two file operations: weights, logs, curves, timeline and op journal are those of one process."""
+    (_, total), expected = uninterrupted
+    draw, root = random.Random(chance.seed()), tmp_path / "experiment"
+    deaths = [draw.randint(total // 4, total // 2) for _ in range(2)]
+    for number in deaths:
+        assert in_a_process(root, specs, disk=killed_at(number)) == -signal.SIGKILL
+    assert in_a_process(root, specs) == 0, (root.parent / "trace.txt").read_text()
+    assert not differences(expected, outcome(root)), f"killed at {deaths} of {total}"
 
 
 @pytest.mark.slow
-def test_a_long_soak(specs: list[RunSpec], uninterrupted: tuple[float, dict[str, Any]], tmp_path: Path) -> None:
-    seconds, expected = uninterrupted
-    chance = _seed()
+def test_a_long_soak(specs: list[RunSpec], uninterrupted: Uninterrupted, tmp_path: Path) -> None:
+    """Killed at any moment, not only where files are touched; others each time."""
+    (seconds, _), expected = uninterrupted
+    draw = random.Random(chance.seed(usual=None))
     for turn in range(15):
         root = tmp_path / str(turn) / "experiment"
         root.parent.mkdir()
-        moments = kill_and_go_on(root, specs, seconds, chance, kills=chance.randint(1, 6))
+        moments = kill_and_go_on(root, specs, seconds, draw, kills=draw.randint(1, 6))
         assert not differences(expected, outcome(root)), f"killed after {moments} s"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_saves_and_leaves(
-    specs: list[RunSpec], uninterrupted: tuple[float, dict[str, Any]], tmp_path: Path, number: signal.Signals
+    specs: list[RunSpec], uninterrupted: Uninterrupted, tmp_path: Path, number: signal.Signals
 ) -> None:
     """In the middle of a chunk: it leaves with a checkpoint of that very step, and goes on to the same end."""
     _, expected = uninterrupted
     root = tmp_path / "experiment"
-    log = ExperimentPaths(root).run(0).metrics
-
-    def interrupt(process: multiprocessing.Process) -> None:
-        while process.is_alive() and not (log.exists() and log.read_text().count("\n")):
-            process.join(0.01)
-        os.kill(process.pid or 0, number)
-
-    assert in_a_process(root, specs, then=interrupt) == 128 + number
+    assert in_a_process(root, specs, signals=(number,)) == 128 + number
+    newest = Checkpoints(ExperimentPaths(root).run(0).checkpoints).newest()
+    assert newest is not None and newest.step == Signals.STEP
     status = in_a_process(root, specs)
     assert status == 0, (root.parent / "trace.txt").read_text()
     assert not differences(expected, outcome(root))
@@ -238,13 +271,7 @@ def test_a_signal_saves_and_leaves(
 def test_a_second_signal_leaves_at_once(specs: list[RunSpec], tmp_path: Path) -> None:
     """Nothing more is written after it, and what was saved before can be gone on with."""
     root = tmp_path / "experiment"
-    log = ExperimentPaths(root).run(0).metrics
-
-    def interrupt(process: multiprocessing.Process) -> None:
-        while process.is_alive() and not (log.exists() and log.read_text().count("\n")):
-            process.join(0.01)
-        os.kill(process.pid or 0, signal.SIGINT)
-        os.kill(process.pid or 0, signal.SIGTERM)
-
-    assert in_a_process(root, specs, then=interrupt) in (130, 143)
+    assert in_a_process(root, specs, signals=(signal.SIGINT, signal.SIGTERM)) == 143
     assert saved.read(ExperimentPaths(root).state) is not None
+    newest = Checkpoints(ExperimentPaths(root).run(0).checkpoints).newest()
+    assert newest is not None and newest.step < Signals.STEP

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import csv
+import errno
 import json
 import os
 import random
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from typing import Any
 import pytest
 
 from rfflow import resuming, saved
+from rfflow.checkpoints import Writer
 from rfflow.control.ownership import Lock
 from rfflow.engine import Engine
+from rfflow.errors import ConfigError, EngineError
 from rfflow.runs import Callback, ChunkResult, Experiment, ExperimentPaths, Run, RunState
 from rfflow.spec import CheckpointSpec
 from rfflow.tracking.metrics_log import MetricsLog
 from rfflow.tracking.runs_csv import RunsTable
+from tests import chance
 from tests.toy import put, quick_inbox, toy_engine, toy_spec
 
 __all__ = ["quick_inbox"]
@@ -166,8 +170,19 @@ class Disk:
         (Path, "write_bytes"),
     )
 
-    def __init__(self, dies_at: int | None = None, error: Callable[[], BaseException] = Killed):
+    def __init__(
+        self, dies_at: int | None = None, error: Callable[[], BaseException] = Killed, *, overlaps: bool = False
+    ):
+        """Count from 1.
+
+        Args:
+            dies_at: the operation.
+            error: what it raises; other errors than being killed come once.
+            overlaps: whether checkpoints are written while other runs train, as they are outside of tests: then it
+                depends on the machine which operation is the n-th.
+        """
         self.count = 0
+        self.overlaps = overlaps
         self.dies_at = dies_at
         self.error = error
         self.stays_dead = error is Killed
@@ -176,6 +191,8 @@ class Disk:
         self._patch = pytest.MonkeyPatch()
         for owner, name in self.FUNCTIONS:
             self._patch.setattr(owner, name, self._counted(getattr(owner, name)))
+        if not self.overlaps:
+            self._patch.setattr(Writer, "submit", submit_and_wait)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -187,10 +204,19 @@ class Disk:
             if self.dies_at is not None:
                 is_dead = self.count > self.dies_at and self.stays_dead
                 if self.count == self.dies_at or is_dead:
-                    raise self.error()
+                    error = self.error()
+                    if isinstance(error, OSError) and kwargs.get("ignore_errors"):
+                        return None
+                    raise error
             return function(*args, **kwargs)
 
         return call
+
+
+def submit_and_wait(writer: Writer, run: int, write: Callable[[], None], submit: Any = Writer.submit) -> None:
+    """Write a checkpoint before anything else happens; an error is heard later all the same."""
+    submit(writer, run, write)
+    concurrent.futures.wait(writer._writing.values())
 
 
 def operations(root: Path) -> int:
@@ -220,12 +246,23 @@ def locks_die_with_the_process() -> Iterator[None]:
                     lock._file = None
 
 
-def die_and_go_on(root: Path, dies_at: Sequence[int]) -> None:
-    """Kill the experiment at these operations, process after process, and let the last one end in peace."""
+def no_room() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def die_and_go_on(root: Path, dies_at: Sequence[int], *, overlaps: bool = False, **kwargs: Any) -> None:
+    """Kill the experiment at these operations, process after process, and let the last one end in peace.
+
+    At a negative number it is not killed: the disk is full for a moment.
+    """
     for number in dies_at:
-        with Disk(number), contextlib.suppress(Killed), locks_die_with_the_process():
-            play(root)
-    play(root)
+        if number > 0:
+            disk, end = Disk(number, overlaps=overlaps), contextlib.suppress(Killed)
+        else:
+            disk, end = Disk(-number, no_room, overlaps=overlaps), contextlib.suppress(EngineError, ConfigError)
+        with disk, end, locks_die_with_the_process():
+            play(root, **kwargs)
+    play(root, **kwargs)
 
 
 @pytest.mark.usefixtures("quick_inbox")
@@ -234,16 +271,14 @@ def test_killed_at_any_file_operation_it_ends_as_if_it_had_not_been(
 ) -> None:
     """Also in the middle of a checkpoint, of an op and of its journal line: nothing accepted is lost or doubled."""
     total = operations(tmp_path / "counted")
-    seed = int(os.environ.get("RFFLOW_TEST_SEED", time.time_ns() % 10**6))
-    print(f"RFFLOW_TEST_SEED={seed}, {total} operations")
-    chance = random.Random(seed)
-    for dies_at in sorted(chance.sample(range(1, total), 12)):
+    draw = random.Random(chance.seed())
+    for dies_at in sorted(draw.sample(range(1, total), 12)):
         root = tmp_path / str(dies_at)
         die_and_go_on(root, [dies_at])
         assert not differences(uninterrupted, outcome(root)), f"killed at operation {dies_at} of {total}"
     for turn in range(3):
         root = tmp_path / f"again and again {turn}"
-        deaths = [chance.randint(10, total // 2) for _ in range(5)]
+        deaths = [draw.randint(10, total // 2) for _ in range(5)]
         die_and_go_on(root, deaths)
         assert not differences(uninterrupted, outcome(root)), f"killed at {deaths}"
 
@@ -267,4 +302,19 @@ def test_killed_at_every_file_operation(tmp_path: Path, uninterrupted: dict[str,
         root = tmp_path / str(dies_at)
         die_and_go_on(root, [dies_at])
         assert not differences(uninterrupted, outcome(root)), f"killed at operation {dies_at} of {total}"
+        shutil.rmtree(root)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_inbox")
+def test_killed_and_out_of_room_a_hundred_times(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
+    """Up to eight times each, with checkpoints written beside the training and seldom or often; different each time."""
+    total = operations(tmp_path / "counted")
+    draw = random.Random(chance.seed(usual=None))
+    for turn in range(100):
+        root, every = tmp_path / str(turn), draw.choice([1, 1, 2, 3])
+        deaths = [draw.randint(1, draw.choice([total, total // 3])) for _ in range(draw.randint(1, 8))]
+        deaths = [draw.choice([1, 1, -1]) * number for number in deaths]
+        die_and_go_on(root, deaths, overlaps=True, checkpoint=CheckpointSpec(every=every))
+        assert not differences(uninterrupted, outcome(root)), f"turn {turn}: {deaths}, a checkpoint every {every}"
         shutil.rmtree(root)

@@ -7,6 +7,7 @@ written, huge, a directory, unreadable, or gone a moment later.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import stat
 import time
@@ -82,6 +83,8 @@ class _Verdict:
 
 _SHORTEST_WAIT = 0.02
 """Seconds; a file that never settles must not make waiting a busy loop."""
+_LONGEST_WAIT = 5.0
+"""Seconds without a look: an event may be lost, on a network mount or while the watch was just beginning."""
 
 _Key = tuple[str, Identity]
 
@@ -162,7 +165,7 @@ class Inbox:
         if self._watch.start() and self._has_news():
             return True
         if not self._looks:
-            return self._watch.wait(timeout)
+            return self._wait_for_news(timeout)
         soonest = max(_SHORTEST_WAIT, min(self._looks.values()) + self._settle - self._clock())
         if timeout is not None and timeout < soonest:
             return self._watch.wait(timeout)
@@ -253,6 +256,15 @@ class Inbox:
             return Item(name, identity, parse_documents(content), content=content)
         except OpError as error:
             return Item(name, identity, error=error, content=content)
+
+    def _wait_for_news(self, timeout: float | None) -> bool:
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            left = max(0.0, until - time.monotonic())
+            if self._watch.wait(min(left, _LONGEST_WAIT)) or self._has_news():
+                return True
+            if left <= _LONGEST_WAIT:
+                return False
 
     def _has_news(self) -> bool:
         known = {name for name, _ in (*self._taken, *self._unmoved, *self._looks)}
