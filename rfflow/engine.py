@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import shutil
 import time
 import traceback
 from collections import Counter
@@ -12,17 +11,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from lightning_fabric import Fabric
 
-from rfflow.errors import ConfigError, EngineError, OpError
+from rfflow.cloning import Cloner, Composer
+from rfflow.errors import ConfigError, EngineError
 from rfflow.interruption import Interruption
-from rfflow.keeping import Keeper, is_disk_trouble, link_or_copy, resume_command, unsaved
-from rfflow.runs import ChunkResult, Experiment, ExperimentPaths, Run, RunPaths, RunState
+from rfflow.keeping import Keeper, is_disk_trouble, resume_command, unsaved
+from rfflow.runs import ChunkPlan, ChunkResult, Experiment, ExperimentPaths, Run, RunPaths, RunState
 from rfflow.saved import Answer, SavedExperiment, SavedRun
 from rfflow.scheduler import Assignment, Scheduler
 from rfflow.spec import ExperimentSpec, Node, RunSpec
@@ -35,20 +35,6 @@ from rfflow.training.trainee import Trainee, Workshop
 from rfflow.training.warm_start import WarmStart
 
 log = logging.getLogger(__name__)
-
-
-class Composer(Protocol):
-    """Makes the configuration of a clone; the launcher's is Hydra itself."""
-
-    def compose_clone(
-        self, parent: Run, overrides: tuple[str, ...], number: int
-    ) -> tuple[RunSpec, tuple[str, ...], Any]:
-        """Return the clone's spec, the overrides that set it apart, and its ``HydraConfig``.
-
-        Raises:
-            HydraException: if the overrides do not compose; ``ConfigError`` is one.
-        """
-        ...
 
 
 class Engine:
@@ -99,6 +85,7 @@ class Engine:
         self._active: Trainee | None = None
         """Whoever has the device."""
         self._hydra: dict[int, Any] = {}
+        self.cloner = Cloner(self.experiment, composer, self)
         self._saved: SavedExperiment | None = None
         self._to_restore: dict[int, tuple[SavedRun, Path | None]] = {}
         """Runs of an earlier process, and the checkpoints they go on from."""
@@ -238,55 +225,18 @@ class Engine:
             self._trainees.pop(run.number).close()
         self._call("on_run_change", run=run)
 
-    def make_clone(self, parent: Run, overrides: tuple[str, ...], number: int, *, warm_start: bool) -> Run:
-        """Build a clone up to its first step, without letting anybody know of it yet.
-
-        Follow with :meth:`admit` or :meth:`discard`.
-
-        Raises:
-            OpError: if it cannot be made; nothing is left of it then.
-        """
-        if self._composer is None:
-            raise OpError("This experiment cannot compose clones: it was not started from a Hydra configuration.")
-        paths = self.experiment.paths.run(number)
-        try:
-            spec, label, hydra = self._composer.compose_clone(parent, overrides, number)
-            run = Run(number, spec, label, paths, parent=parent.number)
-            paths.root.mkdir(parents=True, exist_ok=True)
-            trainee = self._trainees[number] = self._make_trainee(run, hydra)
-            start = self._warm_start(parent, spec, paths) if warm_start else None
-            if start is not None:
-                self._keeper.started_warm(run)
-            run.first_chunk = start.first_chunk if start else 0
-            run.plan = trainee.prepare(start).plan
-            self._hold(run)
-        except (OSError, HydraException) as error:  # ours, and those of composing
-            self._drop(number, paths)
-            if is_disk_trouble(error):  # the op is not at fault: it is applied once the experiment goes on
-                raise unsaved(f"run {number}, a clone", error, self.experiment.paths.root) from error
-            raise OpError(f"Cannot clone run {parent.number}: {error}") from error
-        except Exception as error:  # a library's, which may be any: the runs that train must not end by it
-            log.exception("Cannot clone run %s", parent.number)
-            self._drop(number, paths)
-            if is_disk_trouble(error):
-                raise unsaved(f"run {number}, a clone", error, self.experiment.paths.root) from error
-            reason = " ".join(str(error).split()) or "no message"
-            raise OpError(f"Cannot clone run {parent.number}: {type(error).__name__}: {reason}") from error
-        except BaseException:
-            self._drop(number, paths)
-            raise
-        return run
-
     def admit(self, run: Run) -> None:
         """Let a clone that was made take part."""
         assert run.plan is not None
+        if run.paths.start.exists():
+            self._keeper.started_warm(run)
         self.experiment.runs.append(run)
         self._scheduler.add(run.number, chunks=len(run.plan))
         self._call("on_run_change", run=run)
 
     def discard(self, run: Run) -> None:
         """Forget a clone that was made and not admitted."""
-        self._drop(run.number, run.paths)
+        self.cloner.drop(run)
 
     def tell(self, hook: str, **kwargs: Any) -> None:
         """Call a hook of every Fabric callback."""
@@ -455,8 +405,11 @@ class Engine:
                     raise ArithmeticError(f"the loss or a weight is NaN at step {pause.step} (engine.on_nan=fail)")
                 return pause
             assert isinstance(pause, Progress)
-            if self._interruption.number is not None and pause.can_checkpoint:
-                self._interrupt_here(run)
+            if self._interruption.number is not None:
+                if pause.can_checkpoint:
+                    self._interrupt_here(run)
+            elif self._steering is not None and not self._behind():
+                self._steering.look_ahead(run)
 
     def _interrupt_here(self, run: Run) -> None:
         """Leave a run in the middle of a chunk."""
@@ -549,20 +502,31 @@ class Engine:
 
     # --- runs and their memory ----------------------------------------------------------------------------------------
 
+    def build(self, run: Run, hydra: Any, start: WarmStart | None) -> ChunkPlan:
+        """Build a clone up to its first step."""
+        trainee = self._trainees[run.number] = self._make_trainee(run, hydra)
+        plan = (trainee.prepare() if start is None else trainee.prepare(start)).plan
+        self._hold(run)
+        return plan
+
+    def trainee(self, run: Run) -> Trainee:
+        """Return what was built of a run."""
+        return self._trainees[run.number]
+
+    def give_up(self, run: Run) -> None:
+        """Let go of what was built of a run that does not take part."""
+        trainee = self._trainees.pop(run.number, None)
+        if trainee is not None:
+            trainee.close()
+
+    def is_light(self, spec: RunSpec) -> bool:
+        """Whether a run can be built beside one that is training: it brings little but an adapter."""
+        return spec.build is None and spec.peft is not None and self._workshop.has_bases(spec)
+
     def _make_trainee(self, run: Run, hydra: Any) -> Trainee:
+        run.paths.root.mkdir(parents=True, exist_ok=True)
         self._hydra[run.number] = hydra
         return self._new_trainee(run, self._workshop, capture_output=self.experiment.spec.capture_output, hydra=hydra)
-
-    def _warm_start(self, parent: Run, spec: RunSpec, paths: RunPaths) -> WarmStart:
-        if not parent.paths.weights.is_file():
-            raise OpError(
-                f"run {parent.number} has not reached a chunk boundary yet, so it has no weights to start from."
-            )
-        chunks_done = len(parent.chunks)
-        # The parent's place in its epoch, in the clone's chunks where the two cut it differently.
-        place = (parent.first_chunk + chunks_done) % parent.spec.chunks
-        link_or_copy(parent.paths.weights, paths.start)
-        return WarmStart(parent.number, paths.start, place * spec.chunks // parent.spec.chunks)
 
     def _make_room(self, trainee: Trainee) -> None:
         assert trainee.holdings is not None
@@ -579,13 +543,8 @@ class Engine:
         trainees = [self._trainees[number] for number in numbers if number in self._trainees]
         return [trainee.holdings for trainee in trainees if trainee.holdings is not None]
 
-    def _drop(self, number: int, paths: RunPaths) -> None:
-        trainee = self._trainees.pop(number, None)
-        if trainee is not None:
-            trainee.close()
-        shutil.rmtree(paths.root, ignore_errors=True)
-
     def _let_go(self) -> None:
+        self.cloner.forget_early()
         self._keeper.close()
         for trainee in self._trainees.values():
             trainee.close()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rfflow.control.inbox import Inbox, Item
+from rfflow.control.inbox import Identity, Inbox, Item
 from rfflow.control.journal import Entry, Journal
 from rfflow.control.ops import Clone, Delete, Op, Resume, Stop
 from rfflow.control.overrides import expand
@@ -68,6 +70,8 @@ class Steering:
         self._status = StatusFile(self.directory)
         self._answered: dict[tuple[str, str], list[Entry]] = {}
         """What a process that is gone has answered, by file and stamp."""
+        self._looked_at: set[Identity] = set()
+        """Files that were looked at in the middle of this chunk."""
         self._policy_ops = 0
         if goes_on:
             self._go_on(answer)
@@ -87,7 +91,21 @@ class Steering:
                 self._is_idle, self._last_call = False, None
         for decision in self._pilot.decide() if self._pilot is not None else ():
             self._follow(decision)
+        self._engine.cloner.forget_early()
+        self._looked_at.clear()
         self._write_status()
+
+    def look_ahead(self, training: Run) -> None:
+        """Make the clones that will be asked for when this chunk ends, as far as that can be known in its middle.
+
+        Nothing is answered by it, and nothing applied: :meth:`take_ops` will read the files again.
+        """
+        for item in self._inbox.peek(self._looked_at) if self._inbox is not None else ():
+            self._looked_at.add(item.identity)
+            is_new = (item.name, item.identity.stamp) not in self._answered
+            if is_new and any(isinstance(op, Clone) for op in item.ops):
+                with contextlib.suppress(OpError):  # the reason will be found again, and told
+                    Plan(self._engine, training).of(item.ops)
 
     def is_awaited(self, run: Run) -> bool:
         """Whether a stopped run waits for a person: one that the policy has stopped waits for nobody."""
@@ -244,12 +262,19 @@ class _View:
 
 
 class Plan:
-    """The steps of one file. Making it changes nothing that anybody could see; clones are built and held back."""
+    """The steps of one file. Making it changes nothing that anybody could see; clones are built and held back.
 
-    def __init__(self, engine: Engine):
+    Args:
+        engine: whose runs are meant.
+        training: the run in the middle of its chunk, where the plan is made only to have its clones early.
+    """
+
+    def __init__(self, engine: Engine, training: Run | None = None):
         self._engine = engine
         experiment: Experiment = engine.experiment
-        self._runs = {run.number: run for run in experiment.runs}
+        self._training = training
+        early = [] if training is None else engine.cloner.early
+        self._runs = {run.number: run for run in [*experiment.runs, *early]}
         self._views = {run.number: _View(run.number, run.state, run.metrics) for run in experiment.runs}
         self._clones: list[Run] = []
 
@@ -298,7 +323,10 @@ class Plan:
 
     def _clone(self, op: Clone, parent: Run, overrides: tuple[str, ...]) -> Step:
         number = max(self._runs) + 1
-        clone = self._engine.make_clone(parent, overrides, number, warm_start=op.warm_start)
+        make = self._engine.cloner.make
+        if self._training is not None:
+            make = partial(self._engine.cloner.make_early, training=self._training)
+        clone = make(parent, overrides, number, warm_start=op.warm_start)
         self._clones.append(clone)
         self._runs[number] = clone
         self._views[number] = _View(number, clone.state, clone.metrics)
