@@ -105,6 +105,8 @@ class Search:
     asked: int = 0
     earlier: list[Asked] = field(default_factory=list)
     """What a process that is gone had asked for and launched."""
+    _unlaunched: list[Asked] = field(default_factory=list)
+    """What it had asked for only."""
 
     def __post_init__(self) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -119,7 +121,6 @@ class Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # the names are for the dashboard only
             self.study.set_metric_names([objective.metric for objective in self.objectives])
-        self._random = random.Random(self.spec.seed)
         self._take_over()
         budget = self.spec.budget or self.spec.n_trials
         self.budget = int(min(max(budget, self.spec.n_trials), self.space.size))
@@ -133,30 +134,48 @@ class Search:
     def _take_over(self) -> None:
         """Go on with the study of a process that is gone: its runs are asked for again, under their numbers."""
         trials = self.study.get_trials(deepcopy=False)
-        if trials and self.spec.seed is not None:  # the same seed would ask for the same once more
-            again = replace(self.spec, seed=self.spec.seed + len(trials))
-            self.study.sampler = make_sampler(again, len(self.objectives))
+        if trials and not self._is_repeatable:
+            log.warning(
+                "Configurations that the search asks for from now on are not those that it would have asked for "
+                "without the interruption: %s.",
+                "search.seed is null" if self.spec.seed is None else "search.sampler is not one of rfflow's own",
+            )
         for trial in trials:
-            self._seen.add(self._key(trial.params))
-            run = trial.user_attrs.get("run")
+            key, run = self._key(trial.params), trial.user_attrs.get("run")
+            overrides = tuple(self.space.overrides(trial.params)) if None not in key else ()
             if run is not None and not {"parent", "resumed"} & set(trial.user_attrs):
                 self.earlier.append(Asked(trial.number, tuple(trial.user_attrs["overrides"]), run))
-            if not trial.state.is_finished():
-                if run is None:
-                    self.study.tell(trial.number, state=TrialState.FAIL)
-                else:
-                    opened = Trial(
-                        self.study,
-                        self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, trial.number),
-                    )
+            if trial.state is TrialState.RUNNING:
+                opened = self._again(trial)
+                if run is not None:
                     self._open[trial.number] = _Open(opened, len(trial.intermediate_values))
+                elif overrides and key not in self._seen and "duplicate" not in trial.user_attrs:
+                    self._open[trial.number] = _Open(opened)
+                    self._unlaunched.append(Asked(trial.number, overrides))
+                else:  # the process ended in the middle of asking
+                    opened.set_user_attr("void", True)
+                    self.study.tell(opened, state=TrialState.FAIL)
+            self._seen.add(key)
         self.earlier.sort(key=lambda asked: asked.run or 0)
         self.asked = len(self.earlier)
 
+    def _again(self, trial: FrozenTrial) -> Trial:
+        storage = self.study._storage
+        return Trial(self.study, storage.get_trial_id_from_study_id_trial_number(self.study._study_id, trial.number))
+
+    @property
+    def _is_repeatable(self) -> bool:
+        """Whether what is asked for follows from the seed and the study alone."""
+        return self.spec.seed is not None and isinstance(self.spec.sampler, str)
+
     def ask(self, count: int) -> list[Asked]:
         """Return so many new configurations, or as many as are left of the budget."""
-        asked = []
+        asked: list[Asked] = []
         for _ in range(min(count, self.budget - self.asked)):
+            if self._unlaunched:
+                asked.append(self._unlaunched.pop(0))
+                self.asked += 1
+                continue
             trial = self._new()
             self._seen.add(self._key(trial.params))
             self._open[trial.number] = _Open(trial)
@@ -212,6 +231,18 @@ class Search:
         self.study.add_trial(trial)
         self._seen.add(self._key(known))
 
+    def joined(self) -> list[int]:
+        """Return the clones that a process that is gone has added, by the numbers of their runs."""
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial.user_attrs["run"] for trial in trials if "parent" in trial.user_attrs]
+
+    def pruned(self) -> list[int]:
+        """Return the runs that it told as stopped, and whose ends have not been added since."""
+        trials = self.study.get_trials(deepcopy=False)
+        ended = {trial.user_attrs["resumed"] for trial in trials if "resumed" in trial.user_attrs}
+        pruned = [t for t in trials if t.state is TrialState.PRUNED and t.number not in ended and "run" in t.user_attrs]
+        return [trial.user_attrs["run"] for trial in pruned]
+
     def params(self, trial: int) -> dict[str, Any]:
         """Return the values that a trial was asked with."""
         return dict(self.study.get_trials(deepcopy=False)[trial].params)
@@ -219,15 +250,27 @@ class Search:
     def _new(self) -> Trial:
         """Ask for a configuration that has not been asked for before."""
         for _ in range(_DUPLICATES):
-            trial = self.study.ask(dict(self.space.dimensions))
+            trial, draw = self._draw()
             if self._key(trial.params) not in self._seen:
                 return trial
             trial.set_user_attr("duplicate", True)
             self.study.tell(trial, state=TrialState.FAIL)
             left = [params for params in self.space.all() if self._key(params) not in self._seen]
             if left:
-                self.study.enqueue_trial(self._random.choice(left))
-        return self.study.ask(dict(self.space.dimensions))
+                self.study.enqueue_trial(draw.choice(left))
+        return self._draw()[0]
+
+    def _draw(self) -> tuple[Trial, random.Random]:
+        """Ask a sampler made for this question, and return what else is left to chance here.
+
+        What a sampler has learnt is in the study, and its random state follows from the seed and the number of the
+        question: so a search that goes on in another process asks for what it would have asked for in this one.
+        """
+        number = sum("void" not in trial.user_attrs for trial in self.study.get_trials(deepcopy=False))
+        draw = random.Random(None if self.spec.seed is None else f"{self.spec.seed} {number}")
+        if self._is_repeatable:
+            self.study.sampler = make_sampler(replace(self.spec, seed=draw.getrandbits(32)), len(self.objectives))
+        return self.study.ask(dict(self.space.dimensions)), draw
 
     def _key(self, params: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(params.get(key) for key in self.space.dimensions)

@@ -98,8 +98,8 @@ class Refill:
         self._coming: list[int] = []
         self._trials: dict[int, int] = {}
         """Trials by run."""
-        self._told: set[int] = set()
-        self._pruned: set[int] = set()
+        self._told: set[int] = set(search.joined())
+        self._pruned: set[int] = set(search.pruned())
         """Runs that were told as stopped."""
         self._ranks: dict[int, list[float | None]] = {}
 

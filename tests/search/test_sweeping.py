@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,6 +12,7 @@ import optuna
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +24,8 @@ from rfflow import launcher
 from rfflow.engine import Engine
 from rfflow.errors import ConfigError, EngineError
 from rfflow.runs import Callback, Experiment, Run
+from rfflow.search.space import read_space
+from rfflow.search.study import Search, SearchSpec
 from rfflow.spec import ExperimentSpec, Objective, RunSpec
 from rfflow.training.checkpoint import SafetensorsIO
 from tests.toy import ToyTrainee, put, settle_at_once, toy_spec
@@ -93,7 +97,7 @@ def test_a_seed_asks_for_the_same_again(tmp_path: Path, sampler: str) -> None:
     for folder in ("one", "two"):
         app = App(tmp_path / folder, sampler=sampler, n_trials=3, budget=8)
         app.sweep(PARABOLA, "y=interval(0.0,1.0)")
-        seen.append(app.seen)
+        seen.append([tuple(trial.params.values()) for trial in app.trials])
     assert seen[0] == seen[1] and len(set(seen[0])) == 8
 
 
@@ -249,6 +253,83 @@ def test_a_search_goes_on_where_its_process_was_killed(
     assert [run.number for run in runs] == list(range(7)) and app.states() == ["COMPLETE"] * 7
     assert len(trained + order.seen) == sum(run.spec.chunks for run in runs)
     assert len({trial.params["x"] for trial in app.trials}) == 7
+
+
+class Copies(Callback):
+    """Leaves copies of the experiment's directory as a process that is killed at given chunks would."""
+
+    def __init__(self, root: Path, at: Sequence[int]):
+        self.root = root
+        self.at = at
+        self.done = 0
+
+    def on_chunk_start(self, experiment: Experiment) -> None:
+        if self.done in self.at:
+            shutil.copytree(self.root / "out", self.root.with_name(f"killed-{self.done}") / "out")
+        self.done += 1
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes", "nsga2"])
+def test_a_search_that_was_killed_asks_for_what_it_would_have_asked_for(
+    tmp_path: Path, engines: Any, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    """Runs that a policy stops are among them, and another that a person has cloned."""
+    policy, clone = {"_target_": "rfflow.policies.Halving"}, {"op": "clone", "run": 0, "overrides": ["x=1.5"]}
+    search = {"sampler": sampler, "n_trials": 3, "budget": 9}
+    space = (PARABOLA, "y=int(interval(2,5))")
+
+    def told(app: App) -> list[Any]:
+        return [(t.number, t.params, t.state.name, t.values, t.intermediate_values, t.user_attrs) for t in app.trials]
+
+    copies = Copies(tmp_path / "whole", at=(4, 9, 14))
+    engines(policy, ops={3: clone}, extra=[copies])
+    whole = App(tmp_path / "whole", **search)
+    whole.sweep(*space, task=run_of)
+    assert copies.done > 14 and {"COMPLETE", "PRUNED"} <= set(whole.states())
+    for at in copies.at:
+        app = App(tmp_path / f"killed-{at}", **search)
+        assert len(app.trials) < len(whole.trials)
+        monkeypatch.setattr("rfflow.resuming._requested", app.folder / "out")
+        engines(policy)
+        app.sweep(*space, task=run_of)
+        assert told(app) == told(whole), at
+
+
+def test_what_was_asked_for_and_not_launched_is_launched_when_the_search_goes_on(tmp_path: Path) -> None:
+    space = read_space(OverridesParser.create().parse_overrides([PARABOLA]))
+    spec = SearchSpec("random", n_trials=2, budget=4, seed=7)
+    asked = []
+    for folder in ("whole", "killed"):
+        search = Search(space, spec, tmp_path / folder / "study.journal", (Objective(),))
+        first, second = search.ask(2)
+        search.note(first.trial, "run", 0)
+        if folder == "killed":
+            search.study.ask()  # and killed again in the middle of asking for a third
+            search = Search(space, spec, tmp_path / folder / "study.journal", (Objective(),))
+            assert [one.run for one in search.earlier] == [0]
+            (again,) = search.ask(1)
+            assert again.overrides == second.overrides
+        asked.append([first.overrides, second.overrides, *(one.overrides for one in search.ask(2))])
+        assert search.ask(1) == []
+    assert asked[0] == asked[1]
+
+
+def test_it_is_said_where_a_search_cannot_go_on_as_it_would_have(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    space = read_space(OverridesParser.create().parse_overrides([PARABOLA]))
+    for number, (spec, reason) in enumerate(
+        [
+            (SearchSpec("random", seed=None), "search.seed is null"),
+            (SearchSpec({"_target_": "optuna.samplers.QMCSampler"}), "search.sampler is not one of rfflow's own"),
+            (SearchSpec("random"), None),
+        ]
+    ):
+        caplog.clear()
+        for _ in range(2):
+            assert "not those that it would have asked for" not in caplog.text
+            Search(space, spec, tmp_path / f"{number}.journal", (Objective(),)).ask(1)
+        assert (reason or "") in caplog.text and bool(reason) == ("would have asked for" in caplog.text)
 
 
 def test_runs_that_a_policy_stops_are_replaced_and_told(tmp_path: Path, engines: Any) -> None:
