@@ -56,6 +56,10 @@ class Builder(Protocol):
         """Let go of what was built, or of the part of it that was."""
         ...
 
+    def wait_for_weights(self, run: Run) -> None:
+        """Wait until the weights that a run had at its last boundary are in their file."""
+        ...
+
     def is_light(self, spec: RunSpec) -> bool:
         """Whether a run can be built beside one that is training: it brings little but an adapter."""
         ...
@@ -157,6 +161,7 @@ class Cloner:
         return run
 
     def _start(self, run: Run, parent: Run, place: int) -> WarmStart:
+        self._builder.wait_for_weights(parent)
         if not parent.paths.weights.is_file():
             raise OpError(
                 f"run {parent.number} has not reached a chunk boundary yet, so it has no weights to start from."

@@ -519,6 +519,10 @@ class Engine:
         if trainee is not None:
             trainee.close()
 
+    def wait_for_weights(self, run: Run) -> None:
+        """Wait until the weights that a run had at its last boundary are in their file."""
+        self._keeper.wait(run)
+
     def is_light(self, spec: RunSpec) -> bool:
         """Whether a run can be built beside one that is training: it brings little but an adapter."""
         return spec.build is None and spec.peft is not None and self._workshop.has_bases(spec)
