@@ -70,7 +70,8 @@ def build_trainer(
     given: dict[str, Any] = {}
     for key, node in spec.trainer.kwargs.items():
         if key == "reward_funcs":
-            given[key] = load_rewards(node)
+            loading = {"trust_remote_code": getattr(args, "trust_remote_code", False)}
+            given[key] = load_rewards(node, loading | (getattr(args, "model_init_kwargs", None) or {}))
             check_generation(args, data, given[key])
             try_rewards(given[key], data.train, device)
         else:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import PreTrainedModel
+from trl.trainer.utils import is_async_callable
 
 from rfflow.errors import ConfigError, RunFailed
 from rfflow.spec import Node
 from rfflow.training.context import unmoved_random_state
+from rfflow.training.reward_models import reward_model, try_reward_model
 from rfflow.training.sources import existing_path, import_object, instantiate_values, listing, resolve_function
 
 WHERE = "trainer.reward_funcs"
@@ -24,11 +29,15 @@ _TRIED_ROWS = 4
 _TRIED_COMPLETION = "The answer is 42."
 
 
-def load_rewards(nodes: Node | str | Sequence[Node | str]) -> list[Any]:
+def load_rewards(nodes: Node | str | Sequence[Node | str], model_kwargs: Node | None = None) -> list[Any]:
     """Return the reward functions that a config names.
 
     Each is a dotted path, ``file.py:function``, a node with either as its ``_target_`` and arguments beside it, or, as
     TRL has it, the name of a reward model (a hub name or folder, which has a slash in it).
+
+    Args:
+        nodes: what the config says.
+        model_kwargs: what ``from_pretrained`` is given for reward models.
 
     Raises:
         ConfigError: naming the one that is not there.
@@ -37,10 +46,10 @@ def load_rewards(nodes: Node | str | Sequence[Node | str]) -> list[Any]:
         nodes = [nodes]
     if not nodes:
         raise ConfigError(f"{WHERE} is empty. Give at least one function, such as [rfflow.rewards.correct_answer].")
-    return [_load(node, f"{WHERE}[{index}]") for index, node in enumerate(nodes)]
+    return [_load(node, f"{WHERE}[{index}]", model_kwargs or {}) for index, node in enumerate(nodes)]
 
 
-def _load(node: Node | str, where: str) -> Any:
+def _load(node: Node | str, where: str, model_kwargs: Node) -> Any:
     target = node.get("_target_") if isinstance(node, Mapping) else node
     if not isinstance(target, str) or not target:
         raise ConfigError(f"{where} is {node!r}. Give a dotted path, file.py:function, or either as _target_.")
@@ -52,12 +61,24 @@ def _load(node: Node | str, where: str) -> Any:
         if arguments:
             function = functools.wraps(function)(functools.partial(function, **arguments))
     elif "/" in target:
-        return target  # a reward model: TRL loads it
-    elif inspect.isclass(import_object(target, where)):
+        return reward_model(target, where, model_kwargs)
+    elif _makes_something(import_object(target, where)):
         function = instantiate_values({where: node if isinstance(node, Mapping) else {"_target_": target}}, "")[where]
     else:
         function = resolve_function(node, where)
-    return function if inspect.iscoroutinefunction(function) else Reward(function)
+    if isinstance(function, PreTrainedModel):
+        return function
+    if isinstance(function, torch.nn.Module):
+        raise ConfigError(
+            f"{where} is a {type(function).__name__}, a module that transformers does not know. Allowed: functions, "
+            "and models for sequence classification. A function may ask the module."
+        )
+    return AsyncReward(function) if is_async_callable(function) else Reward(function)
+
+
+def _makes_something(found: Any) -> bool:
+    """Whether it is called once, for what it returns, and not as the reward function itself."""
+    return inspect.isclass(found) or getattr(found, "__name__", "") == "from_pretrained"
 
 
 def _from_file(file: str, name: str, where: str) -> Callable[..., Any]:
@@ -94,15 +115,20 @@ class Reward:
         Raises:
             RunFailed: if the function raises or returns something else.
         """
-        count = len(given["completions"])
         try:
             rewards = self._function(**given)
         except Exception as error:
-            columns = [key for key in given if key not in _ALWAYS_GIVEN]
-            raise RunFailed(
-                f"The reward function {self.__name__} raised {type(error).__name__}: {error}. It was called with "
-                f"{count} completions and the columns {', '.join(columns) or '(none)'}."
-            ) from error
+            raise self._raised(error, given) from error
+        return self._checked(rewards, len(given["completions"]))
+
+    def _raised(self, error: Exception, given: Mapping[str, Any]) -> RunFailed:
+        columns = [key for key in given if key not in _ALWAYS_GIVEN]
+        return RunFailed(
+            f"The reward function {self.__name__} raised {type(error).__name__}: {error}. It was called with "
+            f"{len(given['completions'])} completions and the columns {', '.join(columns) or '(none)'}."
+        )
+
+    def _checked(self, rewards: Any, count: int) -> list[float | None]:
         if isinstance(rewards, torch.Tensor):
             rewards = rewards.tolist()
         if not isinstance(rewards, Sequence) or isinstance(rewards, str) or len(rewards) != count:
@@ -123,6 +149,18 @@ class Reward:
                 "learned from that. Return None where it has nothing to say."
             )
         return list(rewards)
+
+
+class AsyncReward(Reward):
+    """One that is awaited; TRL lets all of them wait at the same time."""
+
+    async def __call__(self, **given: Any) -> list[float | None]:  # type: ignore[override] # TRL looks for the async
+        """Do what :class:`Reward` does."""
+        try:
+            rewards = await self._function(**given)
+        except Exception as error:
+            raise self._raised(error, given) from error
+        return self._checked(rewards, len(given["completions"]))
 
 
 _ALWAYS_GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -152,21 +190,30 @@ def try_rewards(functions: Sequence[Any], rows: Dataset, device: torch.device) -
         "log_extra": lambda *_: None,
         "log_metric": lambda *_: None,
     }
-    own = [function for function in functions if isinstance(function, Reward)]
-    said_something = len(own) < len(functions)  # models and coroutines are not tried
-    for function in own:
-        try:
-            with unmoved_random_state(device):
-                rewards = function(**given)
-        except RunFailed as error:
-            raise ConfigError(f"{WHERE}: {error} (Tried before training on {_TRIED_COMPLETION!r}.)") from error
+    said_something = False
+    for index, function in enumerate(functions):
+        with unmoved_random_state(device):
+            if isinstance(function, PreTrainedModel):
+                try_reward_model(function, f"{WHERE}[{index}]", prompts, completions, device)
+                said_something = True
+                continue
+            try:
+                rewards = _awaited(function(**given)) if isinstance(function, AsyncReward) else function(**given)
+            except RunFailed as error:
+                raise ConfigError(f"{WHERE}: {error} (Tried before training on {_TRIED_COMPLETION!r}.)") from error
         said_something |= any(reward is not None for reward in rewards)
     if not said_something:
-        names = ", ".join(function.__name__ for function in own)
+        names = ", ".join(function.__name__ for function in functions)
         raise ConfigError(
             f"{WHERE}: {names} returned None for every one of {len(prompts)} rows, spread over the data set, so there "
             f"is nothing to learn. (Tried before training on {_TRIED_COMPLETION!r}.)"
         )
+
+
+def _awaited(coroutine: Coroutine[Any, Any, list[float | None]]) -> list[float | None]:
+    """Wait for it in a thread of its own: in a notebook there is a loop already in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def _is_nan(reward: Any) -> bool:

@@ -66,7 +66,9 @@ def train_alone(spec: RunSpec, output_dir: Path) -> Outcome:
     if spec.trainer.ref_model:
         more["ref_model"] = create_model_from_path(spec.trainer.ref_model.name, device_map=None)
     if "reward_funcs" in spec.trainer.kwargs:
-        more["reward_funcs"] = [get_object(name) for name in spec.trainer.kwargs["reward_funcs"]]
+        more["reward_funcs"] = [
+            name if "/" in name else get_object(name) for name in spec.trainer.kwargs["reward_funcs"]
+        ]
     trainer = get_object(spec.trainer.target)(
         model=spec.model.name,
         args=args,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rfflow.errors import ConfigError
 from rfflow.runs import RunState
@@ -62,6 +65,28 @@ def fails_later(completions: list[str], trainer_state: Any, **_: Any) -> list[fl
     return [float(len(text)) for text in completions]
 
 
+async def few_vowels_later(completions: list[str], **given: Any) -> list[float]:
+    """The same, for those who ask a server."""
+    await asyncio.sleep(0)
+    return few_vowels(completions, **given)
+
+
+async def never(completions: list[str], **_: Any) -> list[float]:
+    """A server that is not there."""
+    raise ConnectionError("refused")
+
+
+class Judge:
+    """An object with something to keep, awaited or not."""
+
+    def __init__(self, answers: int | None):
+        self.answers = answers
+
+    async def __call__(self, completions: list[str], **_: Any) -> list[float | None]:
+        """Say too little, or nothing."""
+        return [None] * len(completions) if self.answers is None else [0.0] * self.answers
+
+
 ARGS = {
     "max_completion_length": 6,
     "num_generations": 2,
@@ -98,7 +123,7 @@ def spec(tiny_model: Path, prompts: Path, evaluation_prompts: Path) -> Spec:
             **kwargs,
         )
         values = {key: value for key, value in run.trainer.args.items() if key != "max_length"}
-        named = [name if "." in name else f"{HERE}.{name}" for name in functions or ("few_vowels",)]
+        named = [name if "." in name or "/" in name else f"{HERE}.{name}" for name in functions or ("few_vowels",)]
         trainer = replace(run.trainer, args={**values, **ARGS, **(args or {})}, kwargs={"reward_funcs": named})
         return replace(run, trainer=trainer)
 
@@ -119,18 +144,33 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_interleaved_runs_equal_the_same_scripts_alone(spec: Spec, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> str:
+    """The folder of a reward model."""
+    folder = tmp_path_factory.mktemp("judge") / "model"
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return str(folder)
+
+
+def test_interleaved_runs_equal_the_same_scripts_alone(spec: Spec, tmp_path: Path, judge: str) -> None:
     """Sampling, rewards, weights and log history, evaluated at boundaries: equal to the last bit."""
     specs = {name: spec(**{"chunks": 2, **variant}) for name, variant in VARIANTS.items()}
     weighted = {"reward_weights": [1.0, 0.25]}
     specs["two rewards"] = spec("few_vowels", "like_the_answer", chunks=2, args=weighted)
+    specs["awaited"] = spec("few_vowels_later", "few_vowels_later", chunks=2)
+    specs["a reward model"] = spec("few_vowels", judge, chunks=2)
+    specs["the same again"] = spec(judge, chunks=2, args={"learning_rate": 1e-3})
     specs["RLOO"] = spec(chunks=2, algorithm="RLOO")
     runs, together = train_together(list(specs.values()), tmp_path / "experiment")
     assert [(run.state, run.error) for run in runs] == [(RunState.COMPLETED, None)] * len(specs)
     for number, (name, variant) in enumerate(specs.items()):
         alone = train_alone(variant, tmp_path / "alone" / str(number))
         assert not together[str(number)].differences(alone), name
-    assert {"rewards/few_vowels/mean", "rewards/like_the_answer/mean", "eval_reward"} <= runs[-2].metrics.keys()
+    metrics = runs[list(specs).index("two rewards")].metrics
+    assert {"rewards/few_vowels/mean", "rewards/like_the_answer/mean", "eval_reward"} <= metrics.keys()
     assert all(0 < run.metrics["generation_share"] < 1 for run in runs)
 
 
@@ -168,6 +208,7 @@ def test_chunks_that_would_cut_a_cycle_are_refused(spec: Spec, tmp_path: Path) -
         ("nothing_to_say", "nothing_to_say returned None for every one of 4 rows"),
         ("words", "words returned 'good' for completion 0"),
         ("needs_solution", "needs_solution raised TypeError: .*'solution'.* the columns answer"),
+        ("never", "never raised ConnectionError: refused. It was called with 4 completions"),
         ("few_vowel", "has no 'few_vowel'. Did you mean 'few_vowels'"),
         ("missing/rewards.py:reward", "no such file"),
     ],
@@ -175,6 +216,35 @@ def test_chunks_that_would_cut_a_cycle_are_refused(spec: Spec, tmp_path: Path) -
 def test_a_reward_function_is_tried_before_training(spec: Spec, tmp_path: Path, function: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         train_together([spec("few_vowels", function) if function != "nothing_to_say" else spec(function)], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ({"_target_": f"{HERE}.Judge", "answers": 3}, "Judge returned 3 values for 4 completions"),
+        ({"_target_": f"{HERE}.Judge", "answers": None}, "Judge returned None for every one of 4 rows"),
+        ({"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}, r"is a Linear, a module that transf"),
+        ("no/such-model", "whose slash makes it the name of a reward model, and that cannot be loaded: OSError"),
+        ("./no-such-model", "no such file"),
+        ("{tiny_model}", "a model without score.weight: its rewards would be random"),
+        ("{endless}", "says nan where a number is wanted"),
+    ],
+)
+def test_judges_are_tried_before_training(
+    spec: Spec, tmp_path: Path, tiny_model: Path, judge: str, node: Any, said: str
+) -> None:
+    """What is awaited, and reward models."""
+    if node == "{endless}":
+        model = AutoModelForSequenceClassification.from_pretrained(judge)
+        model.score.weight.data.fill_(float("nan"))
+        model.save_pretrained(tmp_path / "endless")
+        AutoTokenizer.from_pretrained(judge).save_pretrained(tmp_path / "endless")
+    if isinstance(node, str):
+        node = node.format(tiny_model=tiny_model, endless=tmp_path / "endless")
+    run = spec()
+    run = replace(run, trainer=replace(run.trainer, kwargs={"reward_funcs": [node]}))
+    with pytest.raises(ConfigError, match=said):
+        train_together([run], tmp_path / "experiment")
 
 
 def test_a_function_may_be_silent_beside_another(spec: Spec, tmp_path: Path) -> None:
