@@ -87,6 +87,7 @@ def load_base(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
         torch.manual_seed(head_seed)  # a head that the saved model does not have is drawn
         model = create_model_from_path(name, **given)
         model.rfflow_random_state = torch.get_rng_state()
+    _check_placement(model, kwargs.get("device_map"))
     hub = {key: kwargs[key] for key in ("trust_remote_code", "token", "cache_dir", "revision") if key in kwargs}
     where = "model.name"
     if spec.tokenizer is not None:
@@ -96,6 +97,18 @@ def load_base(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     with _refusals(where, spec.tokenizer or spec.name, name, part="tokenizer"), _no_progress_bars():
         tokenizer = AutoProcessor.from_pretrained(name, **hub)
     return model, tokenizer
+
+
+def _check_placement(model: torch.nn.Module, device_map: Any) -> None:
+    """Runs take turns on one device, and share the model's tensors there: no part of it may be anywhere else."""
+    places = sorted({str(place) for place in getattr(model, "hf_device_map", {}).values()})
+    is_offloaded = any(tensor.is_meta for tensor in model.parameters())
+    if len(places) > 1 or is_offloaded or any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise ConfigError(
+            f"model.device_map is {device_map!r}, which puts the model on {' and '.join(places) or 'no device'}. Runs "
+            "take turns on one device, and the whole model must be there. Leave model.device_map out (engine.device "
+            "says which GPU); a model that does not fit may in four bits: model=qlora."
+        )
 
 
 def _architecture(auto_class: str | None) -> Any:
@@ -196,6 +209,11 @@ def _refusals(where: str, written: str, loaded: str, part: str = "model") -> Ite
             raise ConfigError(
                 f"model.{key} is not an argument of from_pretrained nor a field of the model's config."
                 f"{nearest(key, {*KEYWORDS, *_config_fields(loaded)})} Arguments: {', '.join(KEYWORDS)}."
+            ) from error
+        if any(hint in str(error) for hint in ("device_map", "accelerator device", "CUDA enabled", "device ordinal")):
+            raise ConfigError(
+                f"model.device_map cannot be: {_reason(error)} Leave it out: the model goes to the device that "
+                "engine.accelerator and engine.device say."
             ) from error
         if looks_local(loaded):
             raise ConfigError(

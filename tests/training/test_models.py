@@ -14,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from gguf.quants import dequantize, quantize
+from torch.nn import Module
 from transformers import LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -93,10 +94,26 @@ def test_arguments_of_from_pretrained_pass_through(tiny_model: Path) -> None:
 def test_a_quantization_config_is_made_from_its_node(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here without the library that quantises: what arrives is what counts."""
     seen = {}
-    monkeypatch.setattr(models, "create_model_from_path", lambda name, **kwargs: seen.update(kwargs))
+    monkeypatch.setattr(models, "create_model_from_path", lambda name, **kwargs: seen.update(kwargs) or Module())
     load(tiny_model, quantization_config={"_target_": "transformers.BitsAndBytesConfig", "load_in_8bit": True})
     assert type(seen["quantization_config"]).__name__ == "BitsAndBytesConfig"
     assert seen["quantization_config"].load_in_8bit
+
+
+@pytest.mark.parametrize(
+    ("device_map", "said"),
+    [
+        ({"": "disk"}, "model.device_map is {'': 'disk'}, which puts the model on disk. Runs take turns on one device"),
+        ({"model": "cpu", "lm_head": "disk"}, "which puts the model on cpu and disk"),
+        ("meta", "which puts the model on no device"),
+        ("atuo", "model.device_map cannot be: .*'auto', 'balanced'.* but found atuo"),
+        ("cuda:99", "model.device_map cannot be: "),
+    ],
+)
+def test_a_model_that_is_not_all_on_one_device_is_refused(tiny_model: Path, device_map: object, said: str) -> None:
+    """What works trains, and equals TRL alone, in test_peft_methods."""
+    with pytest.raises(ConfigError, match=said):
+        load(tiny_model, device_map=device_map)
 
 
 def test_the_tokenizer_may_live_elsewhere(own_copy: Path, tiny_model: Path) -> None:

@@ -66,6 +66,15 @@ def test_adapters_are_float32_on_a_base_in_bfloat16(tiny_model: Path, tiny_data:
     assert seen[0].model.config._attn_implementation == "eager"
 
 
+def test_a_device_map_of_one_device_changes_nothing(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    maps: list[Any] = ["cpu", "auto", {"": "cpu"}]
+    specs = [make(tiny_model, tiny_data, METHODS["LoRA"], model_kwargs={"device_map": where}) for where in maps]
+    runs, together = train_together(specs, tmp_path / "experiment")
+    assert [(run.state, run.error) for run in runs] == [(RunState.COMPLETED, None)] * 3
+    alone = train_alone(specs[0], tmp_path / "alone")
+    assert not [number for number in together if together[number].differences(alone)]
+
+
 @pytest.mark.parametrize(
     ("peft", "said"),
     [
