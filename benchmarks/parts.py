@@ -278,16 +278,40 @@ def ops(bench: Bench) -> list[Figure]:
         run_rfflow(work, folder, chunks=16, extra=[add_callback("person", path)])
         for verb, seconds in json.loads(path.read_text(encoding="utf-8")).items():
             told.setdefault(verb, []).extend(1000 * value for value in seconds)
+        told.setdefault(EARLY, []).extend(1000 * value for value in _early_clones(bench))
         for name, seconds in _watch(work, bench.place("idle"), 16)["times"].items():
             looked.setdefault(name, []).extend(1000 * value for value in seconds)
     idle = {"inbox": "idle inbox, a boundary", "scan": "of that, looking", "status": "of that, writing status.yaml"}
     return [
         *(
-            Figure(f"{verb}: from drop to applied, at a boundary", tuple(values), "ms", None if verb == "clone" else 50)
+            Figure(
+                f"{verb}{': from drop to applied, at a boundary' if verb != EARLY else ''}",
+                tuple(values),
+                "ms",
+                None if verb == "clone" else 50,
+            )
             for verb, values in told.items()
         ),
         *(Figure(title, tuple(looked[name]), "ms") for name, title in idle.items()),
     ]
+
+
+EARLY = "clone, dropped in the middle of a chunk: from the boundary to applied"
+
+
+def _early_clones(bench: Bench) -> list[float]:
+    """Return the seconds at the boundary for clones whose op was dropped before it."""
+    folder = bench.place("early")
+    folder.mkdir(parents=True)
+    rows, path = folder / "many.jsonl", folder / "person.json"
+    rows.write_text(20 * bench.work.data.read_text(encoding="utf-8"), encoding="utf-8")
+    # Chunks of a hundred steps: rfflow looks up from a chunk twice a second.
+    work = replace(bench.work, data=rows, steps=400).runs(1)
+    run_rfflow(
+        work, folder, extra=[f"+callbacks.person={{_target_: benchmarks.person.Person, path: {path}, early: true}}"]
+    )
+    seconds: list[float] = json.loads(path.read_text(encoding="utf-8"))["clone"]
+    return seconds
 
 
 PARTS: dict[str, tuple[str, Callable[[Bench], list[Figure]]]] = {

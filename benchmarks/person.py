@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +14,55 @@ from rfflow.runs import ChunkResult, Experiment, Run, RunState
 
 
 class Person:
-    """At every boundary of run 0 drops one op, and writes ``{"stop": [seconds, ...], ...}`` at the end.
+    """Drops one op for every chunk of run 0, and writes ``{"stop": [seconds, ...], ...}`` at the end.
 
-    The time is from the file's being in place to the op's being applied and told, all of it between two turns of the
-    engine: the wait for the boundary, which is the chunk's length, is not in it.
+    Usually at its boundary: stop run 1 and resume it in turn, then clones, and at last delete run 1. The time is from
+    the file's being in place to the op's being applied and told, all of it between two turns of the engine: the wait
+    for the boundary, which is the chunk's length, is not in it.
+
+    Or, with ``early``, a clone in the middle of each chunk. The time is from the boundary to its being applied.
     """
 
-    def __init__(self, path: str, clones: int = 2):
+    def __init__(self, path: str, clones: int = 2, early: bool = False):
         self._path = Path(path)
         self._clones = clones
+        self._is_early = early
         self._seconds: dict[str, list[float]] = defaultdict(list)
-        self._dropped: tuple[str, float] | None = None
+        self._dropped: str | None = None
+        self._since = 0.0
+
+    def on_log(self, experiment: Experiment, run: Run, metrics: Mapping[str, float], step: int) -> None:
+        """Drop a clone op in the middle of a chunk."""
+        assert run.plan is not None
+        if self._is_early and not run.number and self._dropped is None and step not in run.plan.ends:
+            self._drop(experiment, {"op": "clone", "run": 0, "overrides": [f"lr={step}e-6"]})
 
     def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
-        """Drop the next op: stop run 1 and resume it in turn, then clone, and at last delete run 1."""
-        if run.number or run.state is RunState.COMPLETED:
-            return
-        assert run.plan is not None
-        left, other = len(run.plan) - 1 - result.chunk, experiment.run(1)
-        document: dict[str, Any]
-        if left == 1:
-            document = {"op": "delete", "run": 1}
-        elif left <= 1 + self._clones:
-            document = {"op": "clone", "run": 0, "overrides": [f"lr={left}e-5"]}
-        elif other.state is RunState.STOPPED:
-            document = {"op": "resume", "run": 1}
-        else:
-            document = {"op": "stop", "run": 1}
-        drop(experiment.paths.control, document)
-        self._dropped = (document["op"], time.perf_counter())
+        """Drop the next op, or start the watch for the one that is there."""
+        if self._is_early:
+            self._since = time.perf_counter()
+        elif not run.number and run.state is not RunState.COMPLETED:
+            self._drop(experiment, self._next(experiment, run, result.chunk))
 
     def on_op(self, experiment: Experiment, run: Run, text: str) -> None:
         """Stop the watch."""
         if self._dropped is not None:
-            verb, dropped = self._dropped
-            self._seconds[verb].append(time.perf_counter() - dropped)
+            self._seconds[self._dropped].append(time.perf_counter() - self._since)
             self._dropped = None
 
     def on_experiment_end(self, experiment: Experiment) -> None:
         """Write the times."""
         self._path.write_text(json.dumps(self._seconds), encoding="utf-8")
+
+    def _next(self, experiment: Experiment, run: Run, chunk: int) -> dict[str, Any]:
+        assert run.plan is not None
+        left, other = len(run.plan) - 1 - chunk, experiment.run(1)
+        if left == 1:
+            return {"op": "delete", "run": 1}
+        if left <= 1 + self._clones:
+            return {"op": "clone", "run": 0, "overrides": [f"lr={left}e-5"]}
+        return {"op": "resume" if other.state is RunState.STOPPED else "stop", "run": 1}
+
+    def _drop(self, experiment: Experiment, document: dict[str, Any]) -> None:
+        drop(experiment.paths.control, document)
+        self._dropped, self._since = document["op"], time.perf_counter()
