@@ -18,6 +18,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 import rfflow
+from rfflow import config_files
 
 _here = Path(__file__).resolve().parent
 CONF = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"  # in a wheel, in a checkout
@@ -40,9 +41,10 @@ def main() -> None:
     if any(argument.startswith("resume=") for argument in sys.argv[1:]):
         _resume()
     parser = _parser()
-    sys.argv[1:] = flags_first(sys.argv[1:], parser)
+    sys.argv[1:] = config_files.escaped_words(flags_first(sys.argv[1:], parser))
     if line := os.environ.get("COMP_LINE"):
         os.environ["COMP_LINE"] = completion_line(line, parser)
+    config_files.install()
     try:
         run()
     except KeyboardInterrupt:  # while it reads configurations and loads libraries; the engine hears for itself

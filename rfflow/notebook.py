@@ -18,6 +18,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from rfflow import config_files
 from rfflow.errors import RunFailed
 from rfflow.launcher import train
 from rfflow.runs import ExperimentPaths
@@ -49,7 +50,8 @@ def sweep(
     """
     from rfflow.__main__ import CONF
 
-    words = [f"+{word}" if word.startswith("recipe=") else word for word in overrides]
+    config_files.install()
+    words = [f"+{word}" if word.startswith("recipe=") else word for word in config_files.escaped_words(overrides)]
     instance = GlobalHydra.instance()
     before, config_before = instance.hydra, HydraConfig.instance().cfg
     instance.clear()

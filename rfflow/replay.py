@@ -23,6 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from rfflow import config_files
 from rfflow.errors import ConfigError, RfflowError
 from rfflow.pilot import make_policy
 from rfflow.policies.scene import Decision
@@ -86,8 +87,9 @@ def _each(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _replayed(root: Path, record: Record, overrides: Sequence[str], conf: Path) -> str:
+    config_files.install()
     with initialize_config_dir(str(conf), version_base="1.3", job_name="replay"):
-        config = compose("config", [*overrides])
+        config = compose("config", config_files.escaped_words(overrides))
     policy = OmegaConf.to_container(config.policy, resolve=True)
     if not policy:
         raise ConfigError("policy=none would have changed nothing. Choose a policy: halving, hyperband, median, rules.")

@@ -1,0 +1,84 @@
+"""Expressions of rules as people write them in configuration files and on the command line, without a backslash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rfflow import __main__ as cli
+from rfflow import replay
+from rfflow.pilot import make_policy
+from rfflow.policies import Rules
+from tests.test_cli import Shell, rfflow  # noqa: F401
+from tests.test_replay import record
+
+pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
+
+RULES = """
+rules:
+  - {name: weak, at_chunk: 2, select: {worst: 50%, by: eval_loss}, do: stop}
+  - {name: sick, when: "loss > 3 * best.loss", do: delete}
+  - {name: refine, at_chunk: 4, select: {best: 1}, do: clone, overrides: ["lr=${parent.lr * 0.5}"], warm_start: true}
+"""
+
+
+def templates(shell: Shell) -> list[str]:
+    """The overrides of the last rule, as the policy of the experiment has them."""
+    node = shell.engines[0].spec.policy
+    assert node is not None
+    policy: Any = make_policy(node)[0]
+    assert isinstance(policy, Rules)
+    return [template.text for template in policy.rules[-1].overrides]
+
+
+def test_a_policy_of_ones_own_directory(rfflow: Shell, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "conf" / "policy").mkdir(parents=True)
+    (tmp_path / "conf" / "policy" / "team.yaml").write_text("_target_: rfflow.policies.Rules\n" + RULES)
+    words = ["--config-dir", str(tmp_path / "conf"), "+recipe=sft", "--multirun", "policy=team", "lr=1e-3,1e-4"]
+    out = rfflow(*words)
+    assert rfflow.status == 0, out
+    assert templates(rfflow) == ["lr=${parent.lr * 0.5}"]
+
+
+def test_rules_in_a_recipe_beside_references_of_hydras_own(
+    rfflow: Shell,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "conf" / "recipe").mkdir(parents=True)
+    recipe = """# @package _global_
+defaults:
+  - sft
+  - override /policy: rules
+name: ${oc.env:TEAM}
+policy:
+  rules:
+    - name: mine
+      at_chunk: 1
+      do: clone
+      overrides: ["lr=${parent.lr}", 'peft.r=\\${parent.peft.r * 2}', "seed=${oc.env:SEED}"]
+"""
+    (tmp_path / "conf" / "recipe" / "mine.yaml").write_text(recipe)
+    monkeypatch.setenv("TEAM", "ours")
+    monkeypatch.setenv("SEED", "3")
+    out = rfflow("--config-dir", str(tmp_path / "conf"), "+recipe=mine")
+    assert rfflow.status == 0, out
+    assert rfflow.engines[0].spec.name == "ours"
+    assert templates(rfflow) == ["lr=${parent.lr}", "peft.r=${parent.peft.r * 2}", "seed=3"]
+
+
+@pytest.mark.parametrize("sweep", [["lr=1e-3"], ["--multirun", "lr=1e-3,1e-4"]], ids=["alone", "sweep"])
+def test_rules_on_the_command_line(rfflow: Shell, sweep: list[str]) -> None:  # noqa: F811
+    rule = '{name: refine, at_chunk: 1, do: clone, overrides: ["lr=${parent.lr * 0.5}"]}'
+    out = rfflow("+recipe=sft", "policy=rules", f"policy.rules=[{rule}]", *sweep)
+    assert rfflow.status == 0, out
+    assert templates(rfflow) == ["lr=${parent.lr * 0.5}"]
+
+
+def test_rules_on_the_command_line_of_a_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rule = '{name: refine, at_chunk: 2, select: {best: 1}, do: clone, overrides: ["seed=${chunk * 2}"]}'
+    root = record(tmp_path / "experiment", runs=2)
+    assert replay.main([str(root), "policy=rules", f"policy.rules=[{rule}]"], cli.CONF) == 0
+    assert "clone run 0 with seed=4: rule refine" in capsys.readouterr().out
