@@ -330,8 +330,8 @@ class Engine:
         if isinstance(boundary, Finished):
             self._scheduler.remove(run.number)  # it may have ended early, by a callback of the user's
             run.move_to(RunState.COMPLETED)
-        else:
-            self._keeper.draft(run, trainee)
+        if isinstance(boundary, Finished) or not self._keeper.draft(run, trainee):
+            trainee.keep_weights()
         # In this order: what was logged is in the files; it is on record that the run has come here; everybody hears
         # of it; and only then there is a checkpoint that makes it needless to come here again.
         for logger in self.fabric.loggers:

@@ -58,6 +58,7 @@ class Keeper:
         self._last_answer: Answer | None = None
         self._is_first = True
         self._versions = saved.versions()
+        self._program = saved.program()
         self._configs: dict[int, str] = {}
         self.data: Mapping[str, str] = {}
         """Fingerprints of the rows."""
@@ -74,13 +75,15 @@ class Keeper:
         with self._told("a checkpoint"):
             self._writer.check()
 
-    def draft(self, run: Run, trainee: Suspended) -> None:
+    def draft(self, run: Run, trainee: Suspended) -> bool:
         """Begin the checkpoint of a run that has come to a boundary, if one is due; :meth:`commit` ends it.
 
         Between the two everybody hears of the boundary: what they have written must not be older than the checkpoint.
         """
-        if self._spec.every is not None and len(run.chunks) % self._spec.every == 0:
+        is_due = self._spec.every is not None and len(run.chunks) % self._spec.every == 0
+        if is_due:
             self._draft(run, trainee)
+        return is_due
 
     def commit(self, run: Run) -> bool:
         """Write the checkpoint that was begun, while other runs train; return whether one was."""
@@ -156,6 +159,7 @@ class Keeper:
             data=self.data,
             versions=self._versions,
             is_finished=is_finished,
+            program=self._program,
         )
         with self._told("experiment.json"):
             saved.write(self._experiment.paths.state, state, self._ended, is_first=self._is_first)

@@ -98,6 +98,7 @@ class ToyTrainee:
         self.is_closed = False
         self._workshop = workshop
         self._step = 0
+        self._unkept = False
 
     def prepare(self, warm_start: WarmStart | None = None, *, checkpoint: Path | None = None) -> Ready:
         match self.run.spec.config.get("breaks"):
@@ -112,6 +113,7 @@ class ToyTrainee:
         if checkpoint is not None:
             self._step = json.loads((checkpoint / "toy.json").read_text())["step"]
             self.state += self._step
+            self._unkept = True
         file = self.run.paths.root / ".suspended.safetensors"
         self.holdings = Holdings(self._workshop.fabric, lambda: [self.state], file)
         self.holdings.measure()
@@ -126,14 +128,16 @@ class ToyTrainee:
         self.state += STEPS_A_CHUNK  # raises unless it has come home
         self._step += STEPS_A_CHUNK
         assert self.state.tolist() == [self._step] * self.state.numel(), "the state is not what was left"
-        self.keep_weights()
+        self._unkept = True
         # Different for each run, and never monotonous, so that best and worst change places.
         metrics = {"eval_loss": float((self.run.number * 7 + chunk * 5) % 11)}
         is_last = chunk + 1 == self._chunks or self.run.spec.config.get("ends_at") == chunk
         return (Finished if is_last else Boundary)(self._step, ((self._step, {"loss": 1.0}),), metrics)
 
     def keep_weights(self) -> None:
-        self._workshop.fabric.save(self.run.paths.weights, {"weights": {"steps": self.state}})
+        if self._unkept:
+            self._unkept = False
+            self._workshop.fabric.save(self.run.paths.weights, {"weights": {"steps": self.state}})
 
     def hurry(self) -> None:
         """A toy takes a whole chunk at once."""
@@ -141,7 +145,7 @@ class ToyTrainee:
     def snapshot(self, folder: Path) -> Callable[[], None]:
         assert self.state.tolist() == [self._step] * self.state.numel(), "the state is away"
         (folder / "toy.json").write_text(json.dumps({"step": self._step}))
-        return lambda: None
+        return self.keep_weights
 
     def close(self) -> None:
         self.is_closed = True

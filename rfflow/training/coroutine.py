@@ -105,6 +105,7 @@ class TrainerCoroutine:
         self._checkpoint = checkpoint
         self._callback = _SuspendingCallback(self, chunks, evaluate, progress_every)
         trainer.add_callback(self._callback)
+        self._snapshots = snapshot.Snapshots(trainer, self._callback)
         self._greenlet = greenlet.greenlet(self._train)
 
     @property
@@ -126,7 +127,7 @@ class TrainerCoroutine:
 
     def snapshot(self, folder: Path) -> Callable[[], None]:
         """Write what is small of the suspended trainer, and return what writes its tensors; see :mod:`.snapshot`."""
-        return snapshot.take(self.trainer, folder, self._callback)
+        return self._snapshots.take(folder)
 
     def close(self) -> None:
         """Abandon the trainer where it stands, letting its ``finally`` clauses run; what they raise is logged."""

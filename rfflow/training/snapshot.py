@@ -37,48 +37,72 @@ _NUMBERS = (
 )
 
 
-def take(trainer: Trainer, folder: Path, ours: TrainerCallback) -> Callable[[], None]:
-    """Write what is small of a suspended trainer, and return what writes the rest.
+class Snapshots:
+    """Takes snapshots of one trainer."""
 
-    Call it inside the run's context; the function it returns may be called anywhere, from another thread too, as long
-    as the trainer stays suspended and its tensors where they are.
+    def __init__(self, trainer: Trainer, ours: TrainerCallback):
+        """Take none yet.
 
-    Args:
-        trainer: suspended where a resume is exact: behind the fetch of a batch, or between two epochs.
-        folder: an empty folder.
-        ours: the callback that suspends it; all that counts of it is where the chunk began.
-    """
-    trainer._save_rng_state(str(folder))
-    trainer._save_scaler(str(folder))
-    torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
-    _write_json(folder / "trainer_state.json", _trainer_state(trainer), indent=2)
-    _write_json(folder / EXTRAS, _extras(trainer, ours))
-    weights: dict[str, torch.Tensor]
-    trained: dict[str, torch.Tensor] = {}
-    model = trainer.model
-    if isinstance(model, PeftModel):
-        adapter = model.active_adapters[0]
+        Args:
+            trainer: whom they are of.
+            ours: the callback that suspends it; all that counts of it is where the chunk began.
+        """
+        self._trainer = trainer
+        self._ours = ours
+        self._names: dict[str, str] | None = None
+        """What the trained weights are called in the adapter's file; asking PEFT takes longer than all the rest."""
+
+    def take(self, folder: Path) -> Callable[[], None]:
+        """Write what is small of the suspended trainer, and return what writes the rest.
+
+        Call it inside the run's context; the function it returns may be called anywhere, from another thread too, as
+        long as the trainer stays suspended and its tensors where they are.
+
+        Args:
+            folder: an empty folder. The trainer stands where a resume is exact: behind the fetch of a batch, or
+                between two epochs.
+        """
+        trainer, model = self._trainer, self._trainer.model
+        trainer._save_rng_state(str(folder))
+        trainer._save_scaler(str(folder))
+        torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
+        _write_json(folder / "trainer_state.json", _trainer_state(trainer), indent=2)
+        _write_json(folder / EXTRAS, _extras(trainer, self._ours))
+        trained: dict[str, torch.Tensor] = {}
+        if isinstance(model, PeftModel):
+            adapter = model.active_adapters[0]
+            copy.copy(model.peft_config[adapter]).save_pretrained(str(folder))
+            weights_file = folder / "adapter_model.safetensors"
+            weights, everything = self._adapter(model, adapter)
+            if _size(weights) < _size(everything):
+                trained = everything
+        else:
+            weights = model.state_dict()
+            if hasattr(model, "config"):
+                model.config.save_pretrained(str(folder))
+            weights_file = folder / "model.safetensors"
+        optimizer = trainer.optimizer.state_dict()
+
+        def write_tensors() -> None:
+            save_file(_separate(weights), weights_file, metadata={"format": "pt"})
+            if trained:
+                save_file(_separate(trained), folder / TRAINED)
+            torch.save(optimizer, folder / "optimizer.pt")
+
+        return write_tensors
+
+    def _adapter(self, model: PeftModel, adapter: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return the adapter as PEFT saves it, and the weights that are trained."""
+        trained = trained_weights(model)
+        if self._names is not None and trained.keys() == self._names.keys():
+            return {name: trained[own].detach() for own, name in self._names.items()}, trained
         # Embeddings only where they are the adapter's: by default PEFT asks the hub each time whether they grew.
         weights = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-        copy.copy(model.peft_config[adapter]).save_pretrained(str(folder))
-        weights_file = folder / "adapter_model.safetensors"
-        everything = trained_weights(model)
-        if _size(weights) < _size(everything):
-            trained = everything
-    else:
-        weights = model.state_dict()
-        if hasattr(model, "config"):
-            model.config.save_pretrained(str(folder))
-        weights_file = folder / "model.safetensors"
-    optimizer = trainer.optimizer.state_dict()
-
-    def write_tensors() -> None:
-        save_file(_separate(weights), weights_file, metadata={"format": "pt"})
-        if trained:
-            save_file(_separate(trained), folder / TRAINED)
-        torch.save(optimizer, folder / "optimizer.pt")
-
-    return write_tensors
+        own_names = {_place(tensor): own for own, tensor in trained.items()}
+        is_same = {_place(tensor) for tensor in weights.values()} == own_names.keys()
+        if is_same and len(own_names) == len(trained) == len(weights):
+            self._names = {own_names[_place(tensor)]: name for name, tensor in weights.items()}
+        return weights, trained
 
 
 def restore_forgotten(trainer: Trainer, folder: Path, ours: TrainerCallback) -> None:
@@ -169,6 +193,10 @@ def _separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         seen.add(tensor.untyped_storage().data_ptr())
         separate[name] = tensor
     return separate
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _size(tensors: Mapping[str, torch.Tensor]) -> int:

@@ -64,6 +64,10 @@ class Trainee:
         """What the run owns on the device; known once it is prepared."""
         self._workshop = workshop
         self._coroutine: TrainerCoroutine | None = None
+        self._measured = 0
+        """How many weights had a state in the optimizer when the holdings were last measured."""
+        self._unkept: dict[str, torch.Tensor] | None = None
+        """The weights of the last boundary until they are saved."""
 
     def prepare(self, warm_start: WarmStart | None = None, checkpoint: Path | None = None) -> Ready:
         """Build the trainer and take it to just before its first step.
@@ -98,6 +102,8 @@ class Trainee:
             self._workshop.bases.part_tokenizers()
         assert isinstance(ready, Ready)
         self._hold(trainer, shared)
+        if checkpoint is not None and self.run.chunks and self.run.step == self.run.chunks[-1].step:
+            self._unkept = trained_weights(trainer.model)
         return ready
 
     def resume(self) -> Pause:
@@ -112,10 +118,13 @@ class Trainee:
         if isinstance(pause, Boundary):
             for base in self._bases():
                 base.check_untouched(f"Run {self.run.number}")
-            self.holdings.measure()
-            if all_finite(self._coroutine.trainer.model):
-                self.keep_weights()
-            else:
+            optimizer = self._coroutine.trainer.optimizer
+            if optimizer is not None and len(optimizer.state) != self._measured:  # what it has made is there now
+                self._measured = len(optimizer.state)
+                self.holdings.measure()
+            self._unkept = trained_weights(self._coroutine.trainer.model)
+            if not all_finite(self._unkept):
+                self._unkept = None
                 pause = replace(pause, is_finite=False)
         return pause
 
@@ -126,10 +135,13 @@ class Trainee:
         load_weights(self._coroutine.trainer.model, weights, warm_start.parent)
 
     def keep_weights(self) -> None:
-        """Save the weights for clones that start warm, also from a run that fails later or has left the device."""
-        assert self._coroutine is not None, "prepare() comes first"
-        weights = trained_weights(self._coroutine.trainer.model)
-        self._workshop.fabric.save(self.run.paths.weights, {"weights": weights})
+        """Save the weights of the boundary for clones that start warm, unless :meth:`snapshot` has seen to it.
+
+        They are wanted of a run that fails later or has left the device, too. Weights that are no numbers are not kept.
+        """
+        if self._unkept is not None:
+            weights, self._unkept = self._unkept, None
+            self._workshop.fabric.save(self.run.paths.weights, {"weights": weights})
 
     def hurry(self) -> None:
         """Make the trainer pause behind its current step, at the first place from which a resume is exact."""
@@ -139,11 +151,21 @@ class Trainee:
     def snapshot(self, folder: Path) -> Callable[[], None]:
         """Write what is small of the suspended run to an empty folder, and return what writes its tensors.
 
-        What is returned may be called from another thread while the run stays suspended and its tensors in place.
+        What is returned may be called from another thread while the run stays suspended and its tensors in place. At a
+        boundary it does what :meth:`keep_weights` does, too.
         """
         assert self._coroutine is not None, "prepare() comes first"
         with self.context.active():
-            return self._coroutine.snapshot(folder)
+            write_tensors = self._coroutine.snapshot(folder)
+        weights, self._unkept = self._unkept, None
+        if weights is None:
+            return write_tensors
+
+        def write() -> None:
+            write_tensors()
+            self._workshop.fabric.save(self.run.paths.weights, {"weights": weights})
+
+        return write
 
     def close(self) -> None:
         """Let go of the trainer and what it holds."""

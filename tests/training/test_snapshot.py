@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from lightning_fabric import Fabric
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from rfflow.runs import Run, RunPaths
@@ -15,7 +17,7 @@ from rfflow.spec import MemorySpec, RunSpec
 from rfflow.training.checkpoint import SafetensorsIO
 from rfflow.training.coroutine import Boundary, Finished, Progress
 from rfflow.training.trainee import Trainee, Workshop
-from rfflow.training.warm_start import WarmStart
+from rfflow.training.warm_start import WarmStart, trained_weights
 from tests.tiny import run_spec
 from tests.training.plain import train_alone
 from tests.training.test_exactness import VARIANTS, outcomes
@@ -65,6 +67,29 @@ def snapshots_of(trainee: Trainee, folder: Path, *, between: bool = False, ends:
 def finish(trainee: Trainee) -> None:
     while not isinstance(trainee.resume(), Finished):
         pass
+    trainee.close()
+
+
+def test_every_snapshot_has_the_adapter_that_the_trainer_saves_and_the_weights_for_clones(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, workshop: Workshop
+) -> None:
+    """The second too, in which PEFT is not asked any more what the weights are called."""
+    trainee = begin(run_spec(tiny_model, tiny_data, chunks=3), tmp_path / "run", workshop)
+    for number in range(2):
+        while not isinstance(trainee.resume(), Boundary):
+            pass
+        folder = tmp_path / f"snapshot-{number}"
+        folder.mkdir()
+        trainee.snapshot(folder)()
+        trainer = trainee._coroutine.trainer  # type: ignore[union-attr]
+        with trainee.context.active():
+            trainer.save_model(str(tmp_path / "saved"))
+        theirs = load_file(tmp_path / "saved" / "adapter_model.safetensors")
+        ours = load_file(folder / "adapter_model.safetensors")
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        kept, trained = load_file(trainee.run.paths.weights), trained_weights(trainer.model)
+        assert all(torch.equal(kept[f"weights/{name}"], weight) for name, weight in trained.items())
+        assert len(kept) == len(trained)
     trainee.close()
 
 

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 from rfflow.errors import OpError
 from rfflow.runs import chunk_ends
 from rfflow.training.context import RunContext
-from rfflow.training.warm_start import Rotated, load_weights, start_at_chunk, trained_weights
+from rfflow.training.warm_start import Rotated, all_finite, load_weights, start_at_chunk, trained_weights
 
 
 def network(width: int = 3, *, frozen: bool = False, extra: bool = False) -> torch.nn.Module:
@@ -41,6 +41,20 @@ def test_the_weights_that_are_trained_are_copied_bit_for_bit() -> None:
     assert torch.equal(clone.b.weight, frozen)
     assert all(now is before for now, before in zip(clone.parameters(), parameters, strict=True))
     assert clone.a.weight.requires_grad
+
+
+@pytest.mark.parametrize("worst", [float("nan"), float("inf"), -float("inf")])
+def test_one_weight_that_is_no_number_is_found_among_many(worst: float) -> None:
+    model = network()
+    assert all_finite(trained_weights(model))
+    with torch.no_grad():
+        model.b.weight[0, 1] = worst
+    assert not all_finite(trained_weights(model))
+
+
+def test_large_weights_are_numbers_though_their_sum_is_none() -> None:
+    large = torch.full((10,), torch.finfo(torch.float32).max)
+    assert all_finite({"a": large, "b": torch.full((4,), torch.finfo(torch.float16).max, dtype=torch.float16)})
 
 
 @pytest.mark.parametrize(
