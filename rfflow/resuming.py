@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +122,8 @@ def _step_of(line: str) -> int | None:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 _requested: Path | None = None
+REQUEST = "RFFLOW_RESUME"
+"""Tells another program which experiment of its own it is to go on with."""
 
 
 def state_of(root: Path) -> SavedExperiment | None:
@@ -129,7 +132,7 @@ def state_of(root: Path) -> SavedExperiment | None:
     Raises:
         ConfigError: if there is a past, and nobody asked to go on with it.
     """
-    if _requested is not None and root.resolve() == _requested:
+    if str(root.resolve()) in (str(_requested), os.environ.get(REQUEST)):
         return read_experiment_state(root)
     if ExperimentPaths(root).state.exists():
         raise ConfigError(
@@ -141,6 +144,8 @@ def state_of(root: Path) -> SavedExperiment | None:
 
 def command(arguments: Sequence[str]) -> list[str] | None:
     """Return the command line with which an experiment was started, with what makes it go on in its directory.
+
+    Where it was another program, one of the user's own, that program takes the place of this process.
 
     Args:
         arguments: those given now, ``resume=<directory>`` among them. Others may only say how the experiment is run.
@@ -154,12 +159,6 @@ def command(arguments: Sequence[str]) -> list[str] | None:
     global _requested
     (given,) = [argument for argument in arguments if argument.startswith("resume=")][:1]
     others = [argument for argument in arguments if not argument.startswith("resume=")]
-    for other in others:
-        if not other.lstrip("+~").startswith(_ALLOWED):
-            raise ConfigError(
-                f"{other} cannot be given with resume=: the experiment goes on as it was started. Allowed: "
-                f"{', '.join(f'{key}*' for key in _ALLOWED)}."
-            )
     root = Path(given.removeprefix("resume=").strip("'\"")).expanduser().resolve()
     state = read_experiment_state(root)
     if is_over(state):
@@ -172,6 +171,14 @@ def command(arguments: Sequence[str]) -> list[str] | None:
             f"resume={shown(root)}: it has no {started.relative_to(root)}, which says how the experiment was started."
         )
     hydra = OmegaConf.load(started).hydra
+    is_ours = _is_ours(hydra, state)
+    allowed = _ALLOWED if is_ours else _ALLOWED_TO_APPS
+    for other in others:
+        if not other.lstrip("+~").startswith(allowed):
+            raise ConfigError(
+                f"{other} cannot be given with resume=: the experiment goes on as it was started. Allowed: "
+                f"{', '.join(f'{key}*' for key in allowed)}."
+            )
     if Path(hydra.runtime.cwd).is_dir():
         os.chdir(hydra.runtime.cwd)  # what paths in the configuration are relative to
     _requested = root
@@ -180,13 +187,49 @@ def command(arguments: Sequence[str]) -> list[str] | None:
     directory = shown(root).replace("\\", "\\\\").replace("'", "\\'")
     new = ["--multirun"] if sweep.exists() else []
     new += ["--config-name", hydra.job.config_name] if hydra.job.config_name else []
-    for source in hydra.runtime.config_sources:
+    for source in _sources(hydra):
         if source.provider == "command-line":
             new += ["--config-dir", source.path]
-    return [*new, *old, f"{place}='{directory}'", *hydra.overrides.task, *others]
+    again = [*new, *old, f"{place}='{directory}'", *hydra.overrides.task, *others]
+    if not is_ours:
+        _become(root, state.program or (), again)
+    return again
+
+
+def _is_ours(hydra: Any, state: SavedExperiment) -> bool:
+    """Whether it was our own command that started an experiment; a past that does not say knew no other."""
+    from rfflow.__main__ import CONF
+
+    if state.program is None or any(
+        source.provider == "main" and source.path == str(CONF) for source in _sources(hydra)
+    ):
+        return True
+    return state.program == ("-m", "rfflow") or Path(state.program[0] if state.program else "").stem == "rfflow"
+
+
+def _become(root: Path, program: Sequence[str], arguments: Sequence[str]) -> None:
+    """Go on as another program, which reads in its environment what is asked of it."""
+    shown_root = shown(root)
+    if not program:
+        raise ConfigError(
+            f"resume={shown_root}: it was started from Python, with a function of its own that no command can call. "
+            "Only experiments of a program that is run as a file or a module can be gone on with."
+        )
+    if program[0] != "-m" and not Path(program[0]).is_file():
+        raise ConfigError(f"resume={shown_root}: it was started by {program[0]}, which is not there any more.")
+    sys.stdout.flush()
+    os.environ[REQUEST] = str(root)
+    os.execv(sys.executable, [sys.executable, *program, *arguments])
+
+
+def _sources(hydra: Any) -> Sequence[Any]:
+    """Return where the configuration was read from."""
+    sources: Sequence[Any] = hydra.runtime.config_sources
+    return sources
 
 
 _ALLOWED = ("control.", "checkpoint.", "engine.", "callbacks", "loggers", "hydra.")
+_ALLOWED_TO_APPS = (*(f"rfflow.{key}" for key in _ALLOWED[:-1]), "hydra.")
 
 
 def _why_not(root: Path) -> str:

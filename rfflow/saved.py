@@ -11,8 +11,11 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,8 @@ class SavedExperiment:
     """Fingerprints of the rows, by data set."""
     versions: Mapping[str, str] = field(default_factory=dict)
     is_finished: bool = False
+    program: tuple[str, ...] | None = None
+    """How Python is told to run the program that it belongs to; empty where there is nothing that could be run."""
 
     def run(self, number: int) -> SavedRun | None:
         """Return a run, or None where there is none of that number."""
@@ -155,6 +160,7 @@ def write(path: Path, saved: SavedExperiment, texts: Mapping[int, str], *, is_fi
         "versions": saved.versions,
         "data": saved.data,
         "answer": saved.answer and asdict(saved.answer),
+        "program": saved.program,
     }
     runs = ",\n".join(texts.get(run.number) or run_text(run) for run in saved.runs)
     body = f'{json.dumps(head)[:-1]},\n"runs": [\n{runs}\n]}}\n'
@@ -178,7 +184,33 @@ def run_text(run: SavedRun) -> str:
 def config_text(config: Mapping[str, Any]) -> str:
     """Return a configuration as text that can be compared: without what may change between two processes."""
     own = {key: value for key, value in config.items() if key not in EXPERIMENT_KEYS}
+    if isinstance(section := own.get("rfflow"), Mapping):  # of an app that has a configuration of its own
+        own["rfflow"] = {key: value for key, value in section.items() if key not in EXPERIMENT_KEYS}
     return json.dumps(own, sort_keys=True, default=str)
+
+
+_from_python: ContextVar[bool] = ContextVar("rfflow_from_python", default=False)
+
+
+@contextmanager
+def started_from_python() -> Iterator[None]:
+    """Say that what is started inside belongs to no command line."""
+    token = _from_python.set(True)
+    try:
+        yield
+    finally:
+        _from_python.reset(token)
+
+
+def program() -> tuple[str, ...]:
+    """Return how Python was told to run this program: ``-m`` and a module, or a file; nothing in a notebook."""
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if _from_python.get():
+        return ()
+    if spec is not None:
+        return ("-m", spec.name.removesuffix(".__main__"))
+    return () if file is None else (str(Path(file).absolute()),)
 
 
 def versions() -> dict[str, str]:
@@ -209,7 +241,7 @@ def _chunk(chunk: ChunkResult) -> dict[str, Any]:
 
 
 def _from_plain(plain: dict[str, Any]) -> SavedExperiment:
-    answer = plain.pop("answer")
+    answer, program = plain.pop("answer"), plain.pop("program", None)
     if answer is not None:
         answer = Answer(answer["file"], answer["stamp"], tuple(Entry(**entry) for entry in answer["entries"]))
     runs = []
@@ -221,4 +253,5 @@ def _from_plain(plain: dict[str, Any]) -> SavedExperiment:
         run["chunks"] = tuple(chunks_from(run["chunks"]))
         run["plan"] = run["plan"] and ChunkPlan(tuple(run["plan"]["ends"]), run["plan"]["per_epoch"])
         runs.append(SavedRun(**run))
-    return SavedExperiment(runs=tuple(runs), answer=answer, **plain)
+    program = None if program is None else tuple(program)
+    return SavedExperiment(runs=tuple(runs), answer=answer, program=program, **plain)
