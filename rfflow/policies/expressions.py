@@ -4,7 +4,7 @@ What an expression may hold::
 
     numbers, 'text', True, False, None        + - * / // % **        < <= > >= == !=  in  not in
     and  or  not  x if condition else y       min() max() abs() round() log() log10() exp() sqrt() is_nan()
-    names with dots, such as loss, best.loss and parent.peft.r
+    names with dots, such as loss, best.loss and parent.peft.r; metric('best.rewards/margins') for those with a slash
 
 There are no other calls, no indexing, no comprehensions and no attributes of Python objects: a dotted name is looked up
 in plain mappings.
@@ -40,6 +40,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sqrt": math.sqrt,
     "is_nan": math.isnan,
 }
+_METRIC = "metric"
+"""Called with a text, it is the name that the text says."""
 
 
 class Unknown(LookupError):
@@ -82,7 +84,7 @@ class _Evaluator(SimpleEval):
     """simpleeval with fewer kinds of nodes, where a dotted name is one name."""
 
     def __init__(self, names: Names):
-        super().__init__(operators=_OPERATORS, functions=FUNCTIONS, names={})
+        super().__init__(operators=_OPERATORS, functions={**FUNCTIONS, _METRIC: names}, names={})
         self._look_up = names
         self.nodes: dict[Any, Any] = {kind: evaluate for kind, evaluate in self.nodes.items() if kind in _NODES}
         self.nodes[ast.Name] = self.nodes[ast.Attribute] = lambda node: self._look_up(_dotted(node))
@@ -113,7 +115,7 @@ _NODES = (ast.Expr, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, 
 _SYNTAX = (*_NODES, *_OPERATORS, ast.Name, ast.Attribute, ast.Tuple, ast.List, ast.Load, ast.And, ast.Or)
 _GRAMMAR = (
     "Allowed: numbers, texts, names with dots, + - * / // % **, comparisons, in, and, or, not, 'x if y else z', and "
-    f"the functions {', '.join(FUNCTIONS)}."
+    f"the functions {', '.join(FUNCTIONS)}, and {_METRIC}('...') for a name with a slash in it."
 )
 
 
@@ -127,6 +129,10 @@ def _check(node: ast.AST, text: str, where: str) -> list[str]:
     if isinstance(node, ast.Name | ast.Attribute):
         return [_dotted(node, text, where)]
     children = list(ast.iter_child_nodes(node))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == _METRIC and not node.keywords:
+        match node.args:
+            case [ast.Constant(value=str(name))]:
+                return [name]
     if isinstance(node, ast.Call):
         if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS or node.keywords:
             raise ConfigError(f"{where}: {text!r} calls {ast.unparse(node.func)}. {_GRAMMAR}")

@@ -100,7 +100,12 @@ class Rules:
         else:
             there = scene.ranked_at(chunk)
         holding = [run for run in there if self._holds(rule, scene, run, chunk or run.chunk)]
-        chosen = _choose(rule, holding, chunk, scene.objective)
+        try:
+            chosen = _choose(rule, holding, chunk, scene.objective)
+        except OpError as error:  # nobody has logged what it ranks by, or nobody says which end of that is the good one
+            assert isinstance(rule.select, Ranked)
+            self._miss(rule, str(rule.select.to_document()), str(error), about="select")
+            chosen = []
         decisions = []
         left = math.inf if rule.times is None else rule.times - len(past)
         for run in chosen:
@@ -143,17 +148,24 @@ class Rules:
         try:
             return bool(rule.when.evaluate(lambda name: _name(name, scene, run, chunk)))
         except Unknown as error:
-            known = {key for other in scene.runs for key in (*other.metrics, *other.config)}
-            if all(other.chunk for other in scene.runs):
-                self._miss(rule, rule.when.text, f"{error} is not known.{nearest(str(error), known)}")
+            self._miss_metric(rule, rule.when.text, str(error), run)
             return False
         except (ArithmeticError, TypeError, ValueError) as error:
             self._miss(rule, rule.when.text, f"{type(error).__name__} {error}")
             return False
 
-    def _miss(self, rule: Rule, text: str, reason: str) -> None:
-        if (rule.name, reason) not in self._missed:
-            self._missed.add((rule.name, reason))
+    def _miss_metric(self, rule: Rule, text: str, name: str, run: RunView) -> None:
+        """Say that a run has not logged what a rule reads, once it has logged anything of that kind."""
+        metric = _bare(name)
+        kind = [known for known in sorted(run.metrics) if known.startswith("eval_") == metric.startswith("eval_")]
+        if kind and metric not in run.metrics and not _has(run.config, metric):
+            near = nearest(metric, [*run.metrics, *run.config])
+            reason = f"run {run.number} has no {metric!r}.{near} It has logged: {', '.join(kind)}."
+            self._miss(rule, text, reason, about=metric)
+
+    def _miss(self, rule: Rule, text: str, reason: str, about: str | None = None) -> None:
+        if (rule.name, about or reason) not in self._missed:
+            self._missed.add((rule.name, about or reason))
             log.warning("Rule %r did not act, %r: %s", rule.name, text, reason)
 
 
@@ -205,16 +217,23 @@ class _Choice:
 
 
 def _choose(rule: Rule, runs: Sequence[RunView], chunk: int | None, objective: Objective) -> list[RunView]:
-    if not isinstance(rule.select, Ranked):
+    """Return whom a rule selects; a share of less than one run is nobody.
+
+    Raises:
+        OpError: if they cannot be ranked.
+    """
+    if not isinstance(rule.select, Ranked) or not runs:
         return list(runs)
     candidates = [_Candidate(run.number, run.history[(chunk or run.chunk) - 1], _Able()) for run in runs]
-    target = rule.select
-    if target.count is not None:
-        target = replace(target, count=min(target.count, len(runs)))
+    everybody = replace(rule.select, count=len(runs), percent=None)
+    ranked = select(_Choice(rule.do, everybody), candidates, objective)
     try:
-        numbers = select(_Choice(rule.do, target), candidates, objective) if candidates and target.count != 0 else ()
+        target = rule.select
+        if target.count is not None:
+            target = replace(target, count=min(target.count, len(runs)))
+        numbers = ranked[: len(select(_Choice(rule.do, target), candidates, objective))]
     except OpError:
-        return []  # none has logged the metric, or the share is less than one run
+        numbers = ()
     return [run for number in numbers for run in runs if run.number == number]
 
 
@@ -240,6 +259,12 @@ def _name(name: str, scene: Scene, run: RunView, chunk: int) -> Any:
     if name == "live":
         return sum(other.is_live for other in scene.runs)
     return _attribute(run, name, chunk)
+
+
+def _bare(name: str) -> str:
+    """Return a name without the word that says whose it is."""
+    head, _, rest = name.partition(".")
+    return rest if rest and head in ("best", "previous", "origin", "parent") else name
 
 
 def _parent_name(name: str, scene: Scene, run: RunView) -> Any:

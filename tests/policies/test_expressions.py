@@ -24,6 +24,7 @@ def names(name: str) -> Any:
         ("1 < best.loss < 2", True),
         ("is_nan(loss)", False),
         ("2 ** 3 + 7 // 2 - 7 % 4", 8),
+        ("metric('reward/mean') + metric('best.loss')", 2.5),
     ],
 )
 def test_the_grammar(text: str, value: object) -> None:
@@ -46,6 +47,8 @@ def test_the_grammar(text: str, value: object) -> None:
         "loss; loss",
         "",
         "b'x' == 1",
+        "metric(loss)",
+        "metric('loss', 'loss')",
         "best.loss(3)",
         "min(1, key=2)",
         "1 << 100000000000",

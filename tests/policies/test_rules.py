@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from rfflow.control.ops import Clone
 from rfflow.errors import ConfigError
 from rfflow.policies import Rules, RunView
-from rfflow.policies.simulation import simulate
+from rfflow.policies.simulation import Curve, simulate
 from tests.policies.curves import NAN, curves
 
 
@@ -121,12 +121,50 @@ def test_a_template_that_no_configuration_can_fill_is_found_before_training() ->
     rules(REFINE).check([RunView(0, "queued", 4, config={"lr": 1})])
 
 
-def test_a_name_that_nobody_logs_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "rule, said",
+    [
+        (
+            {**SICK, "when": "eval_los > 3"},
+            "Rule 'sick' did not act, 'eval_los > 3': run 0 has no 'eval_los'. Did you mean 'eval_loss'? "
+            "It has logged: eval_loss.",
+        ),
+        (
+            {**SICK, "when": "best.los > 3"},
+            "Rule 'sick' did not act, 'best.los > 3': run 0 has no 'los'. Did you mean 'loss'? It has logged: loss.",
+        ),
+        (
+            {**WEAK, "select": {"worst": "50%", "by": "eval_los"}},
+            "Rule 'weak' did not act, \"{'worst': '50.0%', 'by': 'eval_los'}\": Is a high eval_los good or bad? "
+            "The objective is eval_loss, so say direction: minimize or maximize.",
+        ),
+        (
+            {**WEAK, "select": {"worst": "50%", "by": "my_loss"}},
+            "Rule 'weak' did not act, \"{'worst': '50.0%', 'by': 'my_loss'}\": Cannot stop the worst by my_loss: "
+            "none of the runs 0-1 has logged it. Did you mean 'loss' or 'eval_loss'? Metrics seen: eval_loss, loss.",
+        ),
+    ],
+)
+def test_a_metric_that_nobody_logs_is_said_once(
+    caplog: pytest.LogCaptureFixture, rule: dict[str, Any], said: str
+) -> None:
     with caplog.at_level(logging.WARNING):
-        simulate(curves([1] * 3, [2] * 3), rules({**SICK, "when": "eval_los > 3"}))
-    assert [record.getMessage() for record in caplog.records].count(
-        "Rule 'sick' did not act, 'eval_los > 3': eval_los is not known. Did you mean 'eval_loss'?"
-    ) == 1
+        simulate(curves([1] * 3, [2] * 3), rules(rule))
+    assert [record.getMessage() for record in caplog.records] == [said]
+
+
+def test_what_is_not_there_yet_is_no_mistake(caplog: pytest.LogCaptureFixture) -> None:
+    """The chunk before the first, the run that an original was made from, an evaluation still to come."""
+    late = [Curve(0, ({"loss": 1}, {"loss": 1, "eval_loss": 1}))]
+    asks = rules(
+        {"name": "flat", "when": "loss > previous.loss", "do": "stop"},
+        {"name": "child", "when": "loss > origin.loss", "do": "stop"},
+        {"name": "half", "at_chunk": 1, "when": "eval_loss > 2", "do": "stop"},
+        {"name": "few", "at_chunk": 1, "select": {"worst": "50%"}, "do": "stop"},
+    )
+    with caplog.at_level(logging.WARNING):
+        assert simulate(late, asks).decisions == []
+    assert caplog.records == []
 
 
 def test_files_and_lists_go_together(tmp_path: Path) -> None:
