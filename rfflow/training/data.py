@@ -20,7 +20,7 @@ from datasets import Dataset, Json, Value
 from rfflow.errors import ConfigError, nearest
 from rfflow.spec import DatasetSpec, TrainerSpec
 from rfflow.training.reading import read_hub, read_path, shortened, store
-from rfflow.training.sources import existing_path, listing, looks_local, resolve_function
+from rfflow.training.sources import existing_path, import_object, listing, looks_local, resolve_function
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +240,17 @@ def _forms(trainer: TrainerSpec | None) -> list[tuple[str, ...]]:
 
 
 def _class_name(trainer: TrainerSpec) -> str:
-    return trainer.target.rpartition(".")[2]
+    """Return the trainer's name, and for one made from TRL's that reads its rows as TRL does, the name of TRL's."""
+    name = trainer.target.rpartition(".")[2]
+    if name in FORMS:
+        return name
+    found = import_object(trainer.target, "trainer._target_")
+    for cls in getattr(found, "__mro__", ()):
+        if cls.__name__ in FORMS:
+            return str(cls.__name__)
+        if "_prepare_dataset" in vars(cls):
+            break
+    return name
 
 
 def _text_columns(forms: Sequence[tuple[str, ...]]) -> list[str]:
