@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
@@ -22,6 +23,7 @@ from rfflow import config_files
 from rfflow.errors import RunFailed
 from rfflow.launcher import train
 from rfflow.runs import ExperimentPaths
+from rfflow.saved import started_from_python
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,8 @@ def sweep(
     try:
         folder = str(Path(config_dir).absolute() if config_dir else CONF)
         hydra = Hydra.create_main_hydra2("rfflow", create_config_search_path(folder))
-        root = _sweep(hydra, config_name, words, task)
+        with contextlib.nullcontext() if task is train else started_from_python():
+            root = _sweep(hydra, config_name, words, task)
     finally:
         instance.clear()
         instance.hydra, HydraConfig.instance().cfg = before, config_before

@@ -275,6 +275,24 @@ def test_other_rows_are_refused_and_other_versions_are_told(tmp_path: Path, capl
     assert "torch 1.0 ->" in caplog.text and "numpy" not in caplog.text
 
 
+def test_the_rows_that_an_app_reads_itself_are_known_again(tmp_path: Path) -> None:
+    """As those of our own data sets: the same rows read anew, and others under the same name."""
+    from datasets import Dataset
+    from transformers import Trainer
+
+    def seen(*texts: str) -> dict[str, str]:
+        engine = toy_engine(tmp_path)
+        trainer = object.__new__(Trainer)
+        trainer.train_dataset = Dataset.from_dict({"text": texts})
+        engine._workshop.note_rows(3, trainer)
+        return engine._workshop.fingerprints()
+
+    assert seen("a", "b") == seen("a", "b") != seen("a", "c")
+    state = saved.SavedExperiment("app", 0.0, data=seen("a", "b"))
+    with pytest.raises(ConfigError, match="The rows of the data set of run 3 are not those"):
+        state.check_data(seen("a", "c"))
+
+
 def test_an_edited_configuration_is_refused(tmp_path: Path) -> None:
     engine = toy_engine(tmp_path, [toy_spec(lr=1)], checkpoint=CheckpointSpec())
     engine.run()

@@ -29,7 +29,13 @@ def _forgets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     yield
 
 
-def started(root: Path, *states: RunState, is_finished: bool = False, multirun: bool = True) -> Path:
+def started(
+    root: Path,
+    *states: RunState,
+    is_finished: bool = False,
+    multirun: bool = True,
+    program: tuple[str, ...] | None = ("-m", "rfflow"),
+) -> Path:
     """Leave the files of an experiment that has such runs."""
     root.mkdir(parents=True)
     runs = tuple(
@@ -38,7 +44,8 @@ def started(root: Path, *states: RunState, is_finished: bool = False, multirun: 
         )
         for number, state in enumerate(states)
     )
-    write(ExperimentPaths(root).state, SavedExperiment("sft", 0.0, runs, is_finished=is_finished), {}, is_first=True)
+    state = SavedExperiment("sft", 0.0, runs, is_finished=is_finished, program=program)
+    write(ExperimentPaths(root).state, state, {}, is_first=True)
     hydra = {
         "runtime": {
             "cwd": str(root.parent),
@@ -131,6 +138,36 @@ def test_lines_of_later_steps_are_taken_back(tmp_path: Path) -> None:
     resuming.rewind_log(tmp_path / "none.jsonl", 2)
 
 
+def test_a_program_of_ones_own_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python was told to run it, in the directory of then; what it is to go on with stands in its environment."""
+    became: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, arguments: became.append(arguments[1:]))
+    monkeypatch.setenv(resuming.REQUEST, "")
+    (tmp_path / "app.py").write_text("")
+    for program in ((str(tmp_path / "app.py"),), ("-m", "my.app")):
+        root = started(tmp_path / program[-1].replace("/", "-"), RunState.RUNNING, program=program)
+        arguments = resuming.command([f"resume={root}", "rfflow.control.idle_timeout=1"])
+        assert became.pop() == [*program, *(arguments or ())]
+        assert f"hydra.sweep.dir='{root.name}'" in (arguments or ()) and "lr=0,1" in (arguments or ())
+        monkeypatch.setattr(resuming, "_requested", None)
+        assert resuming.state_of(root) is not None  # what that program will ask
+        monkeypatch.delenv(resuming.REQUEST)
+        with pytest.raises(ConfigError, match="holds an experiment already"):
+            resuming.state_of(root)
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [((), "started from Python, with a function of its own"), (("gone.py",), r"gone\.py, which is not there any more")],
+)
+def test_a_program_that_cannot_be_started_again_is_said(tmp_path: Path, program: tuple[str, ...], said: str) -> None:
+    root = started(tmp_path / "x", RunState.RUNNING, program=program)
+    with pytest.raises(ConfigError, match=said):
+        resuming.command([f"resume={root}"])
+    with pytest.raises(ConfigError, match=r"control\.idle_timeout=1 cannot be given.*Allowed: rfflow\.control\."):
+        resuming.command([f"resume={root}", "control.idle_timeout=1"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_the_command_itself(tmp_path: Path, number: signal.Signals) -> None:
@@ -175,3 +212,27 @@ def test_the_command_itself(tmp_path: Path, number: signal.Signals) -> None:
             run: (root / f"runs/{run}/checkpoints/final/adapter_model.safetensors").read_bytes() for run in (0, 2, 3)
         }
     assert adapters["whole"] == adapters["broken"]
+
+
+@pytest.mark.slow
+def test_an_app_of_ones_own_goes_on_by_the_same_command(tmp_path: Path) -> None:
+    """recipes/hydra_app, killed and gone on with from another directory: the same adapters."""
+    make_model(tmp_path / "model")
+    make_data(tmp_path / "sums.jsonl")
+    line = "--multirun lr=1e-3,1e-4 model=model data=sums.jsonl +rfflow.engine.accelerator=cpu hydra.sweep.dir"
+    adapters = []
+    for name in ("whole", "broken"):
+        words = [sys.executable, str(ROOT / "recipes/hydra_app/app.py"), *f"{line}={name}".split()]
+        process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert process.stdout is not None
+        for printed in process.stdout:
+            if name == "broken" and printed.startswith(b"chunk 2"):
+                process.kill()
+        process.wait()
+        if name == "broken":
+            again = [sys.executable, "-m", "rfflow", f"resume={tmp_path / name}"]
+            done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+        files = [tmp_path / name / f"runs/{run}/checkpoints/final/adapter_model.safetensors" for run in (0, 1)]
+        adapters.append([file.read_bytes() for file in files])
+    assert adapters[0] == adapters[1]

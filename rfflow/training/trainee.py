@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from lightning_fabric import Fabric
 from transformers import Trainer
 
@@ -23,8 +24,10 @@ from rfflow.training.context import RunContext
 from rfflow.training.coroutine import Boundary, Pause, Ready, TrainerCoroutine
 from rfflow.training.data import Data, fingerprint, load_data
 from rfflow.training.evaluation import Generation
-from rfflow.training.memory import Holdings, Memory, own_tensors
+from rfflow.training.holdings import Holdings, own_tensors, trained_bytes
+from rfflow.training.memory import Memory
 from rfflow.training.models import load_base
+from rfflow.training.sizes import Need, lora_bytes
 from rfflow.training.warm_start import WarmStart, all_finite, load_weights, start_at_chunk, trained_weights
 
 
@@ -35,8 +38,11 @@ class Workshop:
         self.fabric = fabric
         self._seed = seed
         self.memory = Memory(fabric, memory)
-        self.bases = Bases(load_base, fabric.to_device)
+        self.bases = Bases(functools.partial(load_base, before=self.memory.require_base), fabric.to_device)
         self._data: dict[str, Data] = {}
+        self._rows_of_apps: dict[int, str] = {}
+        """Fingerprints of the rows that apps have built trainers with, by run."""
+        self._fingerprints: dict[str, str] = {}
 
     def data(self, spec: DatasetSpec, trainer: TrainerSpec) -> Data:
         """Return the rows of ``spec`` for a trainer of that kind, reading them the first time they are asked for."""
@@ -51,7 +57,17 @@ class Workshop:
 
     def fingerprints(self) -> dict[str, str]:
         """Return a fingerprint of the rows of every data set that was read."""
-        return {key: fingerprint(data) for key, data in self._data.items()}
+        rows = {f"of run {number}": rows for number, rows in self._rows_of_apps.items()}
+        return rows | {key: fingerprint(data) for key, data in self._data.items()}
+
+    def note_rows(self, number: int, trainer: Trainer) -> None:
+        """Take the fingerprint of rows that an app has read itself; of a stream there is none."""
+        rows = trainer.train_dataset
+        if isinstance(rows, Dataset):
+            known = rows._fingerprint  # runs that were built from the same rows in the same way are looked at once
+            if known not in self._fingerprints:
+                self._fingerprints[known] = fingerprint(Data(rows))
+            self._rows_of_apps[number] = self._fingerprints[known]
 
 
 class Trainee:
@@ -82,9 +98,11 @@ class Trainee:
         """
         spec = self.run.spec
         try:
-            build, shared = self._plan()
+            build = self._plan()
             with self.context.active():
                 trainer = build()
+                if spec.build is not None:
+                    self._workshop.note_rows(self.run.number, trainer)
                 if warm_start is not None:
                     self._warm(trainer, warm_start)
                 self._coroutine = TrainerCoroutine(
@@ -95,13 +113,13 @@ class Trainee:
                     self._coroutine.generate = Generation(spec.generate, rows, trainer.processing_class)
                 with refusals("The trainer cannot begin", ValueError, TypeError, LookupError):
                     ready = self._coroutine.resume()
+            self._hold(trainer)
         except ConfigError as error:
             label = f" ({self.run.label})" if len(self.run.label) <= 60 else ""
             raise ConfigError(f"Run {self.run.number}{label}: {error}") from error
         finally:
             self._workshop.bases.part_tokenizers()
         assert isinstance(ready, Ready)
-        self._hold(trainer, shared)
         if checkpoint is not None and self.run.chunks and self.run.step == self.run.chunks[-1].step:
             self._unkept = trained_weights(trainer.model)
         return ready
@@ -177,18 +195,19 @@ class Trainee:
             self.holdings.forget()
         self.context.close()
 
-    def _plan(self) -> tuple[Callable[[], Trainer], torch.nn.Module]:
-        """Load what the run shares; return what builds its trainer, and the model whose tensors are not its own."""
+    def _plan(self) -> Callable[[], Trainer]:
+        """Load what the run shares; return what builds its trainer."""
         spec = self.run.spec
         if spec.build is not None:
-            return functools.partial(call_builder, spec.build), torch.nn.Module()
+            return functools.partial(call_builder, spec.build)
         base, *references = self._bases()
         data = self._workshop.data(spec.dataset, spec.trainer)
-        if spec.peft is None:
-            self._workshop.memory.require(base.bytes, base.bytes, "Training every weight of the model")
+        own = base.bytes if spec.peft is None else lora_bytes(spec.peft, base.model)
+        optim = str(spec.trainer.args.get("optim", "adamw"))
+        self._workshop.memory.require(Need.of(own, own, optim), self._what)
         device, reference = self._workshop.fabric.device, next(iter(references), None)
         checkpoints = self.run.paths.checkpoints
-        return functools.partial(build_trainer, spec, base, data, checkpoints, device, reference), base.model
+        return functools.partial(build_trainer, spec, base, data, checkpoints, device, reference)
 
     def _bases(self) -> list[Base]:
         """Return the models that the run shares with others: its base, and the reference it compares with."""
@@ -201,10 +220,23 @@ class Trainee:
         load_weights(trainer.model, weights, warm_start.parent)
         start_at_chunk(trainer, warm_start.first_chunk, self.run.spec.chunks)
 
-    def _hold(self, trainer: Trainer, shared: torch.nn.Module) -> None:
+    def _hold(self, trainer: Trainer) -> None:
+        """Count what the run owns, and what its first step will add."""
         file = self.run.paths.root / ".suspended.safetensors"
-        self.holdings = Holdings(self._workshop.fabric, own_tensors(trainer, shared), file)
-        self.holdings.measure()
+        holdings = Holdings(self._workshop.fabric, own_tensors(trainer, *(base.model for base in self._bases())), file)
+        own, trained = holdings.measure(), trained_bytes(trainer)
+        need = Need.of(own, trained, str(getattr(trainer.args.optim, "value", trainer.args.optim)))
+        if trainer.optimizer is not None and trainer.optimizer.state:  # it goes on, and has its state already
+            need = replace(need, optimizer=0)
+        self._workshop.memory.require(need, self._what, there=own)
+        holdings.coming = need.optimizer
+        self.holdings = holdings
+
+    @property
+    def _what(self) -> str:
+        if self.run.spec.build is not None:
+            return "Its trainer"
+        return "Training every weight of the model" if self.run.spec.peft is None else "Training its adapter"
 
     def _save(self, trainer: Trainer) -> None:
         # Written aside and renamed: whoever sees the folder sees all of it.
