@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 
 from rfflow.cloning import Cloner, Composer
 from rfflow.errors import ConfigError, EngineError
+from rfflow.foresight import Foresight
 from rfflow.interruption import Interruption
 from rfflow.keeping import Keeper, is_disk_trouble, resume_command, unsaved
 from rfflow.runs import ChunkPlan, ChunkResult, Experiment, ExperimentPaths, Run, RunPaths, RunState
@@ -30,7 +31,8 @@ from rfflow.steering import Steering
 from rfflow.tracking.files import shown
 from rfflow.training.checkpoint import SafetensorsIO
 from rfflow.training.coroutine import Boundary, Finished, Log, Progress, Ready
-from rfflow.training.memory import Holdings, Tier, free_memory, is_out_of_memory, out_of_memory_advice
+from rfflow.training.holdings import Holdings, Tier
+from rfflow.training.memory import free_memory, is_out_of_memory, out_of_memory_advice
 from rfflow.training.trainee import Trainee, Workshop
 from rfflow.training.warm_start import WarmStart
 
@@ -74,6 +76,7 @@ class Engine:
         self._composer = composer
         self._scheduler = Scheduler()
         self._workshop = Workshop(self.fabric, spec.memory, spec.seed)
+        self._workshop.memory.suspended = self._movable
         self._new_trainee = make_trainee
         self._trainees: dict[int, Trainee] = {}
         self._steering: Steering | None = None
@@ -89,6 +92,7 @@ class Engine:
         self._saved: SavedExperiment | None = None
         self._to_restore: dict[int, tuple[SavedRun, Path | None]] = {}
         """Runs of an earlier process, and the checkpoints they go on from."""
+        self._foresight = Foresight(spec.objective)
         self._logged: Counter[int] = Counter()
         """How often each run has logged since its last checkpoint."""
         self._to_skip: Counter[int] = Counter()
@@ -255,6 +259,7 @@ class Engine:
             self._steering = Steering(self, answer, goes_on=self._saved is not None)
         for run in new:
             self._prepare(run)
+        self._foresight.check()
         self._keeper.data = self._workshop.fingerprints()
         if self._saved is not None:
             self._saved.check_data(self._keeper.data)
@@ -279,10 +284,12 @@ class Engine:
         if record is not None and record.is_warm:
             start = WarmStart(run.parent or 0, run.paths.start, run.first_chunk)
         if checkpoint is not None:
-            run.plan = trainee.prepare(start, checkpoint=checkpoint).plan
+            ready = trainee.prepare(start, checkpoint=checkpoint)
             trainee.keep_weights()
         else:
-            run.plan = (trainee.prepare() if start is None else trainee.prepare(start)).plan
+            ready = trainee.prepare() if start is None else trainee.prepare(start)
+        run.plan = ready.plan
+        self._foresight.note(run.number, ready.foreseen)
         self._hold(run)
         if run.state is RunState.STOPPED:
             assert trainee.holdings is not None
@@ -292,6 +299,7 @@ class Engine:
         holdings = self._trainees[run.number].holdings
         if holdings is not None:
             holdings.before_move = partial(self._keeper.wait, run)
+            self._workshop.memory.keep_within_host(self._movable())
 
     def _turn(self, assignment: Assignment) -> None:
         run = self.experiment.run(assignment.run)
@@ -326,6 +334,7 @@ class Engine:
         )
         run.chunks.append(replace(result, answers=()))  # they are for people to read, and not kept
         run.metrics.update(result.metrics)
+        self._foresight.look(run.number, run.metrics)
         self._scheduler.finish(assignment)
         if isinstance(boundary, Finished):
             self._scheduler.remove(run.number)  # it may have ended early, by a callback of the user's
@@ -538,7 +547,7 @@ class Engine:
         self._workshop.memory.make_room(trainee.holdings, others)
         # Never a stopped run: what it left to the disk would be in memory again, and stay there.
         if len(self._scheduler.upcoming()) > 1:
-            self._workshop.memory.fetch_ahead(others[0])
+            self._workshop.memory.fetch_ahead(trainee.holdings, others)
 
     def _suspended(self) -> list[Holdings]:
         """The holdings of all runs that are prepared, soonest needed first, stopped ones last."""
@@ -546,6 +555,10 @@ class Engine:
         numbers = [*upcoming, *(number for number in self._trainees if number not in upcoming)]
         trainees = [self._trainees[number] for number in numbers if number in self._trainees]
         return [trainee.holdings for trainee in trainees if trainee.holdings is not None]
+
+    def _movable(self) -> list[Holdings]:
+        """The same, less those of the run that trains while another is built."""
+        return [held for held in self._suspended() if self._active is None or held is not self._active.holdings]
 
     def _let_go(self) -> None:
         self.cloner.forget_early()

@@ -23,6 +23,7 @@ from rfflow.errors import ConfigError
 from rfflow.runs import Answer, ChunkPlan, chunk_ends
 from rfflow.training import snapshot
 from rfflow.training.context import unmoved_random_state
+from rfflow.training.foreseen import Foreseen, foresee
 from rfflow.training.generation import GenerationClock, cycle_steps, skip_epochs
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ class Ready:
     """The trainer has counted its steps and is about to take the first."""
 
     plan: ChunkPlan
+    foreseen: Foreseen | None = None
+    """What is known of the metrics to come."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,9 @@ class _SuspendingCallback(TrainerCallback):
             skip_epochs(train_dataloader, state.global_step // steps_per_epoch)
         if self.chunk_began is None:
             self.chunk_began = (state.global_step, _sum_of_losses(self._coroutine.trainer))
-        self._pause(Ready(ChunkPlan(ends, self._chunks)))
+        scores = getattr(self._coroutine.generate, "names", None) if self._coroutine.generate is not None else ()
+        foreseen = foresee(self._coroutine.trainer, evaluates=self._evaluate, scores=scores)
+        self._pause(Ready(ChunkPlan(ends, self._chunks), foreseen))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step in self._ends:

@@ -41,9 +41,11 @@ class Generation:
             )
         self._scores = [_load(node, f"{WHERE}.scores[{index}]") for index, node in enumerate(spec.scores)]
         try:
-            self._score(self.references or [""] * len(self.prompts))
+            tried = self._score(self.references or [""] * len(self.prompts))
         except RunFailed as error:
             raise ConfigError(f"{WHERE}.scores: {error} (Tried before training, on perfect answers.)") from error
+        self.names = frozenset(f"eval_{name}" for name in tried)
+        """The metrics that the scores make."""
 
     def __call__(self, trainer: Trainer) -> tuple[dict[str, float], tuple[Answer, ...]]:
         """Answer with the trainer's model as it is; return the scores, and some of the answers.

@@ -1,0 +1,87 @@
+"""Is there the metric that ranks the runs? Asked before training where that can be known, else when there are some."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from rfflow.errors import ConfigError, nearest
+from rfflow.spec import Objective
+
+log = logging.getLogger(__name__)
+
+
+class Known(Protocol):
+    """What is known of a run's metrics; :class:`rfflow.training.foreseen.Foreseen` is one."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Metrics it will log."""
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether anything is evaluated."""
+
+    def may_have(self, metric: str) -> bool:
+        """Whether it may log a metric."""
+        ...
+
+
+class Foresight:
+    """Watches over ``objective.metric``."""
+
+    def __init__(self, objective: Objective):
+        self._objective = objective
+        self._runs: dict[int, Known] = {}
+        self._is_done = False
+
+    def note(self, run: int, known: Known | None) -> None:
+        """Remember what is known of a run; ``None`` is nothing."""
+        if known is None:
+            self._is_done = True  # it may log anything
+        elif not self._is_done:
+            self._runs[run] = known
+
+    def check(self) -> None:
+        """Look before training.
+
+        Raises:
+            ConfigError: if no run will log the metric.
+        """
+        metric = self._objective.metric
+        if self._is_done or not self._runs or metric == "eval_loss":  # for which the training loss stands in
+            return
+        if any(known.may_have(metric) for known in self._runs.values()):
+            return
+        names = frozenset[str]().union(*(known.names for known in self._runs.values()))
+        if metric.startswith("eval_") and not any(known.evaluates for known in self._runs.values()):
+            alone = metric.removeprefix("eval_")
+            hint = f" Without evaluation there is {alone!r}." if alone in names else ""
+            raise ConfigError(
+                f"objective.metric is {metric!r}, and nothing is evaluated. Give dataset.eval_path, eval_split or "
+                f"eval_size, and leave evaluate=true.{hint}"
+            )
+        raise ConfigError(f"objective.metric is {metric!r}, which no run will log.{_offer(metric, names)}")
+
+    def look(self, run: int, metrics: Mapping[str, float]) -> None:
+        """Look at what a run has logged up to a boundary; warn once if the metric is not among it."""
+        metric = self._objective.metric
+        if self._is_done or self._objective.value(metrics) is not None:
+            self._is_done = True
+            return
+        kind = metric.startswith("eval_")
+        # A trainer may log, or evaluate, less often than chunks end.
+        if any(name.startswith("eval_") == kind for name in metrics if name != "generation_share"):
+            self._is_done = True
+            log.warning(
+                "Run %s has not logged objective.metric, %r, so that there is nothing to rank it by.%s",
+                run,
+                metric,
+                _offer(metric, metrics),
+            )
+
+
+def _offer(metric: str, names: Iterable[str]) -> str:
+    alike = sorted(name for name in names if name.startswith("eval_") == metric.startswith("eval_"))
+    return f"{nearest(metric, names)} There are: {', '.join(alike) or 'none of that kind'}."

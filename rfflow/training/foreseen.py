@@ -1,0 +1,103 @@
+"""Which metrics a trainer will log, as far as that can be known before it trains."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import Trainer
+
+_ALWAYS = {"loss", "grad_norm", "learning_rate", "epoch", "train_loss", "total_flos"}
+_AT_EVALUATIONS = {"loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time"}
+_LIBRARIES = ("transformers", "trl", "peft", "accelerate", "rfflow")
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What is known of a run's metrics."""
+
+    names: frozenset[str]
+    evaluates: bool
+    """Whether anything is evaluated or generated, so that there are metrics whose names begin with ``eval_``."""
+    is_complete: bool
+    """Whether it logs nothing else."""
+    is_complete_for_evaluation: bool
+    """The same of the metrics whose names begin with ``eval_``."""
+
+    def may_have(self, metric: str) -> bool:
+        """Whether the run may log a metric."""
+        is_complete = self.is_complete_for_evaluation if metric.startswith("eval_") else self.is_complete
+        return metric in self.names or not is_complete
+
+
+def foresee(trainer: Trainer, *, evaluates: bool, scores: Collection[str] | None = ()) -> Foreseen:
+    """Say what a trainer will log.
+
+    Args:
+        trainer: one that has not trained.
+        evaluates: whether rfflow evaluates it at boundaries, where it has something to evaluate on.
+        scores: what evaluation by generation will log; ``None`` where that is not known.
+    """
+    own = _logged_by(type(trainer))
+    names, is_known = _fill_in(own, trainer)
+    evaluates = trainer.eval_dataset is not None and (evaluates or str(trainer.args.eval_strategy.value) != "no")
+    is_complete = is_known and type(trainer).__module__.partition(".")[0] in ("trl", "transformers")
+    is_complete &= all(_is_known(callback) for callback in trainer.callback_handler.callbacks)
+    found = _ALWAYS | names
+    if callable(getattr(trainer, "_generate", None)):
+        found |= {"generation_share"}
+        is_complete &= not any(map(_logs_by_itself, getattr(trainer, "reward_funcs", ())))
+    if evaluates:
+        found |= {f"eval_{name}" for name in names | _AT_EVALUATIONS}
+    found |= set(scores or ())
+    has_metrics = evaluates and (trainer.compute_metrics is not None or isinstance(trainer.eval_dataset, dict))
+    return Foreseen(
+        names=frozenset(found),
+        evaluates=evaluates or scores is None or bool(scores),
+        is_complete=is_complete,
+        is_complete_for_evaluation=is_complete and not has_metrics and scores is not None,
+    )
+
+
+def _logged_by(trainer_class: type[Trainer]) -> set[tuple[bool, str]]:
+    """Return the names in the source of TRL's trainers, and whether there is something to fill in."""
+    modules = {cls.__module__ for cls in trainer_class.__mro__ if cls.__module__.startswith("trl.")}
+    try:
+        source = "".join(inspect.getsource(sys.modules[module]) for module in modules)
+    except OSError:  # installed without its source
+        return {(True, "{unknown}")}
+    found = re.findall(r'_metrics\[(?:mode|"train"|"eval")\]\[(f?)"([^"]+)"\]', source)
+    return {(bool(has_gaps), name) for has_gaps, name in found}
+
+
+def _fill_in(own: Collection[tuple[bool, str]], trainer: Trainer) -> tuple[set[str], bool]:
+    """Return the names with the reward functions' in them, and whether that is all of them."""
+    names, is_known = {name for has_gaps, name in own if not has_gaps}, True
+    rewards = getattr(trainer, "reward_func_names", [])
+    for name in (name for has_gaps, name in own if has_gaps):
+        filled = {name.replace("{reward_func_name}", reward) for reward in rewards} or {name}
+        is_known &= not any("{" in name for name in filled)
+        names |= filled
+    return names, is_known
+
+
+def _is_known(callback: object) -> bool:
+    return type(callback).__module__.partition(".")[0] in _LIBRARIES
+
+
+def _logs_by_itself(reward: Any) -> bool:
+    """Whether a reward function may log metrics of its own, which TRL lets it by ``log_metric``."""
+    function: Callable[..., Any] = inspect.unwrap(getattr(reward, "_function", reward))
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not hasattr(function, "__code__"):
+        function = getattr(type(function), "__call__", function)  # noqa: B004 - an object with something to keep
+    code = getattr(function, "__code__", None)
+    if code is None or getattr(function, "__module__", "").startswith("rfflow."):
+        return False
+    return "log_metric" in (*code.co_varnames, *code.co_names, *map(str, code.co_consts))

@@ -1,0 +1,82 @@
+"""A misspelt objective is noticed before training where it can be, and else as soon as it can be."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import pytest
+
+from rfflow.errors import ConfigError
+from rfflow.foresight import Foresight
+from rfflow.spec import Objective
+
+
+@dataclass(frozen=True)
+class Known:
+    """A run that logs these metrics."""
+
+    names: frozenset[str] = field(default_factory=lambda: frozenset({"loss", "entropy"}))
+    evaluates: bool = False
+    is_complete: bool = True
+
+    def may_have(self, metric: str) -> bool:
+        """Whether it may."""
+        return metric in self.names or not self.is_complete
+
+
+EVALUATED = Known(frozenset({"loss", "eval_loss", "eval_rouge_l"}), evaluates=True)
+
+
+def foresight(metric: str, *runs: Known | None) -> Foresight:
+    watch = Foresight(Objective(metric))
+    for number, known in enumerate(runs):
+        watch.note(number, known)
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("metric", "runs", "said"),
+    [
+        ("entrpy", [Known()], "is 'entrpy', which no run will log. Did you mean 'entropy'. There are: entropy, loss."),
+        ("eval_entropy", [Known()], "and nothing is evaluated. Give .* Without evaluation there is 'entropy'."),
+        ("eval_bleu", [Known()], "and nothing is evaluated. Give .* leave evaluate=true.$"),
+        ("eval_rouge", [Known(), EVALUATED], "Did you mean 'eval_rouge_l'.* There are: eval_loss, eval_rouge_l."),
+    ],
+)
+def test_a_metric_that_no_run_will_log_is_refused(metric: str, runs: list[Known], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        foresight(metric, *runs).check()
+
+
+@pytest.mark.parametrize(
+    ("metric", "runs"),
+    [
+        ("eval_loss", [Known()]),  # the training loss stands in
+        ("eval_rouge_l", [Known(), EVALUATED]),
+        ("mine", [Known(), Known(is_complete=False)]),
+        ("mine", [Known(), None]),
+        ("mine", []),
+    ],
+)
+def test_what_may_come_is_waited_for(metric: str, runs: list[Known | None]) -> None:
+    foresight(metric, *runs).check()
+
+
+def test_it_is_said_once_when_there_are_metrics_of_its_kind(caplog: pytest.LogCaptureFixture) -> None:
+    watch = foresight("eval_acuracy", Known(is_complete=False))
+    with caplog.at_level(logging.WARNING):
+        watch.look(0, {"loss": 1.0})
+        assert not caplog.records, "it may be evaluated later"
+        watch.look(1, {"loss": 1.0, "eval_loss": 1.0, "eval_accuracy": 0.5})
+        watch.look(0, {"loss": 1.0, "eval_loss": 1.0, "eval_accuracy": 0.5})
+    (record,) = caplog.records
+    assert "Run 1 has not logged objective.metric, 'eval_acuracy'" in record.getMessage()
+    assert "Did you mean 'eval_accuracy'? There are: eval_accuracy, eval_loss." in record.getMessage()
+
+
+def test_nothing_is_said_of_a_metric_that_is_there(caplog: pytest.LogCaptureFixture) -> None:
+    watch = foresight("entropy", Known())
+    watch.check()
+    watch.look(0, {"loss": 1.0, "entropy": 2.0})
+    assert not caplog.records
