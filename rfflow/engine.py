@@ -29,6 +29,7 @@ from rfflow.scheduler import Assignment, Scheduler
 from rfflow.spec import ExperimentSpec, Node, RunSpec
 from rfflow.steering import Steering
 from rfflow.tracking.files import shown
+from rfflow.training.allocator import keep_freed_memory
 from rfflow.training.checkpoint import SafetensorsIO
 from rfflow.training.coroutine import Boundary, Finished, Log, Progress, Ready
 from rfflow.training.memory import Holdings, Tier, free_memory, is_out_of_memory, out_of_memory_advice
@@ -251,6 +252,8 @@ class Engine:
         new = [run for run in self.experiment.runs if not run.state.is_final and run.plan is None]
         # accelerate collects garbage when a trainer begins; the half million objects that imports have made are none.
         gc.freeze()
+        if self.fabric.device.type == "cpu":
+            keep_freed_memory()
         if self._steering is None and (self.experiment.spec.control.enabled or self.experiment.spec.policy):
             answer = self._saved.answer if self._saved is not None else None
             # Refuses a control directory that another experiment owns.
