@@ -32,7 +32,8 @@ from rfflow.tracking.files import shown
 from rfflow.training.allocator import keep_freed_memory
 from rfflow.training.checkpoint import SafetensorsIO
 from rfflow.training.coroutine import Boundary, Finished, Log, Progress, Ready
-from rfflow.training.memory import Holdings, Tier, free_memory, is_out_of_memory, out_of_memory_advice
+from rfflow.training.holdings import Holdings, Tier
+from rfflow.training.memory import free_memory, is_out_of_memory, out_of_memory_advice
 from rfflow.training.trainee import Trainee, Workshop
 from rfflow.training.warm_start import WarmStart
 
@@ -76,6 +77,7 @@ class Engine:
         self._composer = composer
         self._scheduler = Scheduler()
         self._workshop = Workshop(self.fabric, spec.memory, spec.seed)
+        self._workshop.memory.suspended = self._movable
         self._new_trainee = make_trainee
         self._trainees: dict[int, Trainee] = {}
         self._steering: Steering | None = None
@@ -300,6 +302,7 @@ class Engine:
         holdings = self._trainees[run.number].holdings
         if holdings is not None:
             holdings.before_move = partial(self._keeper.wait, run)
+            self._workshop.memory.keep_within_host(self._movable())
 
     def _turn(self, assignment: Assignment) -> None:
         run = self.experiment.run(assignment.run)
@@ -547,7 +550,7 @@ class Engine:
         self._workshop.memory.make_room(trainee.holdings, others)
         # Never a stopped run: what it left to the disk would be in memory again, and stay there.
         if len(self._scheduler.upcoming()) > 1:
-            self._workshop.memory.fetch_ahead(others[0])
+            self._workshop.memory.fetch_ahead(trainee.holdings, others)
 
     def _suspended(self) -> list[Holdings]:
         """The holdings of all runs that are prepared, soonest needed first, stopped ones last."""
@@ -555,6 +558,10 @@ class Engine:
         numbers = [*upcoming, *(number for number in self._trainees if number not in upcoming)]
         trainees = [self._trainees[number] for number in numbers if number in self._trainees]
         return [trainee.holdings for trainee in trainees if trainee.holdings is not None]
+
+    def _movable(self) -> list[Holdings]:
+        """The same, less those of the run that trains while another is built."""
+        return [held for held in self._suspended() if self._active is None or held is not self._active.holdings]
 
     def _let_go(self) -> None:
         self.cloner.forget_early()

@@ -165,7 +165,7 @@ class MemorySpec:
     """How much of the machine suspended runs may hold; sizes are bytes or text such as ``8GB``."""
 
     device_limit: int | str | None = None
-    """On the device; ``None`` is what was free at the start."""
+    """On the device; ``None`` is what is free whenever it is asked for."""
     host_limit: int | str | None = None
     """On the host, before runs go to disk; ``None`` is half of what was free at the start."""
 

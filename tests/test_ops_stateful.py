@@ -29,7 +29,7 @@ from rfflow.control.journal import Journal
 from rfflow.control.status import read_status
 from rfflow.runs import Callback, ChunkResult, Experiment, Run, RunState
 from rfflow.spec import MemorySpec, RunSpec
-from rfflow.training.memory import Tier
+from rfflow.training.holdings import Tier
 from tests import chance
 from tests.toy import STATE_BYTES, STEPS_A_CHUNK, put, settle_at_once, toy_engine, toy_spec
 

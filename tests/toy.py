@@ -34,7 +34,7 @@ from rfflow.spec import (
 )
 from rfflow.training.checkpoint import SafetensorsIO
 from rfflow.training.coroutine import Boundary, Finished, Pause, Ready
-from rfflow.training.memory import Holdings
+from rfflow.training.holdings import Holdings
 from rfflow.training.trainee import Workshop
 from rfflow.training.warm_start import WarmStart
 

@@ -16,7 +16,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,14 @@ KEYWORDS = (
 )
 
 
-def load_base(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(
+    spec: ModelSpec, before: Callable[[str, Mapping[str, Any]], None] = lambda name, kwargs: None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model and its tokenizer; the same weights, dtype, class and config as ``SFTTrainer(model=name)`` gets.
+
+    Args:
+        spec: which.
+        before: called with what ``from_pretrained`` will be given, to refuse what would not fit.
 
     Raises:
         ConfigError: if there is no such model, or it cannot be loaded.
@@ -79,6 +85,7 @@ def load_base(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     architecture = _architecture(kwargs.pop("auto_class", None))
     head_seed = kwargs.pop("head_seed", 0)
     name = _locate(spec.name, "model.name", gguf_file, kwargs.get("revision"))
+    before(name, kwargs)
     log.info("Loading %s", spec.name)
     with _refusals("model.name", spec.name, name), _no_progress_bars(), torch.random.fork_rng(devices=[]):
         # On the CPU unless asked otherwise: the engine moves the model. TRL would ask accelerate's global state for

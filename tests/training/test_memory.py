@@ -14,10 +14,14 @@ import torch
 from lightning_fabric import Fabric
 
 from rfflow.errors import ConfigError
-from rfflow.runs import RunState
-from rfflow.spec import MemorySpec
+from rfflow.runs import Run, RunPaths, RunState
+from rfflow.spec import MemorySpec, ModelSpec
 from rfflow.training.checkpoint import SafetensorsIO
-from rfflow.training.memory import Holdings, Memory, Tier, own_tensors, parse_bytes, show_bytes
+from rfflow.training.holdings import Holdings, Tier, own_tensors
+from rfflow.training.memory import Memory
+from rfflow.training.models import load_base
+from rfflow.training.sizes import Need, show_bytes
+from rfflow.training.trainee import Trainee, Workshop
 from tests.tiny import make_model, run_spec
 
 MAKERS: dict[str, Callable[[], torch.Tensor]] = {
@@ -124,11 +128,12 @@ def test_reading_ahead_gives_the_same_bits(fabric: Fabric, tmp_path: Path) -> No
     tensors = [torch.randn(100), torch.randn(3, 4).to(torch.bfloat16)]
     before = [bits(tensor) for tensor in tensors]
     holdings = hold(fabric, tmp_path / "state", *tensors)
-    memory.fetch_ahead(holdings)  # it is here: nothing to do
+    other = hold(fabric, tmp_path / "other")
+    memory.fetch_ahead(other, [holdings])  # it is here: nothing to do
     memory.keep_within_host([holdings])
     assert holdings.tier is Tier.DISK
     for _ in range(2):
-        memory.fetch_ahead(holdings)
+        memory.fetch_ahead(other, [holdings])
     memory.make_room(holdings, [])
     assert [bits(tensor) for tensor in tensors] == before and holdings.tier is Tier.DEVICE
     memory.close()
@@ -213,7 +218,7 @@ def test_a_damaged_file_fails_that_run_alone(tmp_path: Path, monkeypatch: pytest
     steps = [At(0, 0, drop({"op": "stop", "run": 1}, "1.yaml")), At(0, 1, damage)]
     engine = toy_engine(tmp_path, [toy_spec()] * 3, steps, memory=MemorySpec(host_limit=0))
     if not ahead:
-        monkeypatch.setattr(Memory, "fetch_ahead", lambda self, upcoming: None)
+        monkeypatch.setattr(Memory, "fetch_ahead", lambda self, training, others: None)
     assert play(engine) == [RunState.COMPLETED, RunState.FAILED, RunState.COMPLETED]
     error = engine.experiment.run(1).error
     assert isinstance(error, OSError) and ".suspended.safetensors cannot be read" in str(error)
@@ -222,59 +227,89 @@ def test_a_damaged_file_fails_that_run_alone(tmp_path: Path, monkeypatch: pytest
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_fine_tune_that_cannot_fit_is_refused_with_the_figures(fabric: Fabric) -> None:
-    memory = Memory(fabric, MemorySpec(device_limit="1GB"))
-    memory.require(250_000_000, 250_000_000, "Training every weight")
-    memory.require(400_000_000, 200_000_000, "Training half of the weights")
+def test_a_run_that_cannot_fit_is_refused_with_the_figures(fabric: Fabric, tmp_path: Path) -> None:
+    """Against what is free, counting what others could give up; and against a limit of the user's."""
+    memory = Memory(fabric, MemorySpec(), free=lambda device: 1_000_000_000)
+    memory.require(Need.of(250_000_000, 250_000_000, "adamw_torch"), "Training every weight")
+    memory.require(Need.of(400_000_000, 200_000_000, "adamw_torch_fused"), "Training half of the weights")
+    memory.require(Need.of(490_000_000, 490_000_000, "sgd"), "Training without a state")
+    need = Need.of(300_000_000, 300_000_000, "adamw_torch")
     with pytest.raises(ConfigError) as refused:
-        memory.require(300_000_000, 300_000_000, "Training every weight")
+        memory.require(need, "Training every weight")
     assert str(refused.value).startswith(
         "Training every weight needs 1.2 GB on the cpu (weights 300.0 MB, gradients 300.0 MB, optimizer 600.0 MB), "
-        "but 1.0 GB are there for runs."
+        "but only 1.0 GB are free."
     )
+    assert "peft=lora" in str(refused.value)
+    memory.require(need, "What is partly there", there=300_000_000)
+    other = hold(fabric, tmp_path / "other", torch.zeros(50_000_000))
+    memory.suspended = lambda: [other]
+    memory.require(need, "What fits with the other on disk")
+    assert other.tier is Tier.DEVICE, "its weights alone fit beside the other"
+    with pytest.raises(ConfigError, match=r"1\.0 GB are free and 200\.0 MB of other runs that could be moved away"):
+        memory.require(Need(1_000_000_000, 300_000_000, 0), "Too much")
+    limited = Memory(fabric, MemorySpec(device_limit="1GB"), free=lambda device: 10**12)
+    with pytest.raises(ConfigError, match=r"but 1\.0 GB are there for runs \(engine\.memory\.device_limit\)"):
+        limited.require(need, "Training every weight")
 
 
-def test_without_limits_they_are_what_is_free(fabric: Fabric) -> None:
-    memory = Memory(fabric, MemorySpec())
-    assert memory.device_limit > 10_000_000 and memory.host_limit > 10_000_000
-    assert Memory(fabric, MemorySpec(host_limit=0)).host_limit == 0
+def test_others_make_room_for_a_run_before_it_is_built(fabric: Fabric, tmp_path: Path) -> None:
+    """The least urgent goes to disk first, and no more than needed."""
+    runs = [hold(fabric, tmp_path / str(number), torch.zeros(25)) for number in range(3)]  # 100 bytes each
+    gone = lambda: sum(run.bytes for run in runs if run.tier is Tier.DISK)  # noqa: E731
+    memory = Memory(fabric, MemorySpec(host_limit=1000), free=lambda device: 50 + gone())
+    memory.suspended = lambda: runs
+    memory.require(Need(120, 0, 0), "A run")
+    assert [run.tier for run in runs] == [Tier.DEVICE, Tier.DEVICE, Tier.DISK]
+
+
+def test_a_base_model_that_cannot_be_loaded_is_refused_before_it_is(fabric: Fabric, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    size = sum(p.numel() * p.element_size() for p in load_base(ModelSpec(str(model)))[0].parameters())
+    Memory(fabric, MemorySpec(), free=lambda device: size).require_base(str(model), {"dtype": "float32"})
+    memory = Memory(fabric, MemorySpec(), free=lambda device: size - 1)
+    with pytest.raises(ConfigError) as refused:
+        load_base(ModelSpec(str(model)), before=memory.require_base)
+    assert "its weights take" in str(refused.value) and "are free on the cpu" in str(refused.value)
+    assert show_bytes(size) in str(refused.value) and "bfloat16" in str(refused.value)
+    memory.require_base(str(model), {"dtype": "bfloat16"})
+    memory.require_base("an/unknown-one", {})
 
 
 @pytest.mark.parametrize(
-    ("text", "count"),
+    ("changes", "free", "said"),
     [
-        (800, 800),
-        ("800", 800),
-        (" 800MB ", 800_000_000),
-        ("8 gb", 8_000_000_000),
-        ("1.5k", 1500),
-        ("2T", 2 * 10**12),
-        ("1GiB", 2**30),
-        ("2Ki", 2048),
-        (None, 0),
+        ({"peft": None}, 1_000_000, "Training every weight of the model needs"),
+        ({"peft": {"r": 10**7}}, 10**10, "Training its adapter needs"),
+        ({"peft": {"r": 400, "target_modules": None}}, 2_000_000, "Training its adapter needs"),
     ],
+    ids=["every weight", "an adapter of no sense", "targets that only PEFT knows"],
 )
-def test_sizes_are_read_as_people_write_them(text: int | str | None, count: int) -> None:
-    assert parse_bytes(text, "here") == count
+def test_what_does_not_fit_is_refused_before_training_whatever_is_trained(
+    fabric: Fabric, tmp_path: Path, tiny_model: Path, tiny_data: Path, changes: dict[str, Any], free: int, said: str
+) -> None:
+    """An absurd rank is found before its adapter is made: the system would end the whole process."""
+    workshop = Workshop(fabric, MemorySpec(), seed=0)
+    workshop.memory._free = lambda device: free
+    run = Run(7, run_spec(tiny_model, tiny_data, **changes), ("peft.r=7",), RunPaths(tmp_path / "7"))
+    run.paths.root.mkdir()
+    trainee = Trainee(run, workshop)
+    with pytest.raises(ConfigError) as refused:
+        trainee.prepare()
+    trainee.close()
+    assert str(refused.value).startswith(f"Run 7 (peft.r=7): {said}") and "are free" in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["", "MB", "-1", "8 XB", "1e9", "5iB", "lots", True, "8GB8"])
-def test_a_size_that_is_none_is_refused(text: Any) -> None:
-    with pytest.raises(ConfigError, match=r"engine\.memory\.host_limit is .*Allowed: bytes, such as"):
-        parse_bytes(text, "engine.memory.host_limit")
+def test_without_limits_they_are_what_is_free(fabric: Fabric) -> None:
+    assert Memory(fabric, MemorySpec()).host_limit > 10_000_000
+    assert Memory(fabric, MemorySpec(), free=lambda device: 10**9).host_limit == 5 * 10**8
+    assert Memory(fabric, MemorySpec(host_limit=0)).host_limit == 0
 
 
 def test_no_room_at_all_on_the_device_is_refused(fabric: Fabric) -> None:
     """Nought is no word for 'what is free'."""
     with pytest.raises(ConfigError, match=r"engine\.memory\.device_limit is 0"):
         Memory(fabric, MemorySpec(device_limit=0))
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2e9, "2.0 GB"), (3e13, "30000.0 GB")]
-)
-def test_sizes_are_written_for_people(count: float, text: str) -> None:
-    assert show_bytes(count) == text
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------
