@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -38,6 +39,9 @@ from rfflow.training.trainee import Trainee, Workshop
 from rfflow.training.warm_start import WarmStart
 
 log = logging.getLogger(__name__)
+
+_EVALUATING = re.compile(r"eval_(\w+_)?runtime")
+"""What a trainer calls the seconds of an evaluation; there may be several data sets."""
 
 
 class Engine:
@@ -96,6 +100,8 @@ class Engine:
         self._foresight = Foresight(spec.objective)
         self._logged: Counter[int] = Counter()
         """How often each run has logged since its last checkpoint."""
+        self._evaluated: defaultdict[int, float] = defaultdict(float)
+        """Seconds that each run has evaluated since its last boundary."""
         self._to_skip: Counter[int] = Counter()
         """How many of its next logs are repeated."""
 
@@ -334,6 +340,7 @@ class Engine:
             started=started,
             ended=time.time(),
             switch=max(0.0, trainee.context.switch_seconds - switched),
+            evaluation=self._evaluated.pop(run.number, 0.0),
         )
         run.chunks.append(replace(result, answers=()))  # they are for people to read, and not kept
         run.metrics.update(result.metrics)
@@ -440,6 +447,7 @@ class Engine:
                 continue
             run.metrics.update(metrics)
             run.step = max(run.step, step)
+            self._evaluated[run.number] += sum(value for key, value in metrics.items() if _EVALUATING.fullmatch(key))
             self.fabric.log_dict(namespaced(run.name, metrics), step=step)
             self._call("on_log", run=run, metrics=metrics, step=step)
 

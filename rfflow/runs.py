@@ -117,6 +117,8 @@ class ChunkResult:
     """... and at which it gave it back."""
     switch: float = 0.0
     """Seconds of that spent on restoring and saving the run's context."""
+    evaluation: float = 0.0
+    """... and on evaluating, as far as the trainer has logged it."""
     answers: tuple[Answer, ...] = ()
     """Some of what the model generated where ``evaluation.generate`` asks for it."""
 

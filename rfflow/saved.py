@@ -29,7 +29,7 @@ VERSION = 1
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "hydra-core", "rfflow")
 
 
-_CHUNK = ("run", "chunk", "step", "metrics", "started", "ended", "switch")
+_CHUNK = ("run", "chunk", "step", "metrics", "started", "ended", "switch", "evaluation")
 
 
 class DamagedState(ConfigError):

@@ -159,7 +159,9 @@ def outcome(root: Path) -> dict[str, Any]:
         "ops": [{key: op[key] for key in ("op", "run", "outcome", "detail", "chunk")} for op in ops],
     }
     chunks = json.loads(paths.timeline.read_text())["chunks"]
-    found["timeline"] = sorted((chunk["run"], chunk["chunk"], chunk["step"]) for chunk in chunks)
+    found["timeline"] = sorted(
+        (chunk["run"], chunk["chunk"], chunk["step"], chunk["evaluation"] is not None) for chunk in chunks
+    )
     for run in state.runs:
         lines = [json.loads(line) for line in paths.run(run.number).metrics.read_text().splitlines()]
         found[f"log {run.number}"] = [
@@ -189,7 +191,7 @@ def differences(expected: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any
 @pytest.fixture(scope="module")
 def specs(tiny_model: Path, tiny_data: Path) -> list[RunSpec]:
     args = {"num_train_epochs": 2, "logging_steps": 2, "per_device_train_batch_size": 8}
-    first = run_spec(tiny_model, tiny_data, chunks=3, args={**args, "lr_scheduler_type": "cosine"})
+    first = run_spec(tiny_model, tiny_data, chunks=3, args={**args, "lr_scheduler_type": "cosine"}, eval_size=0.1)
     return [
         replace(first, trainer=replace(first.trainer, callbacks=({"_target_": "tests.test_killing.Signals"},))),
         run_spec(tiny_model, tiny_data, chunks=4, args={**args, "gradient_accumulation_steps": 2, "logging_steps": 5}),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ class Timeline:
          "chunks": [{"run": number, "chunk": from 1, "step": optimizer steps done at its end,
                      "started": ..., "ended": ...,    seconds since the epoch between which the run held the device
                      "switch": ...,                   of which spent on restoring and saving the run's context
-                     "evaluation": ... or null}, ...]}  and on evaluating (the trainer's own eval_runtime, if logged)
+                     "evaluation": ... or null}, ...]}  and on evaluating (as far as the trainer has logged it)
 
     Every chunk is turned into text once; a boundary joins those lines and replaces the file, a few milliseconds for
     10 000 chunks. So that this stays below ``share`` of the time, whatever the disk, the boundaries that follow a write
@@ -46,8 +44,6 @@ class Timeline:
         self._share = share
         self._chunks: list[dict[str, Any]] = []
         self._lines: list[str] = []
-        self._evaluation: dict[int, float] = defaultdict(float)
-        """Seconds that runs have evaluated since their last boundary."""
         self._next_write = 0.0
 
     def on_experiment_start(self, experiment: Experiment) -> None:
@@ -59,13 +55,9 @@ class Timeline:
                 self._add(result)
         self._write(experiment)
 
-    def on_log(self, run: Run, metrics: Mapping[str, float]) -> None:
-        """Note how long an evaluation took."""
-        self._evaluation[run.number] += metrics.get("eval_runtime", 0.0)
-
     def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
         """Add a chunk."""
-        self._add(result, self._evaluation.pop(run.number, None))
+        self._add(result)
         if time.monotonic() >= self._next_write:
             self._write(experiment)
 
@@ -85,7 +77,7 @@ class Timeline:
         if experiment.paths.timeline.exists():
             self._write(experiment)
 
-    def _add(self, result: ChunkResult, evaluation: float | None = None) -> None:
+    def _add(self, result: ChunkResult) -> None:
         chunk = {
             "run": result.run,
             "chunk": result.chunk + 1,
@@ -93,7 +85,7 @@ class Timeline:
             "started": round(result.started, 4),
             "ended": round(result.ended, 4),
             "switch": round(result.switch, 6),
-            "evaluation": round(evaluation, 4) if evaluation else None,
+            "evaluation": round(result.evaluation, 4) or None,
         }
         self._chunks.append(chunk)
         self._lines.append(json.dumps(chunk))

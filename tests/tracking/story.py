@@ -102,7 +102,11 @@ class Story:
         if metrics:
             self.log(run, metrics, step)
         run.step = step
-        result = ChunkResult(run.number, chunk, step, dict(metrics or {}), self.now, self.now + seconds, switch=0.002)
+        values = dict(metrics or {})
+        evaluation = values.get("eval_runtime", 0.0)
+        result = ChunkResult(
+            run.number, chunk, step, values, self.now, self.now + seconds, 0.002, evaluation=evaluation
+        )
         self.now += seconds
         run.chunks.append(result)
         self.call("on_chunk_end", run=run, result=result)
