@@ -20,7 +20,7 @@ from rfflow.spec import Node, RunSpec, TrainerSpec
 from rfflow.training.arguments import check_values, listed
 from rfflow.training.bases import Base
 from rfflow.training.data import Data
-from rfflow.training.fitting import check_generation, check_rows
+from rfflow.training.fitting import check_generation, check_rows, check_tokenized
 from rfflow.training.models import seeded_as_if_loaded
 from rfflow.training.reference import shared_log_probs
 from rfflow.training.reward_functions import load_rewards, try_rewards
@@ -95,6 +95,7 @@ def build_trainer(
             set_seed(args.seed)
             kwargs["model"] = get_peft_model(model, peft_config)
         trainer = trainer_class(**kwargs, **given)
+    check_tokenized(trainer, data)
     if peft_config is not None:
         copied = base.unshare(trainer.model)
         if copied:

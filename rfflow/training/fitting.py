@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from rfflow.errors import ConfigError
 from rfflow.training.data import Data
@@ -43,6 +44,25 @@ def check_rows(args: TrainingArguments, data: Data, tokenizer: PreTrainedTokeniz
                 f"The {name} set has {len(rows)} rows, fewer than a batch (trainer.args.{key} is {size}), and "
                 "trainer.args.dataloader_drop_last leaves out what does not fill one. Make the batch smaller."
             )
+
+
+def check_tokenized(trainer: Trainer, data: Data) -> None:
+    """Check that rows are left: TRL drops those whose answer lies beyond ``max_length``, and says nothing.
+
+    Raises:
+        ConfigError: if that was all of them.
+    """
+    for name, left, rows in (
+        ("training", trainer.train_dataset, data.train),
+        ("evaluation", trainer.eval_dataset, data.eval),
+    ):
+        if rows is None or not len(rows) or not isinstance(left, Dataset) or len(left):
+            continue
+        raise ConfigError(
+            f"Nothing is left of the {len(rows)} {name} rows: in each, what stands before the answer fills "
+            f"trainer.args.max_length ({getattr(trainer.args, 'max_length', None)} tokens). Give more tokens, shorten "
+            "the prompts, or keep the ends of the rows (trainer.args.truncation_mode=keep_end)."
+        )
 
 
 def check_generation(args: TrainingArguments, data: Data, reward_funcs: Sequence[Any]) -> None:

@@ -92,3 +92,15 @@ def test_what_shows_only_when_training_begins_is_a_sentence_too(
     monkeypatch.setattr("transformers.Trainer.create_optimizer", fail)
     with pytest.raises(ConfigError, match=r"Run 0 .*The trainer cannot begin: no such optimizer"):
         train_together([run_spec(tiny_model, tiny_data)], tmp_path)
+
+
+@pytest.mark.parametrize("changed", ["train", "eval"])
+def test_rows_must_leave_room_for_an_answer(tiny_model: Path, tmp_path: Path, changed: str) -> None:
+    """TRL drops such rows in silence, and fails on a data set without rows."""
+    long = [{"prompt": row["prompt"] + "again " * 20, "completion": row["completion"]} for row in make_rows(8)]
+    rows = {"train": make_rows(8), "eval": make_rows(8)} | {changed: long}
+    files = {name: write_jsonl(tmp_path / f"{name}.jsonl", made) for name, made in rows.items()}
+    run = run_spec(tiny_model, files["train"], dataset={"eval_path": str(files["eval"])})
+    name = "training" if changed == "train" else "evaluation"
+    with pytest.raises(ConfigError, match=rf"Nothing is left of the 8 {name} rows: .*max_length \(64 tokens\)"):
+        train_together([run], tmp_path / "experiment")
