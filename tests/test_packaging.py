@@ -26,6 +26,7 @@ def test_the_wheel_carries_all_that_the_command_needs(wheel: Path) -> None:
     assert {f"rfflow/{name}" for name in ours} <= names
     assert {"hydra_plugins/rfflow_launcher/__init__.py", "recipes/sft/README.md", "rfflow/py.typed"} <= names
     assert {"recipes/customer_support/articles.jsonl", "recipes/customer_support/articles.LICENSE"} <= names
+    assert {"recipes/pretraining/devils_dictionary.txt", "recipes/pii_masking/train.jsonl"} <= names
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {
         "hydra_plugins",
         "recipes",
