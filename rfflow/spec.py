@@ -34,6 +34,8 @@ class ModelSpec:
     ``auto_class`` and ``head_seed`` are ours: the class of transformers whose ``from_pretrained`` it is
     (``AutoModelForCausalLM``), and the seed of a head that the saved model does not have.
     """
+    where: str = field(default="model", compare=False)
+    """Where it stands in the configuration, for messages."""
 
     @property
     def key(self) -> str:
@@ -459,6 +461,7 @@ def _read_reference(section: Any, model: ModelSpec) -> ModelSpec | None:
         name=section.pop("name"),
         tokenizer=section.pop("tokenizer", None),
         kwargs=_without_none({**model.kwargs, **section}),
+        where="trainer.ref_model",
     )
 
 

@@ -27,6 +27,10 @@ def check_rows(args: TrainingArguments, data: Data, tokenizer: PreTrainedTokeniz
             "write them with. Take a model that was taught to chat or its tokenizer (model.tokenizer=...), or make "
             "them text with a dataset.formatting_func."
         )
+    if hasattr(args, "desirable_weight") and not isinstance(row.get("label", True), bool | int):
+        raise ConfigError(
+            f"The column 'label' holds {row['label']!r}. Allowed: true for answers like those wanted, false for others."
+        )
     if args.eval_on_start and data.eval is None:
         raise ConfigError(
             "trainer.args.eval_on_start is true, and there is nothing to evaluate on. Give dataset.eval_path, "

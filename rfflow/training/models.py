@@ -84,10 +84,11 @@ def load_base(
     gguf_file = kwargs.pop("gguf_file", None)
     architecture = _architecture(kwargs.pop("auto_class", None))
     head_seed = kwargs.pop("head_seed", 0)
-    name = _locate(spec.name, "model.name", gguf_file, kwargs.get("revision"))
+    where = f"{spec.where}.name"
+    name = _locate(spec.name, where, gguf_file, kwargs.get("revision"))
     before(name, kwargs)
     log.info("Loading %s", spec.name)
-    with _refusals("model.name", spec.name, name), _no_progress_bars(), torch.random.fork_rng(devices=[]):
+    with _refusals(where, spec.name, name), _no_progress_bars(), torch.random.fork_rng(devices=[]):
         # On the CPU unless asked otherwise: the engine moves the model. TRL would ask accelerate's global state for
         # the device, and so set it up before any run has said what it wants there.
         given = {"architecture": architecture, "trust_remote_code": False, "device_map": None, **kwargs}
@@ -96,9 +97,8 @@ def load_base(
         model.rfflow_random_state = torch.get_rng_state()
     _check_placement(model, kwargs.get("device_map"))
     hub = {key: kwargs[key] for key in ("trust_remote_code", "token", "cache_dir", "revision") if key in kwargs}
-    where = "model.name"
     if spec.tokenizer is not None:
-        where = "model.tokenizer"
+        where = f"{spec.where}.tokenizer"
         name = _locate(spec.tokenizer, where)
         hub.pop("revision", None)  # the model's own
     with _refusals(where, spec.tokenizer or spec.name, name, part="tokenizer"), _no_progress_bars():
@@ -186,7 +186,7 @@ def _find_gguf(name: str, where: str, gguf_file: str, revision: str | None) -> P
 
 
 def _check_folder(folder: Path, name: str, where: str) -> None:
-    if (folder / "config.json").exists() or (where == "model.tokenizer" and (folder / "tokenizer.json").exists()):
+    if (folder / "config.json").exists() or (where.endswith(".tokenizer") and (folder / "tokenizer.json").exists()):
         return
     if (folder / "adapter_config.json").exists():
         base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
@@ -216,6 +216,10 @@ def _refusals(where: str, written: str, loaded: str, part: str = "model") -> Ite
             raise ConfigError(
                 f"model.{key} is not an argument of from_pretrained nor a field of the model's config."
                 f"{nearest(key, {*KEYWORDS, *_config_fields(loaded)})} Arguments: {', '.join(KEYWORDS)}."
+            ) from error
+        if "attn_implementation" in str(error) or "FlashAttention" in str(error):
+            raise ConfigError(
+                f"model.attn_implementation cannot be: {_reason(error)} Leave it out for what the model takes by itself."
             ) from error
         if any(hint in str(error) for hint in ("device_map", "accelerator device", "CUDA enabled", "device ordinal")):
             raise ConfigError(

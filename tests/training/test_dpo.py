@@ -12,6 +12,8 @@ from rfflow.errors import ConfigError
 from rfflow.runs import RunState
 from rfflow.spec import ModelSpec, RunSpec
 from rfflow.training.bases import Bases
+from rfflow.training.models import load_base
+from tests.test_cli import Shell
 from tests.tiny import make_model, make_rows, run_spec, write_jsonl
 from tests.training.plain import train_alone
 from tests.training.test_exactness import train_together
@@ -135,6 +137,20 @@ def test_a_named_reference_is_loaded_once_and_shared(
     runs, _ = train_together([*compared, on_it], tmp_path)
     assert [run.state for run in runs] == [RunState.COMPLETED] * 3
     assert loaded == [compared[0].model.name, str(other_model)]
+
+
+@pytest.mark.usefixtures("hydra_restore_singletons")
+def test_a_reference_that_is_not_there_is_named_as_such(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not as the model that is trained."""
+    monkeypatch.chdir(tmp_path)
+    rfflow = Shell(capsys, monkeypatch)
+    rfflow("+recipe=dpo", "trainer.ref_model.name=./nowhere")
+    reference = rfflow.engines[0].runs[0].spec.trainer.ref_model
+    assert reference is not None and reference.kwargs["dtype"] == "float32"
+    with pytest.raises(ConfigError, match=r"trainer.ref_model.name is './nowhere'"):
+        load_base(reference)
 
 
 def test_a_single_loss_may_be_a_word(spec: Spec, tmp_path: Path) -> None:

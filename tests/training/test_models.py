@@ -116,6 +116,12 @@ def test_a_model_that_is_not_all_on_one_device_is_refused(tiny_model: Path, devi
         load(tiny_model, device_map=device_map)
 
 
+@pytest.mark.parametrize(("given", "said"), [("flash", "is not supported"), ("flash_attention_2", "FlashAttention2")])
+def test_an_attention_that_is_not_there_is_named_as_such(tiny_model: Path, given: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.attn_implementation cannot be: .*{said}"):
+        load(tiny_model, attn_implementation=given)
+
+
 def test_the_tokenizer_may_live_elsewhere(own_copy: Path, tiny_model: Path) -> None:
     for file in own_copy.glob("token*"):
         file.unlink()

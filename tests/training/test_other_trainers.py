@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 from trl import SFTConfig, SFTTrainer
 
+from rfflow.errors import ConfigError
 from rfflow.runs import RunState
 from rfflow.spec import RunSpec
 from tests.test_cli import Shell
@@ -48,6 +49,13 @@ def test_kto_equals_the_same_scripts_alone(tiny_model: Path, labelled: Path, tmp
     assert [(run.state, run.error) for run in runs] == [(RunState.COMPLETED, None)] * 4
     for number, variant in enumerate(specs):
         assert not together[str(number)].differences(train_alone(variant, tmp_path / "alone" / str(number))), number
+
+
+def test_labels_are_true_or_false(tiny_model: Path, tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "rows.jsonl", [{**row, "label": "good"} for row in make_rows(8)])
+    run = run_spec(tiny_model, file, trainer="trl.KTOTrainer", args_target="trl.KTOConfig")
+    with pytest.raises(ConfigError, match=r"The column 'label' holds 'good'. Allowed: true for answers"):
+        train_together([run], tmp_path / "experiment")
 
 
 def test_reward_models_equal_the_same_scripts_alone(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
