@@ -6,7 +6,7 @@ A tensor keeps its identity and its bits on the way: only its storage moves, so 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +28,60 @@ class Tier(enum.Enum):
 
 
 @dataclass
+class _View:
+    """A tensor whose storage others look at, too, and its place there."""
+
+    tensor: torch.Tensor
+    offset: int
+    size: torch.Size
+    stride: tuple[int, ...]
+
+    def put(self, whole: torch.Tensor) -> None:
+        """Look at the storage of another tensor, or at nothing where that is empty."""
+        data = torch.empty(0, dtype=self.tensor.dtype, device=whole.device)
+        if whole.numel():
+            data.set_(whole.untyped_storage(), self.offset, self.size, self.stride)
+        self.tensor.data = data
+
+
+@dataclass
 class _Moved:
-    """A tensor away from home, and what it takes to bring it back as it was."""
+    """A tensor away from home, and what it takes to bring it back as it was.
+
+    Where several look at one storage, as weights do that were tied by their data, it is that storage as bytes: the
+    storage moves once, and they look at it again wherever it is.
+    """
 
     tensor: torch.Tensor
     device: torch.device
     size: torch.Size
     stride: tuple[int, ...]
+    views: Sequence[_View] = ()
+
+    @classmethod
+    def all_of(cls, tensors: Iterable[torch.Tensor]) -> list[_Moved]:
+        """Return what has to move for these to move."""
+        by_storage: dict[tuple[torch.device, int], list[torch.Tensor]] = {}
+        for tensor in tensors:
+            try:
+                place = tensor.untyped_storage().data_ptr()
+            except (NotImplementedError, RuntimeError):  # sparse ones have several, some libraries' own have none
+                place = 0
+            by_storage.setdefault((tensor.device, place or -id(tensor)), []).append(tensor)
+        moved = []
+        for (device, _), sharing in by_storage.items():
+            whole, views = sharing[0], []
+            if len(sharing) > 1:
+                views = [_View(t, int(t.storage_offset()), t.size(), t.stride()) for t in sharing]
+                whole = torch.empty(0, dtype=torch.uint8, device=device).set_(whole.untyped_storage())
+            moved.append(cls(whole, device, whole.size(), whole.stride(), views))
+        return moved
+
+    def put(self, data: torch.Tensor) -> None:
+        """Let the tensor, and all that share its storage, be here."""
+        self.tensor.data = data
+        for view in self.views:
+            view.put(data)
 
     def home(self, source: torch.Tensor) -> torch.Tensor:
         """Return room on its device."""
@@ -82,7 +129,7 @@ class Holdings:
     def measure(self) -> int:
         """Count the bytes; call it when the run has just been suspended."""
         if self.tier is Tier.DEVICE:
-            self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
+            self.bytes = sum(m.tensor.numel() * m.tensor.element_size() for m in _Moved.all_of(self._tensors()))
             self.coming = 0
         return self.bytes
 
@@ -138,25 +185,25 @@ class Holdings:
         self._file.unlink(missing_ok=True)
 
     def _to_host(self) -> None:
-        self._moved = [_Moved(t, t.device, t.size(), t.stride()) for t in self._tensors()]
+        self._moved = _Moved.all_of(self._tensors())
         self._lane.begin()
         for moved in self._moved:
             if self._lane.is_here(moved.tensor):
                 on_host = self._lane.host_like(moved.tensor.data)
                 self._lane.copy(on_host, moved.tensor.data)
-                moved.tensor.data = on_host
+                moved.put(on_host)
         self._mark = self._lane.mark()
 
     def _to_disk(self) -> None:
         if self.tier is Tier.DEVICE:
-            self._moved = [_Moved(t, t.device, t.size(), t.stride()) for t in self._tensors()]
+            self._moved = _Moved.all_of(self._tensors())
         else:
             self._lane.wait(self._mark)
         self._homes = None
         # Saved before anything is let go: a full disk leaves the run as it was.
         self._fabric.save(self._file, {"tensors": {str(i): m.tensor.data for i, m in enumerate(self._moved)}})
         for moved in self._moved:
-            moved.tensor.data = torch.empty(0, dtype=moved.tensor.dtype)
+            moved.put(torch.empty(0, dtype=moved.tensor.dtype))
 
     def _read(self) -> list[torch.Tensor]:
         saved = self._fabric.load(self._file)["tensors"]
@@ -176,7 +223,7 @@ class Holdings:
             self._mark = self._lane.mark()
         self._lane.hold_device_for(self._mark)
         for moved, home in zip(self._moved, self._homes, strict=True):
-            moved.tensor.data = home
+            moved.put(home)
         self._moved, self._homes = [], None
         self._file.unlink(missing_ok=True)
 
