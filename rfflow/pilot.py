@@ -20,7 +20,8 @@ from rfflow.spec import Node
 
 log = logging.getLogger(__name__)
 
-_BIRTH = re.compile(r"was cloned as run (\d+)( from its weights)?")
+BIRTH = re.compile(r"was cloned as run (\d+)( from its weights)?")
+"""In the detail of a journal entry: a clone's number, and whether it started warm."""
 
 
 class Pilot:
@@ -76,7 +77,7 @@ class Pilot:
             if entry.outcome != "applied" or entry.run is None:
                 continue
             self._ops.append(Past(entry.op, entry.run, entry.by, entry.chunk))
-            if entry.op == Clone.verb and (birth := _BIRTH.search(entry.detail)) is not None:
+            if entry.op == Clone.verb and (birth := BIRTH.search(entry.detail)) is not None:
                 age = self._ages.get(entry.run, 0) + (entry.chunk or 0)
                 self._ages[int(birth[1])] = age if birth[2] else 0
 

@@ -12,9 +12,10 @@ import itertools
 import json
 import math
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +25,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from rfflow import config_files
+from rfflow.control.journal import Journal
+from rfflow.control.ops import Clone
 from rfflow.errors import ConfigError, RfflowError
-from rfflow.pilot import make_policy
+from rfflow.pilot import BIRTH, make_policy
 from rfflow.policies.scene import Decision
 from rfflow.policies.simulation import Curve, Outcome, simulate
 from rfflow.runs import ExperimentPaths
@@ -43,13 +46,13 @@ class Record:
     """What an experiment left behind."""
 
     curves: tuple[Curve, ...]
-    """Of the runs that the experiment was started with, as far as they were trained."""
+    """Of the runs that the experiment was started with and of the clones that people made, as far as they trained."""
     planned: Mapping[int, int]
     """Chunks that a run was to have."""
     seconds: Mapping[tuple[int, int], float]
     """Time on the device, by run and chunk (from 0)."""
-    clones: tuple[int, ...]
-    """Runs that ops made; a policy would have had others."""
+    left_out: tuple[int, ...]
+    """Clones that a policy made, and theirs; another policy would have had others."""
     objective: Node
     """The experiment's, if its configuration can be read."""
 
@@ -118,12 +121,21 @@ def read_record(root: Path) -> Record:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise ConfigError(f"{shown(root)} is no experiment's directory: {error.strerror}: runs.csv.") from error
-    runs = [int(row["run"]) for row in rows if not row["parent"]]
-    curves = []
-    for number in runs:
+    births = _births(paths)
+    curves: list[Curve] = []
+    left_out: set[int] = set()
+    for row in rows:
+        number, parent = int(row["run"]), int(row["parent"]) if row["parent"] else None
         history = _history(paths.run(number).metrics)
-        if history:
-            curves.append(Curve(number, tuple(history), _config(paths.run(number).root)))
+        if parent is not None and (number not in births or parent in left_out):
+            left_out.add(number)
+        elif history:
+            after, is_warm = births.get(number, ({}, False))
+            age = 0
+            if parent is not None and is_warm:
+                age = after[parent] + next((curve.age for curve in curves if curve.number == parent), 0)
+            config = _config(paths.run(number).root)
+            curves.append(Curve(number, tuple(history), config, parent=parent, after=after, age=age))
     if not curves:
         raise ConfigError(
             f"{shown(root)} holds no metrics of any run (runs/0/metrics.jsonl). Was metrics_log left out?"
@@ -131,10 +143,23 @@ def read_record(root: Path) -> Record:
     return Record(
         tuple(curves),
         {int(row["run"]): int(row["chunks"] or 0) for row in rows},
-        _seconds(paths.timeline),
-        tuple(int(row["run"]) for row in rows if row["parent"]),
+        {(c["run"], c["chunk"] - 1): c["ended"] - c["started"] for c in _timeline(paths.timeline)},
+        tuple(sorted(left_out)),
         curves[0].config.get("objective") or {},
     )
+
+
+def _births(paths: ExperimentPaths) -> dict[int, tuple[dict[int, int], bool]]:
+    """Return the clones that people made: what all runs had done by then, and whether they began with weights."""
+    chunks = _timeline(paths.timeline)
+    births = {}
+    for entry in Journal(paths.ops).read():
+        is_clone = entry.op == Clone.verb and entry.outcome == "applied" and entry.by == "person"
+        if is_clone and entry.run is not None and (birth := BIRTH.search(entry.detail)) is not None:
+            moment = datetime.fromisoformat(entry.time).timestamp() + 0.001  # the journal leaves out what is below
+            done = Counter(chunk["run"] for chunk in chunks if chunk["ended"] <= moment)
+            births[int(birth[1])] = ({**done, entry.run: entry.chunk or 0}, bool(birth[2]))
+    return births
 
 
 def _history(path: Path) -> list[dict[str, float]]:
@@ -173,12 +198,11 @@ def _config(root: Path) -> dict[str, Any]:
         return cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
 
 
-def _seconds(path: Path) -> dict[tuple[int, int], float]:
+def _timeline(path: Path) -> list[dict[str, Any]]:
     try:
-        timeline = json.loads(path.read_text(encoding="utf-8"))
+        return list(json.loads(path.read_text(encoding="utf-8"))["chunks"])
     except (OSError, ValueError):
-        return {}
-    return {(chunk["run"], chunk["chunk"] - 1): chunk["ended"] - chunk["started"] for chunk in timeline["chunks"]}
+        return []
 
 
 # --- saying -----------------------------------------------------------------------------------------------------------
@@ -202,8 +226,16 @@ def report(root: Path, record: Record, outcome: Outcome, objective: Objective, w
     short = [c.number for c in record.curves if len(c.metrics) < record.planned.get(c.number, 0)]
     if short:
         lines.append(f"Known only as far as they were trained, which is not to the end: {_numbers(short)}.")
-    if record.clones:
-        lines.append(f"Left out, because ops made them: {_numbers(record.clones)}.")
+    made = {run.number for run in outcome.scene.runs}
+    clones = [c.number for c in record.curves if c.parent is not None and c.number in made]
+    if clones:
+        lines.append(f"Clones that people made, as they were made: {_numbers(clones)}.")
+    unborn = [c.number for c in record.curves if c.number not in made]
+    if unborn:
+        lines.append(f"Clones of runs that would not have come that far, so never made: {_numbers(unborn)}.")
+    if record.left_out:
+        words = "a clone" if len(record.left_out) == 1 else f"{len(record.left_out)} clones"
+        lines.append(f"Left out: {words} that a policy made, or of those: {_numbers(record.left_out)}.")
     return "\n".join(lines)
 
 

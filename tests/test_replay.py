@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,10 @@ from rfflow import __main__ as cli
 from rfflow import replay
 from rfflow.engine import Engine
 from rfflow.errors import ConfigError
-from rfflow.runs import ExperimentPaths
+from rfflow.runs import Callback, Experiment, ExperimentPaths
 from rfflow.spec import ControlSpec, ExperimentSpec, Objective
 from tests.tiny import run_spec
-from tests.toy import toy_engine, toy_spec
+from tests.toy import put, quick_inbox, toy_engine, toy_spec  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 
@@ -25,13 +26,28 @@ CALLBACKS = ("runs_csv.RunsTable", "metrics_log.MetricsLog", "timeline.Timeline"
 NODES = {name.replace(".", "_"): {"_target_": f"rfflow.tracking.{name}"} for name in CALLBACKS}
 
 
-def record(root: Path, runs: int = 4) -> Path:
+class Person(Callback):
+    """Gives ops after so many chunks."""
+
+    def __init__(self, ops: Mapping[int, Mapping[str, Any]]):
+        self.ops = ops
+        self.chunks = 0
+
+    def on_chunk_end(self, experiment: Experiment) -> None:
+        self.chunks += 1
+        if self.chunks in self.ops:
+            put(experiment.paths.control, f"{self.chunks}.yaml", self.ops[self.chunks])
+
+
+def record(root: Path, runs: int = 4, ops: Mapping[int, Mapping[str, Any]] | None = None, policy: Any = None) -> Path:
     """Run an experiment of toys to the end; what they log is always 1."""
     from rfflow.tracking.metrics_log import MetricsLog
     from rfflow.tracking.runs_csv import RunsTable
     from rfflow.tracking.timeline import Timeline
 
-    engine = toy_engine(root, [toy_spec() for _ in range(runs)], [RunsTable(), MetricsLog(), Timeline(picture=False)])
+    sinks = [RunsTable(), MetricsLog(), Timeline(picture=False)]
+    engine = toy_engine(root, [toy_spec() for _ in range(runs)], [*sinks, Person(ops or {})])
+    engine.experiment.spec = replace(engine.experiment.spec, policy=policy)
     engine.run()
     engine.close()
     return root
@@ -68,6 +84,43 @@ def test_nothing_to_replay_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "runs.csv").write_text("run,parent,chunks\n0,,4\n")
     with pytest.raises(ConfigError, match="holds no metrics"):
         replay.read_record(tmp_path)
+
+
+@pytest.mark.usefixtures("quick_inbox")
+def test_clones_that_people_made_are_replayed_from_where_they_were_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run 0 is cloned warm after its first chunk, run 1 cold after its second, and the clone of run 0 once more."""
+    ops = {
+        2: {"op": "clone", "run": 0, "overrides": ["lr=5"], "warm_start": True},
+        5: [{"op": "clone", "run": 1, "overrides": ["lr=6"]}, {"op": "clone", "run": 2, "overrides": ["lr=7"]}],
+    }
+    root = record(tmp_path / "experiment", runs=2, ops=ops)
+    by_number = {curve.number: curve for curve in replay.read_record(root).curves}
+    assert {number: (c.parent, c.after, c.age) for number, c in by_number.items() if c.parent is not None} == {
+        2: (0, {0: 1, 1: 1}, 1),
+        3: (1, {0: 2, 1: 2, 2: 1}, 0),
+        4: (2, {0: 2, 1: 2, 2: 1}, 0),
+    }
+    watch = {"_target_": "rfflow.policies.Rules", "rules": [{"name": "none", "when": "loss < 0", "do": "stop"}]}
+    outcome = replay.replay(replay.read_record(root), watch, Objective())
+    with (root / "timeline.json").open() as file:
+        assert outcome.order == [(c["run"], c["chunk"] - 1) for c in json.load(file)["chunks"]]
+    stop = '{name: early, when: "number == 1", do: stop}'
+    assert replay.main([str(root), "policy=rules", f"policy.rules=[{stop}]"], cli.CONF) == 0
+    out = capsys.readouterr().out
+    assert "5 runs, 20 chunks recorded" in out
+    assert "Clones that people made, as they were made: 2, 4." in out
+    assert "Clones of runs that would not have come that far, so never made: 3." in out
+    assert "Saved: 35 % of the chunks (7 of 20)" in out
+
+
+def test_clones_that_a_policy_made_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rule = {"name": "refine", "at_chunk": 2, "do": "clone", "overrides": ["lr=${chunk}"]}
+    root = record(tmp_path / "experiment", runs=2, policy={"_target_": "rfflow.policies.Rules", "rules": [rule]})
+    assert replay.main([str(root), "policy=halving"], cli.CONF) == 0
+    out = capsys.readouterr().out
+    assert "2 runs, 8 chunks recorded" in out and "Left out: 2 clones that a policy made, or of those: 2, 3." in out
 
 
 def test_a_torn_line_and_a_diverged_value_are_read(tmp_path: Path) -> None:

@@ -28,6 +28,12 @@ class Curve:
     config: Mapping[str, Any] = field(default_factory=dict)
     fails_at: int | None = None
     """The chunk (from 0) in which it raises."""
+    parent: int | None = None
+    """The run that a person cloned it from."""
+    after: Mapping[int, int] = field(default_factory=dict)
+    """Chunks that runs had done when it was made: it takes part once its parent has, and the others have or are out."""
+    age: int = 0
+    """Chunks behind its weights when it begins."""
 
 
 @dataclass
@@ -86,7 +92,8 @@ class _Simulation:
         self._person = person
         self._makes_clones = clones
         self._scheduler = Scheduler()
-        self._views = {c.number: RunView(c.number, "queued", len(c.metrics), config=c.config) for c in curves}
+        self._views = {c.number: _view(c) for c in curves if c.parent is None}
+        self._unborn = [c for c in curves if c.parent is not None]
         self._objective = objective
         self._limit = 1000 + 100 * sum(len(curve.metrics) for curve in curves)
         self._ops: list[Past] = []
@@ -123,6 +130,7 @@ class _Simulation:
     def _steer(self) -> None:
         for op in self._person.pop(len(self._order), ()):
             self._apply(op, "person")
+        self._bear()
         scene = self._scene()
         for decision in self._policy.decide(scene):
             by = f"policy/{self._name}" + (f"/{decision.rule}" if decision.rule else "")
@@ -153,12 +161,25 @@ class _Simulation:
                 case "clone" if self._makes_clones:
                     self._clone(op, view)
 
+    def _bear(self) -> None:
+        """Let the clones take part whose moment has come."""
+        for curve in list(self._unborn):
+            parent = None if curve.parent is None else self._views.get(curve.parent)
+            if parent is None or parent.chunk < curve.after.get(parent.number, 0):
+                continue
+            others = [view for number in curve.after if (view := self._views.get(number)) is not None]
+            if not any(view.is_live and view.chunk < curve.after[view.number] for view in others):
+                self._unborn.remove(curve)
+                self._views[curve.number] = _view(curve)
+                self._scheduler.add(curve.number, len(curve.metrics))
+                self._ops.append(Past("clone", parent.number, "person", parent.chunk))
+
     def _clone(self, op: Op, parent: RunView) -> None:
         """Nobody knows what a clone would have done; it goes along its parent's curve again, under another number."""
         assert isinstance(op, Clone)
         age = parent.age if op.warm_start else 0
         for overrides in expand(op.overrides):
-            number = max(self._views) + 1
+            number = max(*self._views, *self._curves) + 1
             self._curves[number] = replace(self._curves[parent.number], number=number, fails_at=None)
             config = _with(parent, overrides)
             self._views[number] = RunView(number, "queued", parent.chunks, (), config, parent.number, age)
@@ -166,6 +187,10 @@ class _Simulation:
 
     def _scene(self) -> Scene:
         return Scene(tuple(self._views.values()), self._objective, tuple(self._ops))
+
+
+def _view(curve: Curve) -> RunView:
+    return RunView(curve.number, "queued", len(curve.metrics), (), curve.config, curve.parent, curve.age)
 
 
 @dataclass(frozen=True)
