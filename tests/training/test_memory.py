@@ -84,33 +84,6 @@ def test_tensors_that_share_a_storage_share_it_when_they_come_back(fabric: Fabri
     assert_shared(tensors)
 
 
-def shared() -> list[torch.Tensor]:
-    """Return tensors that look at one storage (weights tied by their data, a part, another order), and one apart."""
-    whole = torch.arange(24.0).reshape(4, 6)
-    tied = torch.nn.Parameter(whole)
-    return [torch.nn.Parameter(whole), tied, whole[1:3, 2:], whole.t(), torch.arange(6.0)]
-
-
-def assert_shared(tensors: list[torch.Tensor]) -> None:
-    """Assert that they are as they were, and that what is written to one is seen in the others."""
-    for tensor, as_made in zip(tensors, shared(), strict=True):
-        assert bits(tensor) == bits(as_made) and tensor.stride() == as_made.stride()
-    with torch.no_grad():
-        tensors[0][2, 3] = -7
-    assert [tensors[1][2, 3], tensors[2][1, 1], tensors[3][3, 2]] == [-7, -7, -7] and tensors[4].min() == 0
-
-
-def test_tensors_that_share_a_storage_share_it_when_they_come_back(fabric: Fabric, tmp_path: Path) -> None:
-    """Else weights that were tied by their data would be trained apart from then on, without a word."""
-    tensors = shared()
-    holdings = hold(fabric, tmp_path / "state", *tensors)
-    assert holdings.bytes == (24 + 6) * 4
-    holdings.move_to(Tier.DISK)
-    assert not any(tensor.numel() for tensor in tensors)
-    holdings.move_to(Tier.DEVICE)
-    assert_shared(tensors)
-
-
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 def test_a_tensor_comes_back_from_disk_as_it_was(fabric: Fabric, tmp_path: Path, make: Callable[[], Any]) -> None:
     """The object, the bits, the type, the shape, and the strides where kernels could tell."""
@@ -398,23 +371,6 @@ def test_a_tensor_on_a_gpu_comes_back_as_it_was(tmp_path: Path, tier: Tier, make
     assert tensor.device == fabric.device and bits(tensor) == before and tensor.shape == shape
     assert tensor.stride() == strides or 0 in strides
     assert step.device.type == "cpu" and step.item() == 3.0
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("tier", [Tier.HOST, Tier.DISK])
-def test_tensors_that_share_a_storage_on_a_gpu_share_it_when_they_come_back(tmp_path: Path, tier: Tier) -> None:
-    fabric = Fabric(accelerator="cuda", devices=1, plugins=[SafetensorsIO()])
-    whole = torch.arange(24.0, device=fabric.device).reshape(4, 6)
-    tensors = [torch.nn.Parameter(whole), torch.nn.Parameter(whole), whole[1:3, 2:], whole.t()]
-    tensors.append(torch.arange(6.0, device=fabric.device))
-    holdings = hold(fabric, tmp_path / "state", *tensors)
-    holdings.move_to(Tier.HOST)
-    assert all(tensor.device.type == "cpu" for tensor in tensors)
-    assert tensors[0].data_ptr() == tensors[1].data_ptr()
-    holdings.move_to(tier)
-    holdings.move_to(Tier.DEVICE)
-    assert all(tensor.device == fabric.device for tensor in tensors)
-    assert_shared(tensors)
 
 
 @pytest.mark.gpu
