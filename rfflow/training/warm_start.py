@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import Trainer
 
 from rfflow.errors import OpError
@@ -71,9 +71,19 @@ def start_at_chunk(trainer: Trainer, first_chunk: int, chunks: int) -> None:
     """Let each epoch of ``trainer`` begin with chunk ``first_chunk`` of the order its own sampler gives.
 
     Must be called before ``trainer.train()``.
+
+    Raises:
+        OpError: if the rows come as a stream, which cannot be begun in the middle and wrapped round.
     """
     if first_chunk == 0:
         return
+    # Torch's may have a length and is none the less read from its beginning; that of datasets is not one of torch's.
+    if isinstance(trainer.train_dataset, IterableDataset) or not hasattr(trainer.train_dataset, "__len__"):
+        raise OpError(
+            f"A warm start goes on behind the parent's last chunk, here with chunk {first_chunk + 1} of {chunks}, and "
+            f"the rows come as a stream ({type(trainer.train_dataset).__name__}), which has no middle to begin in. "
+            "Clone it without warm_start, or give the trainer a data set with a length."
+        )
     make_dataloader = trainer.get_train_dataloader
 
     def rotated() -> DataLoader[Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from rfflow.errors import OpError
@@ -164,3 +167,25 @@ def test_a_sampler_that_knows_its_epoch_is_told() -> None:
     rotated = Rotated(sampler, 2)
     rotated.set_epoch(9)
     assert list(rotated) == [2, 9, 1] and len(rotated) == 3
+
+
+class Endless(IterableDataset[Any]):
+    """Rows without an end, and a length that says nothing."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(lambda: {"x": 1}, None)
+
+    def __len__(self) -> int:
+        return 8
+
+
+@pytest.mark.parametrize("kind", ["torch", "datasets"])
+def test_a_stream_has_no_middle_to_begin_in(tmp_path: Path, kind: str) -> None:
+    """It is said before anything is changed; from its beginning a stream can be read."""
+    rows = Endless() if kind == "torch" else datasets.Dataset.from_dict({"x": [1, 2]}).to_iterable_dataset()
+    trainer = Trainer(network(), TrainingArguments(tmp_path, max_steps=4, report_to=[]), train_dataset=rows)
+    make = trainer.get_train_dataloader
+    start_at_chunk(trainer, 0, 4)
+    with pytest.raises(OpError, match=r"chunk 2 of 4.*as a stream \(\w+\).*Clone it without warm_start"):
+        start_at_chunk(trainer, 1, 4)
+    assert trainer.get_train_dataloader == make
