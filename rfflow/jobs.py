@@ -89,9 +89,26 @@ class Composer:
         """Jobs whose run has not ended, by number."""
         self.next_number = 0
 
-    def compose(self, number: int, overrides: Sequence[str]) -> JobReturn:
-        """Run a job's function for what it returns; if that is a run, the job waits until :meth:`end`."""
-        return self._run(number, overrides, self._load(number, overrides))
+    def load(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        """Compose a job's configuration, Hydra's own part included, and leave no trace of it yet.
+
+        Raises:
+            HydraException: if the overrides do not compose.
+        """
+        config = self._config_loader.load_sweep_config(self._config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        return config
+
+    def compose(self, number: int, overrides: Sequence[str], config: DictConfig) -> JobReturn:
+        """Run a job's function for what it returns; if that is a run, the job waits until :meth:`end`.
+
+        Args:
+            number: the job's.
+            overrides: with which its configuration was composed.
+            config: what :meth:`load` has returned.
+        """
+        return self._run(number, overrides, config)
 
     def compose_clone(self, parent: Run, overrides: Sequence[str], number: int) -> tuple[RunSpec, tuple[str, ...], Any]:
         """Compose a clone from its parent's overrides and its own.
@@ -111,7 +128,7 @@ class Composer:
     def compose_again(self, together: Sequence[str], number: int) -> tuple[RunSpec, tuple[str, ...], Any]:
         """Compose a clone whose overrides are known; otherwise as :meth:`compose_clone`."""
         try:
-            config = self._load(number, together)
+            config = self.load(number, together)
             with open_dict(config):
                 config.hydra.sweep.dir = str(self._root)
                 config.hydra.sweep.subdir = f"runs/{number}"
@@ -141,12 +158,6 @@ class Composer:
         job.result.status = status
         with job.hydra_config():
             self._callbacks.on_job_end(config=job.config, job_return=job.result)
-
-    def _load(self, number: int, overrides: Sequence[str]) -> DictConfig:
-        config = self._config_loader.load_sweep_config(self._config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
-        return config
 
     def _run(
         self, number: int, overrides: Sequence[str], config: DictConfig, configure_logging: bool = True

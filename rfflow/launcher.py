@@ -185,8 +185,10 @@ class Sweep:
         if self.refill is not None:
             numbers = self.refill.number_of(len(job_overrides), first)
         try:
-            jobs = zip(numbers, job_overrides, strict=True)
-            results = [self._compose(number, overrides) for number, overrides in jobs]
+            jobs = list(zip(numbers, job_overrides, strict=True))
+            # All of them before the first one's directory is made: nothing is there of a sweep that has a typo.
+            configs = [self._composer.load(number, overrides) for number, overrides in jobs]
+            results = [self._compose(*job, config) for job, config in zip(jobs, configs, strict=True)]
             if self._composer.waiting:
                 for result in results:
                     _ = result.return_value  # a job that failed is known now, not after hours of training the others
@@ -201,9 +203,9 @@ class Sweep:
         late, self._late = self._late, []
         return results + late
 
-    def _compose(self, number: int, overrides: Sequence[str]) -> JobReturn:
+    def _compose(self, number: int, overrides: Sequence[str], config: DictConfig) -> JobReturn:
         log.info("\t#%d : %s", number, " ".join(self._composer.setting_apart(filter_overrides(overrides))))
-        result = self._composer.compose(number, overrides)
+        result = self._composer.compose(number, overrides, config)
         self._configure_log()
         if result.status is JobStatus.FAILED and isinstance(result._return_value, ConfigError):
             raise result._return_value
@@ -249,7 +251,7 @@ class Sweep:
         for overrides in self.refill.next(runs):
             number = max(self._composer.next_number, max(run.number for run in runs) + 1)
             try:
-                result = self._compose(number, overrides)
+                result = self._compose(number, overrides, self._composer.load(number, overrides))
                 self._late.append(result)
                 _ = result.return_value
                 check_shared([*self._jobs, self._composer.waiting[number]])

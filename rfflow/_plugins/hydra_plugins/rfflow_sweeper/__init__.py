@@ -15,14 +15,21 @@ class RfflowSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs of a sweep."""
-        from rfflow.search.sweeping import make_search, run_search
-
         assert self.config is not None and self.hydra_context is not None
         words = [*self._parse_config(), *arguments]
+        if not self.config.get("search") and not any("interval(" in word for word in words):
+            return super().sweep(arguments)  # a grid, for which Optuna need not be imported
+        from rfflow.search.sweeping import make_search, run_search
+
         search = make_search(self.config, self.hydra_context.config_loader, words)
         if search is None:
             return super().sweep(arguments)
         return run_search(self, search)
+
+    def validate_batch_is_legal(self, batch: Any) -> None:
+        """Compose every job of a batch, except for our launcher: it does so itself before the first one begins."""
+        if not hasattr(self.launcher, "refill"):
+            super().validate_batch_is_legal(batch)
 
 
 @dataclass
