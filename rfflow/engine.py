@@ -268,7 +268,7 @@ class Engine:
             self._steering = Steering(self, answer, goes_on=self._saved is not None)
         for run in new:
             self._prepare(run)
-        self._foresight.check()
+        self._foresight.check({} if self._steering is None else self._steering.read_metrics)
         self._keeper.data = self._workshop.fingerprints()
         if self._saved is not None:
             self._saved.check_data(self._keeper.data)

@@ -1,4 +1,4 @@
-"""Is there the metric that ranks the runs? Asked before training where that can be known, else when there are some."""
+"""Are the metrics there that rank the runs or that policies read? Asked before training where that can be known."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Known(Protocol):
 
 
 class Foresight:
-    """Watches over ``objective.metric``."""
+    """Watches over ``objective.metric``, which it also looks for at boundaries, and over what policies read."""
 
     def __init__(self, objective: Objective):
         self._objective = objective
@@ -43,15 +43,23 @@ class Foresight:
         elif not self._is_done:
             self._runs[run] = known
 
-    def check(self) -> None:
+    def check(self, read: Mapping[str, str] | None = None) -> None:
         """Look before training.
 
+        Args:
+            read: who else reads metrics, by metric: ``{"eval_loss": "Rule 'weak'"}``.
+
         Raises:
-            ConfigError: if no run will log the metric.
+            ConfigError: if no run will log one of them.
         """
-        metric = self._objective.metric
-        if self._is_done or not self._runs or metric == "eval_loss":  # for which the training loss stands in
+        if self._is_done or not self._runs:
             return
+        if self._objective.metric != "eval_loss":  # for which the training loss stands in
+            self._check(self._objective.metric, "objective.metric is")
+        for metric, reader in (read or {}).items():
+            self._check(metric, f"{reader} reads")
+
+    def _check(self, metric: str, words: str) -> None:
         if any(known.may_have(metric) for known in self._runs.values()):
             return
         names = frozenset[str]().union(*(known.names for known in self._runs.values()))
@@ -59,10 +67,10 @@ class Foresight:
             alone = metric.removeprefix("eval_")
             hint = f" Without evaluation there is {alone!r}." if alone in names else ""
             raise ConfigError(
-                f"objective.metric is {metric!r}, and nothing is evaluated. Give dataset.eval_path, eval_split or "
+                f"{words} {metric!r}, and nothing is evaluated. Give dataset.eval_path, eval_split or "
                 f"eval_size, and leave evaluate=true.{hint}"
             )
-        raise ConfigError(f"objective.metric is {metric!r}, which no run will log.{_offer(metric, names)}")
+        raise ConfigError(f"{words} {metric!r}, which no run will log.{_offer(metric, names)}")
 
     def look(self, run: int, metrics: Mapping[str, float]) -> None:
         """Look at what a run has logged up to a boundary; warn once if the metric is not among it."""

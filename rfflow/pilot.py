@@ -46,9 +46,12 @@ class Pilot:
         self._asked: object = None
         self._said: set[str] = set()
         self.note(entries)
-        check = getattr(self._policy, "check", None)
-        if check is not None:
-            check([self._view(run) for run in experiment.runs])
+        views = [self._view(run) for run in experiment.runs]
+        if (check := getattr(self._policy, "check", None)) is not None:
+            check(views)
+        reads = getattr(self._policy, "reads", None)
+        self.reads: Mapping[str, str] = {} if reads is None else reads(views)
+        """The metrics that the policy will ask for by name, and what in it does."""
 
     def decide(self) -> list[Decision]:
         """Return what the policy asks for now, less what a person has settled; nothing where nothing has happened."""

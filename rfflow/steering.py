@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -81,6 +81,11 @@ class Steering:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def read_metrics(self) -> Mapping[str, str]:
+        """The metrics that the policy reads by name, and what in it does."""
+        return {} if self._pilot is None else self._pilot.reads
 
     def take_ops(self) -> None:
         """Apply or refuse every op that has come, those of people before those of the policy."""

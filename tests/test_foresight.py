@@ -49,6 +49,16 @@ def test_a_metric_that_no_run_will_log_is_refused(metric: str, runs: list[Known]
         foresight(metric, *runs).check()
 
 
+def test_what_a_rule_reads_and_no_run_will_log_is_refused() -> None:
+    watch = foresight("eval_loss", Known())
+    watch.check({"loss": "Rule 'weak'"})
+    with pytest.raises(ConfigError, match=r"^Rule 'weak' reads 'los', which no run will log\. Did you mean 'loss'"):
+        watch.check({"los": "Rule 'weak'"})
+    with pytest.raises(ConfigError, match=r"^Rule 'weak' reads 'eval_loss', and nothing is evaluated\. Give"):
+        watch.check({"eval_loss": "Rule 'weak'"})
+    foresight("eval_loss", Known(is_complete=False)).check({"mine": "Rule 'weak'"})
+
+
 @pytest.mark.parametrize(
     ("metric", "runs"),
     [

@@ -80,6 +80,17 @@ class Rules:
                                 f"{nearest(rest, known)} Keys at the top: {', '.join(known) or 'none'}."
                             )
 
+    def reads(self, runs: Sequence[RunView]) -> dict[str, str]:
+        """Return the metrics that expressions read, and the rule that does: names that no configuration has."""
+        found: dict[str, str] = {}
+        for rule in self.rules:
+            expressions = [expression for template in rule.overrides for expression in template.expressions]
+            for expression in [*expressions, *([rule.when] if rule.when is not None else [])]:
+                for name in map(_bare, expression.names):
+                    if name not in (*_OWN, "live") and not any(_has(run.config, name) for run in runs):
+                        found.setdefault(name, f"Rule {rule.name!r}")
+        return found
+
     def decide(self, scene: Scene) -> list[Decision]:
         """Return what the rules ask for now; a run that one rule has taken is left out by those after it."""
         decisions: list[Decision] = []

@@ -167,6 +167,21 @@ def test_what_is_not_there_yet_is_no_mistake(caplog: pytest.LogCaptureFixture) -
     assert caplog.records == []
 
 
+def test_rules_say_which_metrics_they_read() -> None:
+    made = rules(
+        {**SICK, "when": "los > 3 * best.loss and chunk > 1 and live > 2 and lr > 0"},
+        {**REFINE, "overrides": ["lr=${parent.lr * previous.eval_loss}", "peft.r=${parent.peft.r}"]},
+        {"name": "high", "when": "metric('best.rewards/margins') > 1", "do": "stop"},
+    )
+    runs = [RunView(0, "queued", 4, config={"lr": 1, "peft": {"r": 8}})]
+    assert made.reads(runs) == {
+        "los": "Rule 'sick'",
+        "loss": "Rule 'sick'",
+        "eval_loss": "Rule 'refine'",
+        "rewards/margins": "Rule 'high'",
+    }
+
+
 def test_files_and_lists_go_together(tmp_path: Path) -> None:
     file = tmp_path / "rules.yaml"
     file.write_text('rules:\n- {name: sick, when: "loss > 3", do: delete}\n')

@@ -16,7 +16,9 @@ from rfflow.control.selection import Numbers, Ranked
 from rfflow.engine import Engine
 from rfflow.errors import ConfigError
 from rfflow.policies import Decision, Scene
-from rfflow.runs import Callback, Experiment, Run, RunState
+from rfflow.runs import Callback, Experiment, ExperimentPaths, Run, RunState
+from rfflow.spec import ControlSpec, ExperimentSpec
+from tests.tiny import run_spec
 from tests.toy import put, quick_inbox, toy_engine, toy_spec  # noqa: F401
 
 HALVING = {"_target_": "rfflow.policies.Halving", "dry_run": False}
@@ -180,3 +182,21 @@ def test_a_wrong_policy_is_said_before_training(tmp_path: Path, policy: Policy, 
         engine.run()
     assert said in str(error.value)
     assert all(run.state is RunState.QUEUED for run in engine.experiment.runs)
+
+
+def test_a_metric_that_a_rule_misspells_is_said_before_training(
+    tmp_path: Path, tiny_model: Path, tiny_data: Path
+) -> None:
+    rule = {"name": "sick", "when": "mean_token_acuracy < 0.1", "do": "stop"}
+    spec = ExperimentSpec(
+        "tiny",
+        accelerator="cpu",
+        control=ControlSpec(enabled=False),
+        policy={"_target_": "rfflow.policies.Rules", "rules": [rule]},
+    )
+    engine = Engine(spec, ExperimentPaths(tmp_path))
+    engine.add(run_spec(tiny_model, tiny_data), 0)
+    with pytest.raises(ConfigError, match=r"Rule 'sick' reads .* Did you mean 'mean_token_accuracy'"):
+        engine.run()
+    engine.close()
+    assert engine.experiment.run(0).step == 0
