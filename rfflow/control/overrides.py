@@ -12,13 +12,14 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rfflow import spec
 from rfflow.control.selection import shown
 from rfflow.errors import OpError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-EXPERIMENT_KEYS = ("name", "objective", "engine", "loggers", "callbacks", "control", "policy", "search", "resume")
+EXPERIMENT_KEYS = (*spec.EXPERIMENT_KEYS, "resume")
 """Top-level keys that all runs share: a clone cannot have its own."""
 CODE_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_", "trust_remote_code")
 """Keys that say, at any depth, which code runs and how it is called."""
@@ -79,6 +80,7 @@ def _parse(text: str, config_loader: Any) -> Override:
         return OverridesParser.create(config_loader).parse_overrides([text])[0]
     except (HydraException, ValueError, ArithmeticError, RecursionError) as error:
         reason = str(error).split("\nSee ")[0][-200:] if isinstance(error, HydraException) else "it cannot be read"
+        reason = reason.partition(" expecting {")[0].replace("<EOF>", "its end")
         hint = ""
         if "=" not in text:
             hint = ' Write key=value. In a YAML list, quote an override that holds a comma: ["lr=1e-4,5e-4"].'
@@ -94,9 +96,10 @@ def _check_key(text: str, override: Override) -> None:
             raise OpError(
                 f"The override {shown(text)} sets Hydra itself. An op may change the configuration of a run only."
             )
-        if parts[0] in EXPERIMENT_KEYS:
+        section = parts[1:2] if parts[0] == "rfflow" else parts[:1]  # an app of one's own has ours in a section
+        if section and section[0] in EXPERIMENT_KEYS:
             raise OpError(
-                f"The override {shown(text)} sets {parts[0]}, which all runs share. Not allowed in an op: "
+                f"The override {shown(text)} sets {section[0]}, which all runs share. Not allowed in an op: "
                 f"{', '.join(EXPERIMENT_KEYS)}."
             )
         _check_names(text, parts)
