@@ -24,6 +24,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -76,17 +77,17 @@ function click(selector, text) {
   return wanted.length > 0;
 }
 """
-SCALARS = "?smoothing=0&runFilter=%5E%5Cd%2B%24&tagFilter=%5E(eval%7Ctrain)%2Floss%24#timeseries"
+SCALARS = "?smoothing=0&runFilter=%5E%5Cd%2B%24&tagFilter={tags}#timeseries"
 COLUMNS = "tb-data-table-column-selector-component"
 
 
-def pages(column: str) -> dict[str, tuple[str, Sequence[str]]]:
+def pages(column: str, tags: Sequence[str]) -> dict[str, tuple[str, Sequence[str]]]:
     """Return where each page is, and what is done to it, one after the other, until each script returns true."""
     return {
         "scalars": (
-            SCALARS,
+            SCALARS.format(tags=urllib.parse.quote(f"^({'|'.join(tags)})$")),
             (
-                "return find('line-chart').length == 2",
+                f"return find('line-chart').length == {len(tags)}",
                 """return click('button[aria-label="Toggle settings side pane"]')""",
                 """return !click('button[aria-label="Deselect fob"]')""",
                 """return click('button[title="Add Column"]')""",
@@ -95,7 +96,7 @@ def pages(column: str) -> dict[str, tuple[str, Sequence[str]]]:
             ),
         ),
         "hparams": ("#hparams", ("return find('vaadin-grid').length > 0",)),
-        "custom-scalars": ("#custom_scalars", ("return find('vz-line-chart2').length == 3",)),
+        "custom-scalars": ("#custom_scalars", ("return find('vz-line-chart2').length >= 3",)),
     }
 
 
@@ -135,7 +136,7 @@ class Browser:
         file.write_bytes(base64.b64decode(answer["data"]))
 
 
-async def take(experiment: Path, prefix: str, column: str, width: int, height: int) -> None:
+async def take(experiment: Path, prefix: str, column: str, tags: Sequence[str], width: int, height: int) -> None:
     """Take a picture of each page."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
@@ -157,7 +158,7 @@ async def take(experiment: Path, prefix: str, column: str, width: int, height: i
             await browser.ask("Page.enable")
             size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
             await browser.ask("Emulation.setDeviceMetricsOverride", **size)
-            for name, (place, scripts) in pages(column).items():
+            for name, (place, scripts) in pages(column, tags).items():
                 await browser.ask("Page.navigate", url=f"http://127.0.0.1:{board}/{place}")
                 for script in scripts:
                     await browser.until(script)
@@ -206,6 +207,7 @@ if __name__ == "__main__":
     parser.add_argument("experiment", type=Path, help="its directory, such as outputs/sft/2026-01-31_12-00-00")
     parser.add_argument("prefix", help="what the pictures' names begin with, such as docs/pictures/sft")
     parser.add_argument("--column", default="lr", help="the swept key that names the runs")
+    parser.add_argument("--tags", nargs="+", default=["eval/loss", "train/loss"], help="whose curves are shown")
     parser.add_argument("--size", type=int, nargs=2, default=(1280, 560), metavar=("WIDTH", "HEIGHT"))
     given = parser.parse_args()
-    asyncio.run(take(given.experiment, given.prefix, given.column, *given.size))
+    asyncio.run(take(given.experiment, given.prefix, given.column, given.tags, *given.size))
