@@ -183,6 +183,16 @@ def test_a_warm_start_needs_the_same_architecture(spec: Callable[..., RunSpec], 
     assert not experiment.paths.run(1).root.exists()
 
 
+def test_a_clone_that_cannot_fit_is_refused_with_the_figures(spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+    """Before its adapter is made, which would take the whole process along; the parent trains on."""
+    op = {"op": "clone", "run": 0, "overrides": ["peft.r=1000000000"]}
+    experiment, _ = play(tmp_path, [spec()], {(0, 0): op})
+    assert [run.state for run in experiment.runs] == [RunState.COMPLETED]
+    said = refusal(tmp_path)
+    assert "Training its adapter needs" in said and "GB are free" in said and "a smaller peft.r" in said
+    assert not experiment.paths.run(1).root.exists()
+
+
 def test_a_deleted_run_leaves_the_device_and_keeps_its_checkpoints(
     spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from rfflow.control.journal import Journal
 from rfflow.engine import Engine
 from rfflow.errors import ConfigError
 from rfflow.runs import Callback, ChunkResult, Experiment, Run, RunState
+from rfflow.saved import read
 from rfflow.spec import MemorySpec, RunSpec
 from tests.tiny import run_spec
 from tests.toy import ToyTrainee, put, quick_inbox, toy_engine, toy_spec
@@ -213,6 +214,16 @@ def test_a_run_that_exits_fails_alone(tmp_path: Path, monkeypatch: pytest.Monkey
     engine = toy_engine(tmp_path, [toy_spec(), toy_spec()])
     assert play(engine) == [RunState.FAILED, RunState.COMPLETED]
     assert isinstance(engine.experiment.runs[0].error, SystemExit)
+
+
+def test_a_clone_is_not_taken_for_one_that_was_refused_before_it(tmp_path: Path) -> None:
+    """The refused one would have started warm and had the same number."""
+    refused = [{"op": "clone", "run": 0, "overrides": ["lr=2"], "warm_start": True}, {"op": "stop", "run": 7}]
+    steps = [At(0, 0, drop(refused)), At(0, 1, drop({"op": "clone", "run": 0, "overrides": ["lr=3"]}, "cold.yaml"))]
+    engine = toy_engine(tmp_path, [toy_spec()], steps)
+    assert play(engine) == [RunState.COMPLETED] * 2 and refusal(tmp_path)
+    saved = read(engine.experiment.paths.state)
+    assert saved is not None and [run.is_warm for run in saved.runs] == [False, False]
 
 
 def test_a_stopped_run_cannot_be_resumed_once_the_experiment_was_closed(tmp_path: Path) -> None:
