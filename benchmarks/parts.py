@@ -85,9 +85,10 @@ def _per_boundary(watched: dict[str, Any]) -> dict[str, float]:
     hooks = sum(value for name, value in total.items() if name.startswith("hook on_") and "experiment" not in name)
     seconds = {
         "switches": sum(chunk["switch"] for chunk in watched["chunks"]),
-        "weights file": total["weights"],
+        "small files of the checkpoint": total["draft"],
+        "waiting for the checkpoint before": total.get("waiting", 0.0),
+        "experiment.json": total["saved"],
         "check of the base": total["fingerprint"],
-        "count of the run's bytes": total["holdings"],
         "callbacks and loggers": hooks + total["loggers"],
         "inbox and status file": total["inbox"],
         "scheduler": total["scheduler"],

@@ -15,9 +15,11 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
+from rfflow.checkpoints import Writer
 from rfflow.control.inbox import Inbox
 from rfflow.control.status import StatusFile
 from rfflow.engine import Engine
+from rfflow.keeping import Keeper
 from rfflow.runs import ChunkResult, Experiment
 from rfflow.scheduler import Scheduler
 from rfflow.steering import Steering
@@ -29,7 +31,9 @@ from rfflow.training.trainee import Trainee
 TIMED: dict[str, tuple[type, str]] = {
     "training": (TrainerCoroutine, "resume"),
     "resume": (Trainee, "resume"),
-    "weights": (Fabric, "save"),
+    "draft": (Keeper, "draft"),
+    "saved": (Keeper, "write"),
+    "waiting": (Writer, "wait"),
     "fingerprint": (Base, "check_untouched"),
     "holdings": (Holdings, "measure"),
     "loggers": (Fabric, "log_dict"),
