@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import random
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,40 +167,85 @@ def test_a_disk_without_room_stops_training_and_loses_nothing(tmp_path: Path, un
     assert stopped
 
 
-def test_a_full_file_system(tmp_path: Path) -> None:
-    """A real one, of 200 kB: training stops, the last good checkpoints are whole, and with room it goes on."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 200 kB; what root may do to it is what hardware does to others."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not mount("-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)):
         pytest.skip("mounting is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def mount(*words: str) -> bool:
     try:
-        filler = disk / "filler"
+        return subprocess.run(["mount", *words], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
 
-        class Fill(Callback):
-            def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
-                if (run.number, result.chunk) == (1, 1):
-                    with filler.open("wb") as file:
-                        try:
-                            while True:
-                                file.write(b"x" * 1024)
-                                file.flush()
-                        except OSError:
-                            pass
 
-        root = disk / "experiment"
-        specs = [toy_spec(chunks=4), toy_spec(chunks=4)]
-        engine = toy_engine(root, specs, [Fill()], checkpoint=CheckpointSpec())
-        with pytest.raises(EngineError, match=r"No space left on device.*resume="):
-            engine.run()
-        engine.close()
-        filler.unlink()
+def goes_on(root: Path) -> None:
+    """Go on with two runs of four chunks, to the end."""
+    play(root, plan={})
+    state = saved.read(ExperimentPaths(root).state)
+    assert state is not None and [run.state for run in state.runs] == [RunState.COMPLETED] * 2
+    assert [len(run.chunks) for run in state.runs] == [4, 4]
+
+
+def test_a_full_file_system(disk: Path) -> None:
+    """A real one: training stops, the last good checkpoints are whole, and with room it goes on."""
+    filler = disk / "filler"
+
+    class Fill(Callback):
+        def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
+            if (run.number, result.chunk) == (1, 1):
+                with filler.open("wb") as file, contextlib.suppress(OSError):
+                    while True:
+                        file.write(b"x" * 1024)
+                        file.flush()
+
+    root = disk / "experiment"
+    engine = toy_engine(root, [toy_spec(chunks=4), toy_spec(chunks=4)], [Fill()], checkpoint=CheckpointSpec())
+    with pytest.raises(EngineError, match=r"No space left on device.*resume="):
+        engine.run()
+    engine.close()
+    filler.unlink()
+    goes_on(root)
+
+
+def test_a_file_system_that_becomes_read_only(disk: Path) -> None:
+    """As Linux makes of a disk with errors: training stops; nothing begins there, or goes on, until it is mended."""
+
+    class Break(Callback):
+        def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
+            if (run.number, result.chunk) == (1, 1):
+                engine._keeper.wait_for_all()  # nobody may hold a file open for writing
+                assert mount("-o", "remount,ro", str(disk))
+
+    root, specs = disk / "experiment", [toy_spec(chunks=4), toy_spec(chunks=4)]
+    # Without a control directory, whose lock is a file that is held open.
+    engine = toy_engine(root, specs, [Break()], checkpoint=CheckpointSpec(), enabled=False)
+    with pytest.raises(EngineError, match=r"Read-only file system.*resume="):
+        engine.run()
+    engine.close()
+    steps = [Checkpoints(ExperimentPaths(root).run(run).checkpoints).steps() for run in (0, 1)]
+    assert steps == [[6, 3], [3]]
+    with pytest.raises(ConfigError, match="Read-only file system"):
+        toy_engine(disk / "another")
+    with pytest.raises(ConfigError, match=r"control.*Read-only file system"):
         play(root, plan={})
-        state = saved.read(ExperimentPaths(root).state)
-        assert state is not None and [run.state for run in state.runs] == [RunState.COMPLETED] * 2
-        assert [len(run.chunks) for run in state.runs] == [4, 4]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    engine = toy_engine(root, enabled=False, checkpoint=CheckpointSpec())
+    state = saved.read(engine.experiment.paths.state)
+    assert state is not None
+    engine.go_on(state)
+    for record, spec in zip(state.runs, specs, strict=True):
+        resuming.take_up(engine, engine.add(spec, record.number), record)
+    with pytest.raises(EngineError, match=r"Read-only file system.*resume="):
+        engine.run()
+    engine.close()
+    assert mount("-o", "remount,rw", str(disk))
+    goes_on(root)
 
 
 def test_a_directory_that_vanishes(tmp_path: Path) -> None:

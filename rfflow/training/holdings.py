@@ -5,6 +5,7 @@ A tensor keeps its identity and its bits on the way: only its storage moves, so 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -180,9 +181,10 @@ class Holdings:
         self._mark = self._lane.mark()
 
     def forget(self) -> None:
-        """Remove what lies on disk."""
+        """Remove what lies on disk, where that can be: a disk that has become read-only is said by who needs it."""
         self._ahead = self._homes = None
-        self._file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._file.unlink(missing_ok=True)
 
     def _to_host(self) -> None:
         self._moved = _Moved.all_of(self._tensors())
