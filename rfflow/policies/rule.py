@@ -126,7 +126,8 @@ def _count(value: object, where: str) -> int | None:
 
 def read_file(file: str) -> list[Any]:
     try:
-        document = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        text = Path(file).read_text(encoding="utf-8")
+        document = yaml.safe_load(text.replace("\\${", "${"))  # as it is written for Hydra
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"policy.file is {file!r}, which cannot be read: {error}") from error
     if isinstance(document, Mapping):

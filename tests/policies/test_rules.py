@@ -182,6 +182,12 @@ def test_rules_say_which_metrics_they_read() -> None:
     }
 
 
+def test_a_policy_of_the_configuration_is_a_file_of_rules_too() -> None:
+    made = Rules(file=str(Path(__file__).parents[2] / "conf/policy/pbt.yaml"))
+    assert [rule.name for rule in made.rules] == ["done", "exploit", "explore"]
+    assert [template.text for template in made.rules[-1].overrides] == ["lr=${parent.lr * 0.8},${parent.lr * 1.25}"]
+
+
 def test_files_and_lists_go_together(tmp_path: Path) -> None:
     file = tmp_path / "rules.yaml"
     file.write_text('rules:\n- {name: sick, when: "loss > 3", do: delete}\n')

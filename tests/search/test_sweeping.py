@@ -380,6 +380,21 @@ def test_failed_runs_do_not_break_the_search(tmp_path: Path, engines: Any) -> No
     assert {(trial.params["y"], trial.state.name) for trial in app.trials} == {("2", "COMPLETE"), ("9", "FAIL")}
 
 
+@pytest.mark.parametrize("sampler", ["nsga2", "tpe"])
+def test_runs_are_weighed_by_several_objectives(tmp_path: Path, engines: Any, sampler: str) -> None:
+    """A run that is done is told with the last values of both metrics, and the next are asked for meanwhile."""
+    _, made = engines()
+    objectives = [{"metric": "eval_loss", "direction": "minimize"}, {"metric": "loss", "direction": "maximize"}]
+    app = App(tmp_path, sampler=sampler, n_trials=2, budget=5, objectives=objectives)
+    app.sweep(PARABOLA, "y=choice(2,4,9)", task=run_of)
+    runs = {run.number: run for run in made[0].experiment.runs}
+    assert len(runs) == 5 and "COMPLETE" in app.states()
+    for trial in app.trials:
+        run = runs[trial.user_attrs["run"]]
+        failed = trial.params["y"] == "9"
+        assert trial.values == (None if failed else [run.metrics["eval_loss"], run.metrics["loss"]])
+
+
 def test_a_clone_joins_the_study_with_its_parent(tmp_path: Path, engines: Any) -> None:
     engines(ops={3: {"op": "clone", "run": 0, "overrides": ["x=1.5"]}})
     app = App(tmp_path, n_trials=2)
