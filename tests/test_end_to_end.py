@@ -48,6 +48,7 @@ def test_runs_are_stopped_cloned_resumed_and_deleted_while_the_experiment_goes(
 
         assert ask("clone", "0", "lr=5e-3", "--warm-start") == ctl.OK, "".join(said)
         assert ask("clone", "0", "lrr=5e-3") == ctl.FAILED
+        assert ask("clone", "4", "peft.r=2") == ctl.OK  # one of a clone
         assert ask("resume", "1") == ctl.OK
         assert ask("stop", "3") == ctl.FAILED
         assert ask("delete", "2") == ctl.OK
@@ -58,11 +59,19 @@ def test_runs_are_stopped_cloned_resumed_and_deleted_while_the_experiment_goes(
     assert "Run 0 was cloned as run 4" in told.out and "it is completed" in told.err and "lrr" in told.err
     with open(out / "runs.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["state"] for row in rows] == ["completed", "completed", "deleted", "completed", "completed"]
-    assert [row["parent"] for row in rows] == ["", "", "", "", "0"]
+    assert [row["state"] for row in rows] == [
+        "completed",
+        "completed",
+        "deleted",
+        "completed",
+        "completed",
+        "completed",
+    ]
+    assert [row["parent"] for row in rows] == ["", "", "", "", "0", "4"]
     assert (out / "runs" / "4" / ".hydra" / "overrides.yaml").is_file()
     assert "lr=5e-3" in yaml.safe_load((out / "runs" / "4" / ".hydra" / "overrides.yaml").read_text())
-    assert not (out / "runs" / "5").exists()
+    assert {"lr=5e-3", "peft.r=2"} < set(yaml.safe_load((out / "runs" / "5" / ".hydra" / "overrides.yaml").read_text()))
+    assert not (out / "runs" / "6").exists()
     entries = [json.loads(line) for line in (out / "ops.jsonl").read_text().splitlines()]
     assert [(entry["op"], entry["outcome"]) for entry in entries] == [
         ("stop", "applied"),
@@ -70,6 +79,7 @@ def test_runs_are_stopped_cloned_resumed_and_deleted_while_the_experiment_goes(
         ("unknown", "refused"),
         ("clone", "applied"),
         ("clone", "refused"),
+        ("clone", "applied"),
         ("resume", "applied"),
         ("stop", "refused"),
         ("delete", "applied"),

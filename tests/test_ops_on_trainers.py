@@ -17,7 +17,7 @@ from rfflow.engine import Engine
 from rfflow.errors import ConfigError
 from rfflow.runs import Callback, ChunkResult, Experiment, ExperimentPaths, Run, RunState
 from rfflow.spec import ControlSpec, ExperimentSpec, MemorySpec, RunSpec
-from tests.tiny import run_spec
+from tests.tiny import make_data, make_model, run_spec
 from tests.training.plain import Outcome, train_alone
 from tests.training.test_exactness import outcomes
 
@@ -39,6 +39,8 @@ class Composer:
                 spec = replace(spec, trainer=replace(spec.trainer, args={**spec.trainer.args, name: value}))
             elif section == "peft":
                 spec = replace(spec, peft={**(spec.peft or {}), name: value})
+            elif section in ("model", "dataset"):
+                spec = replace(spec, **{section: replace(getattr(spec, section), **{name: value})})
             elif key == "chunks":
                 spec = replace(spec, chunks=value)
             else:
@@ -150,6 +152,17 @@ def test_a_clone_trains_as_its_own_configuration_would_alone(spec: Callable[...,
         alone = spec(peft={"r": 8}, args={"learning_rate": rate, "per_device_train_batch_size": 3})
         assert not together[str(number)].differences(train_alone(alone, tmp_path / "alone" / str(number)))
     assert [entry["op"] for entry in map(json.loads, experiment.paths.ops.read_text().splitlines())] == ["clone"] * 2
+
+
+def test_a_clone_may_have_another_base_model_and_other_rows(spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+    """From a stopped parent; the other model is loaded beside the first."""
+    model, data = make_model(tmp_path / "other", layers=1, seed=1), make_data(tmp_path / "other.jsonl", rows=40)
+    overrides = [f"model.name={model}", f"dataset.path={data}", "chunks=2"]
+    ops = [{"op": "stop", "run": 0}, {"op": "clone", "run": 0, "overrides": overrides}]
+    experiment, together = play(tmp_path / "experiment", [spec()], {(0, 0): ops})
+    assert [run.state for run in experiment.runs] == [RunState.STOPPED, RunState.COMPLETED]
+    alone = run_spec(model, data, chunks=2)
+    assert not together["1"].differences(train_alone(alone, tmp_path / "alone"))
 
 
 def test_a_warm_start_takes_the_weights_and_nothing_else(spec: Callable[..., RunSpec], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rfflow.control.inbox import Inbox
 from rfflow.control.journal import Journal
 from rfflow.engine import Engine
 from rfflow.errors import ConfigError
@@ -129,6 +130,16 @@ def test_a_journal_that_cannot_be_written_does_not_end_the_experiment(
     assert play(toy_engine(tmp_path, [toy_spec(), toy_spec()], steps)) == [RunState.COMPLETED, RunState.STOPPED]
     assert (tmp_path / "control" / "done" / "op.yaml").is_file() and refusal(tmp_path, "bad.yaml")
     assert "No space left on device" in caplog.text
+
+
+def test_nothing_is_done_while_the_engine_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second of waiting is a handful of looks at the directory, and nobody turns round in a loop."""
+    looks = []
+    names = Inbox._names
+    monkeypatch.setattr(Inbox, "_names", lambda self: looks.append(1) or names(self))
+    engine = toy_engine(tmp_path, [toy_spec()], [At(0, 0, drop({"op": "stop", "run": 0}))], idle_timeout=0.5)
+    assert play(engine) == [RunState.STOPPED]
+    assert len(looks) < 12
 
 
 def test_the_status_says_at_the_end_that_nobody_waits(tmp_path: Path) -> None:
