@@ -151,18 +151,18 @@ def measure(laws: Sequence[Law], curves: Sequence[Curve], outcome: Outcome) -> F
     one_by_one = [(curve.number, chunk) for curve in curves for chunk in range(CHUNKS)]
     whole, fair = [], []
     for tolerance in TOLERANCES:
-        before = _reaches(curves, one_by_one, best * (1 + tolerance))
-        after = _reaches(curves, outcome.order, best * (1 + tolerance))
+        before = reaches(curves, one_by_one, best * (1 + tolerance))
+        after = reaches(curves, outcome.order, best * (1 + tolerance))
         assert before is not None
         whole.append(len(one_by_one) / after if after else 0.0)
         fair.append(before / after if after else 0.0)
     return Figures(outcome.spent / len(one_by_one), regret, tuple(whole), tuple(fair))
 
 
-def _reaches(curves: Sequence[Curve], order: Sequence[tuple[int, int]], goal: float) -> int | None:
+def reaches(curves: Sequence[Curve], order: Sequence[tuple[int, int]], goal: float, metric: str = "loss") -> int | None:
     """Return after how many chunk-units some run has shown a loss as good as the goal."""
     for spent, (run, chunk) in enumerate(order, 1):
-        if curves[run].metrics[chunk]["loss"] <= goal:
+        if curves[run].metrics[chunk][metric] <= goal:
             return spent
     return None
 
@@ -194,8 +194,8 @@ def tables(figures: dict[tuple[str, int, str], list[Figures]], sizes: Sequence[i
         for name in POLICIES:
             for size in sizes:
                 cells = figures[family, size, name]
-                spent = _spread([100 * cell.spent for cell in cells], "{:.0f}", " %")
-                lines.append(f"| {name} | {size} | {spent} | {_spread([cell.regret for cell in cells], '{:.2f}')} |")
+                spent = spread([100 * cell.spent for cell in cells], "{:.0f}", " %")
+                lines.append(f"| {name} | {size} | {spent} | {spread([cell.regret for cell in cells], '{:.2f}')} |")
     lines += ["", "### Time to a comparable best loss", ""]
     heads = [f"{kind} {100 * tolerance:.0f} %" for kind in ("all /", "until /") for tolerance in TOLERANCES]
     lines += [f"| curves | policy | configurations | {' | '.join(heads)} |", "|---|---|--:" + "|--:" * len(heads) + "|"]
@@ -205,23 +205,33 @@ def tables(figures: dict[tuple[str, int, str], list[Figures]], sizes: Sequence[i
                 cells = figures[family, size, name]
                 columns = [*zip(*(cell.whole for cell in cells), strict=True)]
                 columns += [*zip(*(cell.fair for cell in cells), strict=True)]
-                texts = [_reached(list(column)) for column in columns]
+                texts = [reached(list(column)) for column in columns]
                 lines.append(f"| {family} | {name} | {size} | {' | '.join(texts)} |")
     return "\n".join(lines[1:])
 
 
-def _reached(values: Sequence[float]) -> str:
+def reached(values: Sequence[float]) -> str:
+    """Write how many times as fast; 0 is never."""
     missed = sum(value == 0 for value in values)
-    return _spread(values, "{:.1f}", "x") + (f"; {missed}/{len(values)} never" if missed else "")
+    return spread(values, "{:.1f}", "x") + (f"; {missed}/{len(values)} never" if missed else "")
 
 
-def _spread(values: Sequence[float], form: str, unit: str = "") -> str:
+def spread(values: Sequence[float], form: str, unit: str = "") -> str:
+    """Write the median, and in brackets the middle 80 %."""
     if len(values) < 2:
         return form.format(values[0]) + unit
     deciles = quantiles(values, n=10, method="inclusive")
     low, high = form.format(deciles[0]), form.format(deciles[-1])
     middle = form.format(median(values)) + unit
     return middle if low == high else f"{middle} ({low}-{high})"
+
+
+def put_between(begin: str, end: str, text: str) -> None:
+    """Put a text into the page, in the place of what stands between two marks."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -234,10 +244,7 @@ def main() -> None:
     text = tables(run_all(args.sizes, args.seeds), args.sizes)
     print(text)
     if args.write:
-        page = PAGE.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+        put_between(BEGIN, END, text)
 
 
 if __name__ == "__main__":
