@@ -7,7 +7,6 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,14 +34,24 @@ CHANGES = {
     "dpo": ["trainer.args.max_length=256"],
     "grpo": ["trainer.args.max_completion_length=4", "trainer.args.num_generations=2"],
 }
+OTHERS = [
+    ("trainer=kto", "objective.metric=eval_loss", "objective.direction=minimize"),
+    ("trainer=reward", "objective.metric=eval_accuracy"),
+]
 
 
 @pytest.mark.parametrize(
-    ("recipe", "rows", "metric"), [("dpo", PAIRS, "eval_rewards/accuracies"), ("grpo", PROBLEMS, "reward")]
+    ("recipe", "chosen", "metric"),
+    [
+        ("dpo", (), "eval_rewards/accuracies"),
+        *[("dpo", words, words[1].partition("=")[2]) for words in OTHERS],
+        ("grpo", (), "reward"),
+        ("grpo", ("trainer=rloo",), "reward"),
+    ],
 )
 def test_it_trains(
     recipe: str,
-    rows: list[dict[str, Any]],
+    chosen: tuple[str, ...],
     metric: str,
     tiny_model: Path,
     tmp_path: Path,
@@ -51,16 +60,17 @@ def test_it_trains(
     """For a few steps, with the recipe's own function and rewards, on rows like its own."""
     from rfflow import __main__ as cli
 
-    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    file = write_jsonl(tmp_path / "rows.jsonl", {"dpo": PAIRS, "grpo": PROBLEMS}[recipe])
     monkeypatch.chdir(tmp_path)
-    words = [f"+recipe={recipe}", "model=hub", f"model.name={tiny_model}", f"dataset.path={file}", "chunks=2"]
+    words = [f"+recipe={recipe}", *chosen, "model=hub", f"model.name={tiny_model}", f"dataset.path={file}", "chunks=2"]
     words += ["dataset.eval_size=4", "dataset.max_samples=8", "peft=lora_small", "--multirun", "lr=1e-3,1e-4"]
     monkeypatch.setattr(sys, "argv", ["rfflow", *words, *CHANGES[recipe]])
     cli.main()
     (root,) = Path("outputs", recipe).iterdir()
     with open(root / "runs.csv", encoding="utf-8") as file:
         runs = list(csv.DictReader(file))
-    assert [(run["state"], run["chunk"], run["step"]) for run in runs] == [("completed", "2", "4")] * 2
+    steps = "8" if "trainer=kto" in chosen else "4"  # it takes pairs apart
+    assert [(run["state"], run["chunk"], run["step"]) for run in runs] == [("completed", "2", steps)] * 2
     assert all(run["objective"] == run[metric] for run in runs)
 
 
@@ -75,6 +85,7 @@ def test_every_command_of_its_page_composes(
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "recipes" / recipe / "README.md").read_text(encoding="utf-8")
     commands = re.findall(r"(?m)^ {4}python -m rfflow (.*)$", page)
+    assert all(" ".join(words) in page for words in OTHERS if recipe == "dpo")
     assert len(commands) >= 5 and page.startswith("    python -m rfflow")
     for command in commands:
         rfflow = Shell(capsys, monkeypatch)
@@ -87,6 +98,26 @@ def test_every_command_of_its_page_composes(
             if run.spec.peft:
                 values = {key: value for key, value in run.spec.peft.items() if key != "_target_"}
                 check_values(import_object(run.spec.peft["_target_"]), values, "peft")
+
+
+def test_vllm_is_reached_by_trls_own_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the training, or a server; but one server cannot have the weights of two runs."""
+    monkeypatch.chdir(tmp_path)
+    rfflow = Shell(capsys, monkeypatch)
+    page = (ROOT / "recipes/grpo/README.md").read_text(encoding="utf-8")
+    colocate, server = (
+        next(line for line in re.findall(r"(?m)^ {4}python -m rfflow (.*)$", page) if f"vllm_mode={mode}" in line)
+        for mode in ("colocate", "server")
+    )
+    assert "vllm_enable_sleep_mode: true" in rfflow(*shlex.split(colocate.partition("--multirun")[0]), "--cfg", "job")
+    assert "vllm_mode: server" in rfflow(*shlex.split(server), "--cfg", "job") and not rfflow.engines
+    said = rfflow(*shlex.split(server), "--multirun", "lr=1e-5,1e-6")
+    assert rfflow.status == 1 and not rfflow.engines
+    assert "Runs 0 and 1 both generate with the vLLM server http://127.0.0.1:8000, and a server has the" in said
+    rfflow(*shlex.split(colocate))
+    assert rfflow.status == 0 and len(rfflow.labels) == 2
 
 
 def test_rows_become_preferences_and_prompts() -> None:

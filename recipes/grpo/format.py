@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-SYSTEM = """Answer in this form, with a whole number in the answer:
+SYSTEM = """Answer in this form:
 <reasoning>
 ...
 </reasoning>
@@ -16,7 +16,7 @@ SYSTEM = """Answer in this form, with a whole number in the answer:
 
 EXAMPLE = (
     "Tom has 2 pens and buys 3 more. How many pens does he have?",
-    "<reasoning>\nTom has 2 pens and gets 3. 2 + 3 = 5.\n</reasoning>\n<answer>\n5\n</answer>",
+    "<reasoning>\n2 + 3 = 5\n</reasoning>\n<answer>\n5\n</answer>",
 )
 
 

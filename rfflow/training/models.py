@@ -219,7 +219,7 @@ def _refusals(where: str, written: str, loaded: str, part: str = "model") -> Ite
             ) from error
         if "attn_implementation" in str(error) or "FlashAttention" in str(error):
             raise ConfigError(
-                f"model.attn_implementation cannot be: {_reason(error)} Leave it out for what the model takes by itself."
+                f"model.attn_implementation cannot be: {_reason(error)} Leave it out for what suits the model."
             ) from error
         if any(hint in str(error) for hint in ("device_map", "accelerator device", "CUDA enabled", "device ordinal")):
             raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rfflow.errors import ConfigError
 from rfflow.runs import RunState
 from rfflow.spec import RunSpec
+from rfflow.training.reward_models import reward_model
 from tests.tiny import make_rows, run_spec, write_jsonl
 from tests.training.plain import train_alone
 from tests.training.test_exactness import train_together
@@ -245,6 +248,18 @@ def test_judges_are_tried_before_training(
     run = replace(run, trainer=replace(run.trainer, kwargs={"reward_funcs": [node]}))
     with pytest.raises(ConfigError, match=said):
         train_together([run], tmp_path / "experiment")
+
+
+def test_an_adapter_of_a_reward_model_judges(tiny_model: Path, tmp_path: Path) -> None:
+    """What trainer=reward saves, head and all; whoever asks for it again gets the same weights."""
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+    trained = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, init_lora_weights=False)).eval()
+    trained.save_pretrained(tmp_path / "final")
+    one, other = (reward_model(str(tmp_path / "final"), "here", {}) for _ in range(2))
+    ids = torch.arange(3, 11)[None]
+    with torch.inference_mode():
+        assert torch.equal(one(ids).logits, trained(ids).logits)
+    assert one is not other and all(map(operator.is_, one.parameters(), other.parameters()))
 
 
 def test_a_function_may_be_silent_beside_another(spec: Spec, tmp_path: Path) -> None:
