@@ -22,6 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from rfflow import resuming
+from rfflow.config_files import escaped_words
 from rfflow.errors import ConfigError, RunFailed
 from rfflow.interruption import Interrupted
 from rfflow.jobs import Composer, Job, check_shared, is_composing
@@ -87,7 +88,7 @@ def _train(cfg: DictConfig, read: Callable[[DictConfig], RunSpec]) -> RunSpec | 
     if is_composing():
         return spec
     hydra = HydraConfig.get()
-    overrides = tuple(hydra.overrides.task)
+    overrides = tuple(escaped_words(hydra.overrides.task))
     paths = ExperimentPaths(_relative(Path(hydra.runtime.output_dir)))
     config = cast(DictConfig, cast(DictConfig, hydra)._get_parent())
     composer = Composer(config, GlobalHydra.instance().config_loader(), Callbacks(), read, paths.root)

@@ -11,6 +11,7 @@ from rfflow import __main__ as cli
 from rfflow import replay
 from rfflow.pilot import make_policy
 from rfflow.policies import Rules
+from tests.stub_engine import StubEngine
 from tests.test_cli import Shell, rfflow  # noqa: F401
 from tests.test_replay import record
 
@@ -70,11 +71,25 @@ policy:
 
 
 @pytest.mark.parametrize("sweep", [["lr=1e-3"], ["--multirun", "lr=1e-3,1e-4"]], ids=["alone", "sweep"])
-def test_rules_on_the_command_line(rfflow: Shell, sweep: list[str]) -> None:  # noqa: F811
+def test_rules_on_the_command_line(
+    rfflow: Shell,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    sweep: list[str],
+) -> None:
+    """Clones are composed with the same words, once more."""
+    clones = []
+
+    def run(engine: StubEngine) -> None:
+        clones.append(engine.composer.compose_clone(engine.runs[0], ("lr=5e-4",), 7)[0])
+        stub(engine)
+
+    stub = StubEngine.run
+    monkeypatch.setattr(StubEngine, "run", run)
     rule = '{name: refine, at_chunk: 1, do: clone, overrides: ["lr=${parent.lr * 0.5}"]}'
     out = rfflow("+recipe=sft", "policy=rules", f"policy.rules=[{rule}]", *sweep)
     assert rfflow.status == 0, out
     assert templates(rfflow) == ["lr=${parent.lr * 0.5}"]
+    assert [clone.config["lr"] for clone in clones] == [5e-4]
 
 
 def test_rules_on_the_command_line_of_a_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
