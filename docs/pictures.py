@@ -88,6 +88,9 @@ def pages(column: str, tags: Sequence[str]) -> dict[str, tuple[str, Sequence[str
             SCALARS.format(tags=urllib.parse.quote(f"^({'|'.join(tags)})$")),
             (
                 f"return find('line-chart').length == {len(tags)}",
+                # Else the first and the best values of a curve may lie outside its chart.
+                "const box = find('mat-checkbox').find(it => it.textContent.includes('Ignore outliers'))"
+                "?.querySelector('input'); if (box?.checked) box.click(); return box && !box.checked",
                 """return click('button[aria-label="Toggle settings side pane"]')""",
                 """return !click('button[aria-label="Deselect fob"]')""",
                 """return click('button[title="Add Column"]')""",
