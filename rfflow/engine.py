@@ -8,15 +8,13 @@ import re
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
-from hydra.utils import instantiate
+from hydra.errors import HydraException
 from lightning_fabric import Fabric
 
 from rfflow.cloning import Cloner, Composer
@@ -24,18 +22,19 @@ from rfflow.errors import ConfigError, EngineError
 from rfflow.foresight import Foresight
 from rfflow.interruption import Interruption
 from rfflow.keeping import Keeper, is_disk_trouble, resume_command, unsaved
-from rfflow.runs import ChunkPlan, ChunkResult, Experiment, ExperimentPaths, Run, RunPaths, RunState
+from rfflow.reporting import make_fabric, namespaced
+from rfflow.roster import Roster
+from rfflow.runs import ChunkResult, Experiment, ExperimentPaths, Run, RunPaths, RunState
 from rfflow.saved import Answer, SavedExperiment, SavedRun
 from rfflow.scheduler import Assignment, Scheduler
-from rfflow.spec import ExperimentSpec, Node, RunSpec
+from rfflow.spec import ExperimentSpec, RunSpec
 from rfflow.steering import Steering
 from rfflow.tracking.files import shown
 from rfflow.training.allocator import keep_freed_memory
-from rfflow.training.checkpoint import SafetensorsIO
 from rfflow.training.coroutine import Boundary, Finished, Log, Progress, Ready
-from rfflow.training.holdings import Holdings, Tier
-from rfflow.training.memory import free_memory, is_out_of_memory, out_of_memory_advice
-from rfflow.training.trainee import Trainee, Workshop
+from rfflow.training.holdings import Tier
+from rfflow.training.memory import is_out_of_memory, out_of_memory_advice
+from rfflow.training.trainee import Trainee
 from rfflow.training.warm_start import WarmStart
 
 log = logging.getLogger(__name__)
@@ -80,20 +79,14 @@ class Engine:
         self.fabric.seed_everything(spec.seed, workers=False, verbose=False)
         self._composer = composer
         self._scheduler = Scheduler()
-        self._workshop = Workshop(self.fabric, spec.memory, spec.seed)
-        self._workshop.memory.suspended = self._movable
-        self._new_trainee = make_trainee
-        self._trainees: dict[int, Trainee] = {}
+        self._keeper = Keeper(self.experiment, self._job_of)
+        self.roster = Roster(self.experiment, self.fabric, self._keeper, self._scheduler.upcoming, make_trainee)
+        self.cloner = Cloner(self.experiment, composer, self.roster)
         self._steering: Steering | None = None
         self._is_open = False
         self.refill: Callable[[], None] | None = None
         """Called between turns, after ops: may :meth:`add` runs and let them :meth:`join`."""
-        self._keeper = Keeper(self.experiment, self._job_of)
         self._interruption = Interruption(spec.checkpoint.grace, self._hurry, self._farewell)
-        self._active: Trainee | None = None
-        """Whoever has the device."""
-        self._hydra: dict[int, Any] = {}
-        self.cloner = Cloner(self.experiment, composer, self)
         self._saved: SavedExperiment | None = None
         self._to_restore: dict[int, tuple[SavedRun, Path | None]] = {}
         """Runs of an earlier process, and the checkpoints they go on from."""
@@ -110,7 +103,7 @@ class Engine:
         paths = RunPaths(run_dir) if run_dir else self.experiment.paths.run(number)
         run = Run(number, spec, tuple(overrides), paths)
         _make_directory(paths.root)
-        self._trainees[number] = self._make_trainee(run, HydraConfig.instance().cfg)
+        self.roster.enrol(run, HydraConfig.instance().cfg)
         self.experiment.runs.append(run)
         return run
 
@@ -212,10 +205,7 @@ class Engine:
         self._checkpoint_now(run)
         run.move_to(RunState.STOPPED)
         self._scheduler.stop(run.number)
-        holdings = self._trainees[run.number].holdings
-        assert holdings is not None
-        holdings.leave_device()
-        self._workshop.memory.keep_within_host(self._suspended())
+        self.roster.leave_device(run)
         self._call("on_run_change", run=run)
 
     def resume(self, run: Run) -> None:
@@ -226,14 +216,13 @@ class Engine:
 
     def holds(self, run: Run) -> bool:
         """Whether the run's trainer is there; not any more once the experiment has been closed."""
-        return run.number in self._trainees
+        return run.number in self.roster.trainees
 
     def delete(self, run: Run) -> None:
         """Give a run up; what it has saved stays."""
         run.move_to(RunState.DELETED)
         self._scheduler.remove(run.number)
-        if run.number in self._trainees:
-            self._trainees.pop(run.number).close()
+        self.roster.give_up(run)
         self._call("on_run_change", run=run)
 
     def admit(self, run: Run) -> None:
@@ -269,7 +258,7 @@ class Engine:
         for run in new:
             self._prepare(run)
         self._foresight.check({} if self._steering is None else self._steering.read_metrics)
-        self._keeper.data = self._workshop.fingerprints()
+        self._keeper.data = self.roster.workshop.fingerprints()
         if self._saved is not None:
             self._saved.check_data(self._keeper.data)
         if not self._is_open:
@@ -282,33 +271,20 @@ class Engine:
             if run.state is RunState.STOPPED:
                 self._scheduler.stop(run.number)
         for run in self.experiment.runs:
-            if run.state.is_final and run.number in self._trainees:
-                self._trainees.pop(run.number).close()
+            if run.state.is_final:
+                self.roster.give_up(run)
 
     def _prepare(self, run: Run) -> None:
         """Build a run up to its next step."""
-        trainee = self._trainees[run.number]
         record, checkpoint = self._to_restore.get(run.number, (None, None))
         start = None
         if record is not None and record.is_warm:
             start = WarmStart(run.parent or 0, run.paths.start, run.first_chunk)
-        if checkpoint is not None:
-            ready = trainee.prepare(start, checkpoint=checkpoint)
-            trainee.keep_weights()
-        else:
-            ready = trainee.prepare() if start is None else trainee.prepare(start)
+        ready = self.roster.prepare(run, start, checkpoint)
         run.plan = ready.plan
         self._foresight.note(run.number, ready.foreseen)
-        self._hold(run)
         if run.state is RunState.STOPPED:
-            assert trainee.holdings is not None
-            trainee.holdings.leave_device()
-
-    def _hold(self, run: Run) -> None:
-        holdings = self._trainees[run.number].holdings
-        if holdings is not None:
-            holdings.before_move = partial(self._keeper.wait, run)
-            self._workshop.memory.keep_within_host(self._movable())
+            self.roster.leave_device(run)
 
     def _turn(self, assignment: Assignment) -> None:
         run = self.experiment.run(assignment.run)
@@ -317,7 +293,7 @@ class Engine:
             self._call("on_run_start", run=run)
         self._call("on_chunk_start", run=run, chunk=assignment.chunk)
         self._keeper.wait(run)  # nothing of it may change while it is written
-        started, switched = time.time(), self._trainees[run.number].context.switch_seconds
+        started, switched = time.time(), self.roster.trainees[run.number].context.switch_seconds
         try:
             boundary = self._train_or_try_again(run)
         except EngineError:
@@ -328,9 +304,9 @@ class Engine:
             self._fail(run, error)
             return
         finally:
-            self._active = None
-        trainee = self._trainees[run.number]
-        self._workshop.memory.observe()
+            self.roster.active = None
+        trainee = self.roster.trainees[run.number]
+        self.roster.workshop.memory.observe()
         result = ChunkResult(
             run=run.number,
             chunk=assignment.chunk,
@@ -371,17 +347,17 @@ class Engine:
     def _train_or_try_again(self, run: Run) -> Boundary:
         """Train a chunk; if the memory is not enough, free what can be freed and train it once more."""
         try:
-            trainee = self._active = self._trainees[run.number]
-            self._make_room(trainee)
+            trainee = self.roster.active = self.roster.trainees[run.number]
+            self.roster.make_room(trainee)
             return self._train_chunk(run, trainee)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            with self._trainees[run.number].context.active():
+            with self.roster.trainees[run.number].context.active():
                 log.warning("Out of memory at step %s", run.step, exc_info=error)
             log.warning("Run %s is out of memory and is tried once more with what could be freed", run.number)
         try:
-            trainee = self._active = self._build_again(run)
+            trainee = self.roster.active = self._build_again(run)
             return self._train_chunk(run, trainee)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
@@ -389,24 +365,10 @@ class Engine:
             raise
 
     def _build_again(self, run: Run) -> Trainee:
-        self._trainees.pop(run.number).close()
-        for holdings in self._suspended():
-            holdings.leave_device()
-        free_memory(self.fabric.device)
         checkpoint = self._keeper.newest(run)
         run.step = checkpoint.step if checkpoint else 0
         self._to_skip[run.number], self._logged[run.number] = self._logged[run.number], 0
-        trainee = self._trainees[run.number] = self._make_trainee(run, self._hydra.get(run.number))
-        start = None
-        if run.paths.start.exists() and run.parent is not None:
-            start = WarmStart(run.parent, run.paths.start, run.first_chunk)
-        if checkpoint is None:
-            trainee.prepare() if start is None else trainee.prepare(start)
-        else:
-            trainee.prepare(start, checkpoint=checkpoint.path)
-        self._hold(run)
-        self._make_room(trainee)
-        return trainee
+        return self.roster.build_again(run, checkpoint.path if checkpoint else None)
 
     def _train_chunk(self, run: Run, trainee: Trainee) -> Boundary:
         if self._interruption.number is not None:
@@ -455,7 +417,7 @@ class Engine:
         run.error = error
         run.move_to(RunState.FAILED)
         self._scheduler.remove(run.number)
-        with self._trainees[run.number].context.active():
+        with self.roster.trainees[run.number].context.active():
             log.error("Run %s failed at step %s\n%s", run.number, run.step, "".join(traceback.format_exception(error)))
         self._keeper.wait(run)
         self.save()
@@ -463,7 +425,7 @@ class Engine:
 
     def _end(self, run: Run) -> None:
         self._keeper.wait(run)
-        self._trainees.pop(run.number).close()
+        self.roster.give_up(run)
         self._call("on_run_end", run=run)
 
     def _behind(self) -> set[int]:
@@ -479,7 +441,7 @@ class Engine:
 
     def _checkpoint_now(self, run: Run) -> None:
         """Save a run as it stands, and wait until it is."""
-        trainee = self._trainees[run.number]
+        trainee = self.roster.trainees[run.number]
         self._keeper.wait(run)
         if trainee.holdings is not None and not self._keeper.is_saved(run):
             trainee.holdings.move_to(Tier.DEVICE)
@@ -491,17 +453,15 @@ class Engine:
         try:
             for run in self.experiment.runs:
                 at_boundary = run.chunks and run.step == run.chunks[-1].step
-                if run.state is RunState.RUNNING and at_boundary and run.number in self._trainees:
+                if run.state is RunState.RUNNING and at_boundary and run.number in self.roster.trainees:
                     self._checkpoint_now(run)
-                    holdings = self._trainees[run.number].holdings
-                    assert holdings is not None
-                    holdings.leave_device()  # so that the next one finds room there
+                    self.roster.leave_device(run)  # so that the next one finds room there
         except Exception:
             log.exception("Not everything could be saved; the last checkpoints stand")
 
     def _hurry(self) -> None:
-        if self._active is not None:
-            self._active.hurry()
+        if self.roster.active is not None:
+            self.roster.active.hurry()
 
     def _farewell(self) -> str:
         return f"Left at once. What was saved stands: {resume_command(self.experiment.paths.root)}"
@@ -520,77 +480,16 @@ class Engine:
                 return self._steering.wait()
             return self._steering.wait_for_young_files()
 
-    # --- runs and their memory ----------------------------------------------------------------------------------------
-
-    def build(self, run: Run, hydra: Any, start: WarmStart | None) -> ChunkPlan:
-        """Build a clone up to its first step."""
-        trainee = self._trainees[run.number] = self._make_trainee(run, hydra)
-        plan = (trainee.prepare() if start is None else trainee.prepare(start)).plan
-        self._hold(run)
-        return plan
-
-    def trainee(self, run: Run) -> Trainee:
-        """Return what was built of a run."""
-        return self._trainees[run.number]
-
-    def give_up(self, run: Run) -> None:
-        """Let go of what was built of a run that does not take part."""
-        trainee = self._trainees.pop(run.number, None)
-        if trainee is not None:
-            trainee.close()
-
-    def wait_for_weights(self, run: Run) -> None:
-        """Wait until the weights that a run had at its last boundary are in their file."""
-        self._keeper.wait(run)
-
-    def is_light(self, spec: RunSpec) -> bool:
-        """Whether a run can be built beside one that is training: it brings little but an adapter."""
-        return spec.build is None and spec.peft is not None and self._workshop.has_bases(spec)
-
-    def _make_trainee(self, run: Run, hydra: Any) -> Trainee:
-        run.paths.root.mkdir(parents=True, exist_ok=True)
-        self._hydra[run.number] = hydra
-        return self._new_trainee(run, self._workshop, capture_output=self.experiment.spec.capture_output, hydra=hydra)
-
-    def _make_room(self, trainee: Trainee) -> None:
-        assert trainee.holdings is not None
-        others = [holdings for holdings in self._suspended() if holdings is not trainee.holdings]
-        self._workshop.memory.make_room(trainee.holdings, others)
-        # Never a stopped run: what it left to the disk would be in memory again, and stay there.
-        if len(self._scheduler.upcoming()) > 1:
-            self._workshop.memory.fetch_ahead(trainee.holdings, others)
-
-    def _suspended(self) -> list[Holdings]:
-        """The holdings of all runs that are prepared, soonest needed first, stopped ones last."""
-        upcoming = self._scheduler.upcoming()
-        numbers = [*upcoming, *(number for number in self._trainees if number not in upcoming)]
-        trainees = [self._trainees[number] for number in numbers if number in self._trainees]
-        return [trainee.holdings for trainee in trainees if trainee.holdings is not None]
-
-    def _movable(self) -> list[Holdings]:
-        """The same, less those of the run that trains while another is built."""
-        return [held for held in self._suspended() if self._active is None or held is not self._active.holdings]
-
     def _let_go(self) -> None:
         self.cloner.forget_early()
         self._keeper.close()
-        for trainee in self._trainees.values():
-            trainee.close()
-        self._trainees.clear()
+        self.roster.close()
         if self._steering is not None:
             self._steering.close()
             self._steering = None
 
     def _call(self, hook: str, **kwargs: Any) -> None:
         self.fabric.call(hook, experiment=self.experiment, **kwargs)
-
-
-def namespaced(run: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Name metrics as loggers get them: ``3/train/loss``, ``3/eval/loss``."""
-    return {
-        f"{run}/eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"{run}/train/{key}": value
-        for key, value in metrics.items()
-    }
 
 
 def _make_directory(path: Path) -> None:
@@ -600,33 +499,3 @@ def _make_directory(path: Path) -> None:
         raise ConfigError(
             f"The directory {shown(path)} cannot be made: {error}. Another one: hydra.sweep.dir=..., hydra.run.dir=..."
         ) from error
-
-
-def make_fabric(spec: ExperimentSpec) -> Fabric:
-    """Make the Fabric that finds the device, saves and loads, and carries loggers and callbacks.
-
-    Loggers that have hooks (``on_chunk_end``, ...) hear them too.
-
-    Raises:
-        ConfigError: if a logger or callback cannot be made, or the device is not there.
-    """
-    loggers = [_instantiate(node, f"loggers.{name}") for name, node in spec.loggers.items()]
-    callbacks = [_instantiate(node, f"callbacks.{name}") for name, node in spec.callbacks.items()]
-    hearing = [logger for logger in loggers if any(name.startswith("on_") for name in dir(logger))]
-    try:
-        return Fabric(
-            accelerator=spec.accelerator,
-            devices=1,
-            plugins=[SafetensorsIO()],
-            loggers=loggers,
-            callbacks=[*hearing, *callbacks],
-        )
-    except (ValueError, RuntimeError) as error:  # Lightning's MisconfigurationException among them
-        raise ConfigError(f"engine.accelerator is {spec.accelerator!r}: {error}") from error
-
-
-def _instantiate(node: Node, where: str) -> Any:
-    try:
-        return instantiate(dict(node), _convert_="all")
-    except InstantiationException as error:
-        raise ConfigError(f"{where}: cannot make {node.get('_target_')!r}: {error.__cause__ or error}") from error

@@ -330,8 +330,8 @@ def test_the_rows_that_an_app_reads_itself_are_known_again(tmp_path: Path) -> No
         engine = toy_engine(tmp_path)
         trainer = object.__new__(Trainer)
         trainer.train_dataset = Dataset.from_dict({"text": texts})
-        engine._workshop.note_rows(3, trainer)
-        return engine._workshop.fingerprints()
+        engine.roster.workshop.note_rows(3, trainer)
+        return engine.roster.workshop.fingerprints()
 
     assert seen("a", "b") == seen("a", "b") != seen("a", "c")
     state = saved.SavedExperiment("app", 0.0, data=seen("a", "b"))

@@ -21,8 +21,9 @@ from transformers import TrainerCallback
 
 from rfflow import resuming, saved
 from rfflow.checkpoints import Checkpoints
-from rfflow.engine import Engine, make_fabric
+from rfflow.engine import Engine
 from rfflow.interruption import Interrupted
+from rfflow.reporting import make_fabric
 from rfflow.runs import ExperimentPaths, RunState
 from rfflow.spec import CheckpointSpec, ControlSpec, ExperimentSpec, RunSpec
 from tests import chance
