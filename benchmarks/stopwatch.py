@@ -25,7 +25,7 @@ from rfflow.scheduler import Scheduler
 from rfflow.steering import Steering
 from rfflow.training.bases import Base
 from rfflow.training.coroutine import TrainerCoroutine
-from rfflow.training.memory import Holdings
+from rfflow.training.holdings import Holdings
 from rfflow.training.trainee import Trainee
 
 TIMED: dict[str, tuple[type, str]] = {
