@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 import rfflow
+from rfflow import notebook
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 
@@ -20,8 +22,8 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_sweep_returns_its_table(tiny_model: Path, tiny_data: Path) -> None:
-    """The rows of runs.csv, and every run's history; a second sweep in the same process is another experiment."""
+def test_a_sweep_returns_its_table(tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of runs.csv, and every run's history, with pandas and without; and once more in the same process."""
     words = ["recipe=sft", "dataset=local", f"dataset.path={tiny_data}", "model=hub", f"model.name={tiny_model}"]
     words += ["trainer.args.max_steps=4", "chunks=2", "dataset.max_samples=24", "control.enabled=false"]
     words += ["callbacks.table=null", "engine.accelerator=cpu"]
@@ -33,6 +35,11 @@ def test_a_sweep_returns_its_table(tiny_model: Path, tiny_data: Path) -> None:
     assert history["loss"].iloc[1:].notna().all() and history["eval_loss"].iloc[-1] == table["eval_loss"][1]
     assert (Path(table.attrs["dir"]) / "runs.csv").is_file()
     assert not GlobalHydra.instance().is_initialized()
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pandas", None)
+        plain = notebook._table(Path(table.attrs["dir"]))
+    assert [row["overrides"] for row in plain] == ["lr=0.001", "lr=0.01"]
+    assert plain[1]["metrics"][-1]["eval_loss"] == table["eval_loss"][1]
     with pytest.raises(rfflow.ConfigError, match=r"trainer.args.warmup_step is not an argument"):
         rfflow.sweep(*words, "trainer.args.warmup_step=1,2")
 

@@ -10,7 +10,7 @@ import pytest
 
 from rfflow.errors import ConfigError
 from rfflow.runs import RunState
-from rfflow.spec import ModelSpec, RunSpec
+from rfflow.spec import GenerateSpec, ModelSpec, RunSpec
 from rfflow.training.bases import Bases
 from rfflow.training.models import load_base
 from tests.test_cli import Shell
@@ -82,6 +82,8 @@ def test_interleaved_runs_equal_the_same_scripts_alone(spec: Spec, other_model: 
     """Losses, references and adapters side by side on one base, evaluated at boundaries: equal to the last bit."""
     specs = {name: spec(chunks=3, **variant) for name, variant in VARIANTS.items()}
     specs["another reference"] = spec(chunks=3, ref_model=other_model)
+    answered = GenerateSpec(2, max_new_tokens=2, scores=("rfflow.scores.exact_match",), kwargs={"do_sample": True})
+    specs["answering at boundaries"] = replace(spec(chunks=3), generate=answered)
     specs["another reference, precomputed"] = spec(chunks=3, ref_model=other_model, args=PRECOMPUTED)
     runs, together = train_together(list(specs.values()), tmp_path / "experiment")
     assert [(run.state, run.error) for run in runs] == [(RunState.COMPLETED, None)] * len(specs)

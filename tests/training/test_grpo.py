@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rfflow.errors import ConfigError
 from rfflow.runs import RunState
-from rfflow.spec import RunSpec
+from rfflow.spec import GenerateSpec, RunSpec
 from rfflow.training.reward_models import reward_model
 from tests.tiny import make_rows, run_spec, write_jsonl
 from tests.training.plain import train_alone
@@ -167,6 +167,8 @@ def test_interleaved_runs_equal_the_same_scripts_alone(spec: Spec, tmp_path: Pat
     specs["a reward model"] = spec("few_vowels", judge, chunks=2)
     specs["the same again"] = spec(judge, chunks=2, args={"learning_rate": 1e-3})
     specs["RLOO"] = spec(chunks=2, algorithm="RLOO")
+    answered = GenerateSpec(2, max_new_tokens=2, scores=("rfflow.scores.rouge_l",), kwargs={"do_sample": True})
+    specs["answering at boundaries"] = replace(spec(chunks=2), generate=answered)
     runs, together = train_together(list(specs.values()), tmp_path / "experiment")
     assert [(run.state, run.error) for run in runs] == [(RunState.COMPLETED, None)] * len(specs)
     for number, (name, variant) in enumerate(specs.items()):
@@ -175,6 +177,7 @@ def test_interleaved_runs_equal_the_same_scripts_alone(spec: Spec, tmp_path: Pat
     metrics = runs[list(specs).index("two rewards")].metrics
     assert {"rewards/few_vowels/mean", "rewards/like_the_answer/mean", "eval_reward"} <= metrics.keys()
     assert all(0 < run.metrics["generation_share"] < 1 for run in runs)
+    assert "eval_rouge_l" in runs[-1].metrics
 
 
 @pytest.mark.parametrize(
