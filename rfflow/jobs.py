@@ -18,10 +18,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from rfflow.configuration import experiment_config
 from rfflow.errors import ConfigError
 from rfflow.overrides import on_top, setting_apart
 from rfflow.runs import Run
-from rfflow.spec import EXPERIMENT_KEYS, Node, RunSpec, experiment_config
+from rfflow.spec import EXPERIMENT_KEYS, Node, RunSpec
 
 _composing: ContextVar[bool] = ContextVar("rfflow_composing", default=False)
 

@@ -23,13 +23,14 @@ from omegaconf import DictConfig
 
 from rfflow import resuming
 from rfflow.config_files import escaped_words
+from rfflow.configuration import built_run, experiment_config, read_experiment, read_run
 from rfflow.errors import ConfigError, RunFailed
 from rfflow.interruption import Interrupted
 from rfflow.jobs import Composer, Job, check_shared, is_composing
 from rfflow.keeping import resume_command
 from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.saved import SavedExperiment
-from rfflow.spec import ExperimentSpec, RunSpec, built_run, experiment_config, read_experiment, read_run
+from rfflow.spec import ExperimentSpec, RunSpec
 from rfflow.tracking.files import shown
 
 if TYPE_CHECKING:

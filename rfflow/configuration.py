@@ -1,0 +1,300 @@
+"""The only reader of Hydra's ``DictConfig``: checks it, and turns it into the dataclasses of :mod:`rfflow.spec`.
+
+Swept, cloned and sampled configurations all pass here, so a mistake is reported the same way wherever it was made. The
+standard library and OmegaConf only: no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rfflow.errors import ConfigError, nearest
+from rfflow.spec import (
+    EXPERIMENT_KEYS,
+    KEEP,
+    CheckpointSpec,
+    ControlSpec,
+    DatasetSpec,
+    ExperimentSpec,
+    GenerateSpec,
+    MemorySpec,
+    ModelSpec,
+    Node,
+    Objective,
+    RunSpec,
+    TrainerSpec,
+)
+
+
+def read_run(cfg: DictConfig) -> RunSpec:
+    """Read and check one job's configuration."""
+    config = _to_container(cfg)
+    model = _read_model(_section(config, "model"))
+    trainer = _read_trainer(_section(config, "trainer"), model)
+    if trainer.target.endswith("RewardTrainer"):
+        seed = trainer.args.get("seed")
+        head = {"auto_class": "AutoModelForSequenceClassification", "num_labels": 1}
+        head["head_seed"] = 42 if seed is None else seed  # TRL's own default
+        model = replace(model, kwargs={**head, **model.kwargs})
+    return RunSpec(
+        model=model,
+        dataset=_read_dataset(_section(config, "dataset")),
+        trainer=trainer,
+        peft=_read_peft(config.get("peft")),
+        chunks=_at_least_one(config.get("chunks", 1), "chunks"),
+        evaluate=_boolean(config.get("evaluate", True), "evaluate"),
+        config=config,
+        generate=_read_generate(config.get("evaluation")),
+    )
+
+
+def _read_generate(section: Any) -> GenerateSpec | None:
+    section = _settings(section, "evaluation", ("generate",)).get("generate")
+    if not section:
+        return None
+    own = {f.name for f in fields(GenerateSpec)} - {"kwargs"}
+    values = {key: value for key, value in section.items() if key in own and value is not None}
+    for key, least in (("samples", 0), ("shown", 0), ("batch_size", 1), ("max_new_tokens", 1)):
+        value = values.setdefault(key, 0) if key == "samples" else values.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(
+                f"evaluation.generate.{key} is {value!r}. Allowed: a whole number from {least} up"
+                f"{' (0: generate nothing)' if key == 'samples' else ''}."
+            )
+    if not values["samples"]:
+        return None
+    scores = values.pop("scores", [])
+    kwargs = {key: value for key, value in section.items() if key not in own}
+    return GenerateSpec(**values, scores=tuple([scores] if isinstance(scores, str | dict) else scores), kwargs=kwargs)
+
+
+def built_run(build_trainer: Callable[[DictConfig], Any], cfg: DictConfig, name: str) -> RunSpec:
+    """Return the run of an app whose function builds the trainer; our settings stand in its section ``rfflow``, if any.
+
+    Args:
+        build_trainer: takes the app's configuration and returns a ``transformers.Trainer`` that has not trained.
+        cfg: the app's configuration.
+        name: the experiment's name, if the section has none.
+    """
+    config = _to_container(cfg)
+    allowed = (*EXPERIMENT_KEYS, "seed", "chunks", "evaluate")
+    section = _settings(config.get("rfflow"), "rfflow", allowed)
+    chunks, evaluate = section.pop("chunks", 4), section.pop("evaluate", True)
+    for group, defaults in _TRACKING.items():
+        section[group] = {**{key: {"_target_": target} for key, target in defaults.items()}, **section.get(group, {})}
+    return RunSpec(
+        model=ModelSpec("built by the app"),
+        dataset=DatasetSpec(path="built by the app"),
+        trainer=TrainerSpec("built by the app", "built by the app"),
+        peft=None,
+        chunks=_at_least_one(chunks, "rfflow.chunks"),
+        evaluate=_boolean(evaluate, "rfflow.evaluate"),
+        config=config,
+        build=functools.partial(build_trainer, cfg),
+        experiment={"name": name, "seed": config.get("seed", 42), **section},
+    )
+
+
+# What conf/ chooses for our own configurations.
+_TRACKING: Mapping[str, Mapping[str, str]] = {
+    "callbacks": {
+        "table": "rfflow.tracking.table.LiveTable",
+        "runs_csv": "rfflow.tracking.runs_csv.RunsTable",
+        "metrics_log": "rfflow.tracking.metrics_log.MetricsLog",
+        "timeline": "rfflow.tracking.timeline.Timeline",
+    },
+    "loggers": {"tensorboard": "rfflow.tracking.tensorboard.TensorBoardLogger"},
+}
+
+
+def experiment_config(spec: RunSpec, cfg: DictConfig) -> DictConfig:
+    """Return the configuration that the experiment of a run is read from."""
+    return cfg if spec.experiment is None else OmegaConf.create(dict(spec.experiment))
+
+
+def read_experiment(cfg: DictConfig) -> ExperimentSpec:
+    """Read and check what the runs of an experiment share."""
+    config = _to_container(cfg)
+    engine = _settings(config.get("engine"), "engine", ("accelerator", "device", "capture_output", "memory", "on_nan"))
+    memory = _settings(engine.pop("memory", None), "engine.memory", [f.name for f in fields(MemorySpec)])
+    if engine.get("on_nan", "fail") not in ("fail", "stop", "ignore"):
+        raise ConfigError(f"engine.on_nan is {engine['on_nan']!r}. Allowed: fail, stop, ignore.")
+    control = _settings(config.get("control"), "control", [f.name for f in fields(ControlSpec)])
+    return ExperimentSpec(
+        name=str(config.get("name", "experiment")),
+        objective=_read_objective(config.get("objective")),
+        seed=int(config.get("seed") or 0),
+        loggers={key: node for key, node in (config.get("loggers") or {}).items() if node},
+        callbacks={key: node for key, node in (config.get("callbacks") or {}).items() if node},
+        memory=MemorySpec(**memory),
+        control=_check_control(ControlSpec(**control)),
+        checkpoint=_read_checkpoint(config.get("checkpoint")),
+        policy=_read_policy(config.get("policy")),
+        **engine,
+    )
+
+
+def _settings(section: Any, name: str, allowed: Sequence[str]) -> dict[str, Any]:
+    section = dict(section or {})
+    for key in section:
+        if key not in allowed:
+            raise ConfigError(f"{name}.{key} is not a setting.{nearest(key, allowed)} Allowed: {', '.join(allowed)}.")
+    return section
+
+
+def _check_control(control: ControlSpec) -> ControlSpec:
+    timeout = control.idle_timeout
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout < 0):
+        raise ConfigError(f"control.idle_timeout is {timeout!r}. Allowed: seconds from 0 up, or null to wait for ever.")
+    _boolean(control.enabled, "control.enabled")
+    _boolean(control.polling, "control.polling")
+    return control
+
+
+def _read_policy(section: Any) -> Node | None:
+    if not section:
+        return None
+    if not isinstance(section, Mapping) or not section.get("_target_"):
+        raise ConfigError(
+            f"policy is {section!r}, which has no _target_. Choose one with policy=halving, or none with policy=none."
+        )
+    return dict(section)
+
+
+def _read_checkpoint(section: Any) -> CheckpointSpec:
+    settings = _settings(section, "checkpoint", [f.name for f in fields(CheckpointSpec)])
+    keep = settings.pop("keep", CheckpointSpec.keep)
+    keep = (keep,) if isinstance(keep, str) else tuple(keep or ())
+    for word in keep:
+        if word not in KEEP:
+            raise ConfigError(
+                f"checkpoint.keep has {word!r}.{nearest(str(word), KEEP)} Allowed: any of {', '.join(KEEP)}."
+            )
+    if settings.get("every", 1) is not None:
+        _at_least_one(settings.get("every", 1), "checkpoint.every")
+    grace = settings.get("grace", CheckpointSpec.grace)
+    if isinstance(grace, bool) or not isinstance(grace, (int, float)) or grace < 0:
+        raise ConfigError(f"checkpoint.grace is {grace!r}. Allowed: seconds from 0 up.")
+    return CheckpointSpec(keep=keep, **settings)
+
+
+def _to_container(cfg: DictConfig) -> dict[str, Any]:
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"The configuration is not complete: {error}") from error
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def _section(config: Node, name: str) -> dict[str, Any]:
+    section = config.get(name)
+    if not isinstance(section, Mapping):
+        raise ConfigError(
+            f"The configuration has no section {name!r} (value seen: {section!r}). "
+            f"Choose a recipe (+recipe=sft) or a config of the group ({name}=...)."
+        )
+    return dict(section)
+
+
+def _read_model(section: dict[str, Any]) -> ModelSpec:
+    name = section.pop("name", None)
+    if not name or not isinstance(name, str):
+        raise ConfigError(
+            f"model.name is {name!r}. Give a Hugging Face hub name, a local folder, a .gguf file or pkg://package/file."
+        )
+    tokenizer = section.pop("tokenizer", None)
+    return ModelSpec(name=name, tokenizer=tokenizer, kwargs=_without_none(section))
+
+
+def _read_dataset(section: dict[str, Any]) -> DatasetSpec:
+    spec = DatasetSpec(**_without_none(_settings(section, "dataset", [f.name for f in fields(DatasetSpec)])))
+    if (spec.path is None) == (spec.name is None):
+        raise ConfigError(
+            "Give either dataset.path (a JSONL, JSON, CSV or Parquet file) or dataset.name (a hub data set). "
+            f"Seen: path={spec.path!r}, name={spec.name!r}."
+        )
+    if spec.sample_by not in ("line", "paragraph", "document"):
+        raise ConfigError(f"dataset.sample_by is {spec.sample_by!r}. Allowed: line, paragraph, document.")
+    return spec
+
+
+def _read_trainer(section: dict[str, Any], model: ModelSpec) -> TrainerSpec:
+    target = section.pop("_target_", None)
+    args = section.pop("args", None)
+    if not target or not isinstance(args, Mapping) or "_target_" not in args:
+        raise ConfigError(
+            f"trainer needs a _target_ (seen: {target!r}) and args with a _target_ of their own (seen: {args!r}). "
+            "Choose one with trainer=sft."
+        )
+    callbacks = section.pop("callbacks", None) or []
+    if isinstance(callbacks, Mapping):
+        callbacks = list(callbacks.values())
+    return TrainerSpec(
+        target=target,
+        args_target=args["_target_"],
+        args={key: value for key, value in args.items() if key != "_target_"},
+        callbacks=tuple(callbacks),
+        ref_model=_read_reference(section.pop("ref_model", None), model),
+        kwargs=_without_none(section),
+    )
+
+
+def _read_reference(section: Any, model: ModelSpec) -> ModelSpec | None:
+    """Read ``trainer.ref_model``: a name, or a section like ``model``, whose keys it takes over where it has none."""
+    if not section:
+        return None
+    section = {"name": section} if isinstance(section, str) else dict(section)
+    if not isinstance(section.get("name"), str):
+        raise ConfigError(
+            f"trainer.ref_model.name is {section.get('name')!r}. Give what model.name takes, or trainer.ref_model=null "
+            "to compare with the model itself."
+        )
+    return ModelSpec(
+        name=section.pop("name"),
+        tokenizer=section.pop("tokenizer", None),
+        kwargs=_without_none({**model.kwargs, **section}),
+        where="trainer.ref_model",
+    )
+
+
+def _read_peft(section: Any) -> Node | None:
+    if not section:
+        return None
+    settings = {key: value for key, value in section.items() if key != "_target_"}
+    if section.get("_target_"):
+        return dict(section)
+    if settings:
+        raise ConfigError(
+            f"peft=none fine-tunes every weight, but peft.{next(iter(settings))} is set. Choose peft=lora to use it."
+        )
+    return None
+
+
+def _read_objective(section: Any) -> Objective:
+    objective = Objective(**_settings(section, "objective", ("metric", "direction")))
+    if objective.direction not in ("minimize", "maximize"):
+        raise ConfigError(f"objective.direction is {objective.direction!r}. Allowed: minimize, maximize.")
+    return objective
+
+
+def _without_none(section: Node) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if value is not None}
+
+
+def _at_least_one(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} is {value!r}. Allowed: a whole number from 1 up.")
+    return value
+
+
+def _boolean(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}. Allowed: true, false.")
+    return value
