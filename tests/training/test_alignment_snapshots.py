@@ -69,6 +69,7 @@ def test_a_clone_that_starts_warm_generates_for_the_next_prompts(
     spec = make("GRPO", tiny_model, tmp_path)
     parent = begin(spec, tmp_path / "parent", workshop)
     parent.resume()
+    parent.keep_weights()
     start = WarmStart(parent=0, weights=parent.run.paths.weights, first_chunk=1)
     clone = begin(spec, tmp_path / "clone", workshop, warm_start=start)
     with clone.context.active():
