@@ -202,7 +202,7 @@ def test_a_clone_that_cannot_fit_is_refused_with_the_figures(spec: Callable[...,
     experiment, _ = play(tmp_path, [spec()], {(0, 0): op})
     assert [run.state for run in experiment.runs] == [RunState.COMPLETED]
     said = refusal(tmp_path)
-    assert "Training its adapter needs" in said and "GB are free" in said and "a smaller peft.r" in said
+    assert "Training its adapter needs" in said and "GB are free" in said and "A smaller peft.r" in said
     assert not experiment.paths.run(1).root.exists()
 
 

@@ -49,24 +49,27 @@ class Memory:
 
     # --- what does not fit at all -------------------------------------------------------------------------------------
 
-    def require(self, need: Need, what: str, there: int = 0) -> None:
+    def require(self, need: Need, what: str, there: int = 0, *, advice: str = "A smaller model needs less.") -> None:
         """Refuse a run that cannot fit even when every other run is moved away; make room for its weights.
 
         Args:
             need: all that the run takes.
             what: how to name it.
             there: how much of it is there already.
+            advice: a sentence on what needs less.
 
         Raises:
             ConfigError: with the figures.
         """
         if self._limit is not None and need.total > self._limit:
-            self._refuse(need, what, f"{show_bytes(self._limit)} are there for runs (engine.memory.device_limit)")
+            self._refuse(
+                need, what, f"{show_bytes(self._limit)} are there for runs (engine.memory.device_limit)", advice
+            )
         free, others = self._free(self._device), self._held(self.suspended())
         if need.total - there > free + others:
             moved = f" and {show_bytes(others)} of other runs that could be moved away" if others else ""
             already = f" (besides the {show_bytes(there)} that it has)" if there else ""
-            self._refuse(need, what, f"only {show_bytes(free)} are free{moved}{already}")
+            self._refuse(need, what, f"only {show_bytes(free)} are free{moved}{already}", advice)
         self._clear(need.weights - there)
 
     def require_base(self, name: str, kwargs: Mapping[str, Any]) -> None:
@@ -90,11 +93,11 @@ class Memory:
                 )
         self._clear(need)
 
-    def _refuse(self, need: Need, what: str, there: str) -> None:
+    def _refuse(self, need: Need, what: str, there: str, advice: str) -> None:
         raise ConfigError(
             f"{what} needs {show_bytes(need.total)} on the {self._device.type} (weights {show_bytes(need.weights)}, "
-            f"gradients {show_bytes(need.gradients)}, optimizer {show_bytes(need.optimizer)}), but {there}. An adapter "
-            "(peft=lora), a smaller peft.r, model.dtype=bfloat16 or a smaller model needs less."
+            f"gradients {show_bytes(need.gradients)}, optimizer {show_bytes(need.optimizer)}), but {there}. "
+            f"{advice}"
         )
 
     def _held(self, holdings: Iterable[Holdings]) -> int:

@@ -204,7 +204,7 @@ class Trainee:
         data = self._workshop.data(spec.dataset, spec.trainer)
         own = base.bytes if spec.peft is None else lora_bytes(spec.peft, base.model)
         optim = str(spec.trainer.args.get("optim", "adamw"))
-        self._workshop.memory.require(Need.of(own, own, optim), self._what)
+        self._require(Need.of(own, own, optim))
         device, reference = self._workshop.fabric.device, next(iter(references), None)
         checkpoints = self.run.paths.checkpoints
         return functools.partial(build_trainer, spec, base, data, checkpoints, device, reference)
@@ -228,15 +228,21 @@ class Trainee:
         need = Need.of(own, trained, str(getattr(trainer.args.optim, "value", trainer.args.optim)))
         if trainer.optimizer is not None and trainer.optimizer.state:  # it goes on, and has its state already
             need = replace(need, optimizer=0)
-        self._workshop.memory.require(need, self._what, there=own)
+        self._require(need, there=own)
         holdings.coming = need.optimizer
         self.holdings = holdings
 
-    @property
-    def _what(self) -> str:
-        if self.run.spec.build is not None:
-            return "Its trainer"
-        return "Training every weight of the model" if self.run.spec.peft is None else "Training its adapter"
+    def _require(self, need: Need, there: int = 0) -> None:
+        """Refuse the run if it does not fit."""
+        spec, require = self.run.spec, self._workshop.memory.require
+        if spec.build is not None:
+            require(need, "Its trainer", there)
+        elif spec.peft is not None:
+            advice = "A smaller peft.r, fewer peft.target_modules or another trainer.args.optim needs less."
+            require(need, "Training its adapter", there, advice=advice)
+        else:
+            advice = "An adapter (peft=lora), model.dtype=bfloat16 or a smaller model needs less."
+            require(need, "Training every weight of the model", there, advice=advice)
 
     def _save(self, trainer: Trainer) -> None:
         # Written aside and renamed: whoever sees the folder sees all of it.

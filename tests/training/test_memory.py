@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -280,7 +281,6 @@ def test_a_run_that_cannot_fit_is_refused_with_the_figures(fabric: Fabric, tmp_p
         "Training every weight needs 1.2 GB on the cpu (weights 300.0 MB, gradients 300.0 MB, optimizer 600.0 MB), "
         "but only 1.0 GB are free."
     )
-    assert "peft=lora" in str(refused.value)
     memory.require(need, "What is partly there", there=300_000_000)
     other = hold(fabric, tmp_path / "other", torch.zeros(50_000_000))
     memory.suspended = lambda: [other]
@@ -319,9 +319,9 @@ def test_a_base_model_that_cannot_be_loaded_is_refused_before_it_is(fabric: Fabr
 @pytest.mark.parametrize(
     ("changes", "free", "said"),
     [
-        ({"peft": None}, 1_000_000, "Training every weight of the model needs"),
-        ({"peft": {"r": 10**7}}, 10**10, "Training its adapter needs"),
-        ({"peft": {"r": 400, "target_modules": None}}, 2_000_000, "Training its adapter needs"),
+        ({"peft": None}, 1_000_000, "Training every weight of the model needs .*peft=lora"),
+        ({"peft": {"r": 10**7}}, 10**10, "Training its adapter needs .*A smaller peft.r"),
+        ({"peft": {"r": 400, "target_modules": None}}, 2_000_000, "Training its adapter needs .*A smaller peft.r"),
     ],
     ids=["every weight", "an adapter of no sense", "targets that only PEFT knows"],
 )
@@ -337,7 +337,7 @@ def test_what_does_not_fit_is_refused_before_training_whatever_is_trained(
     with pytest.raises(ConfigError) as refused:
         trainee.prepare()
     trainee.close()
-    assert str(refused.value).startswith(f"Run 7 (peft.r=7): {said}") and "are free" in str(refused.value)
+    assert re.match(rf"Run 7 \(peft.r=7\): {said}", str(refused.value)) and "are free" in str(refused.value)
 
 
 def test_without_limits_they_are_what_is_free(fabric: Fabric) -> None:
