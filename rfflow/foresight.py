@@ -62,6 +62,12 @@ class Foresight:
     def _check(self, metric: str, words: str) -> None:
         if any(known.may_have(metric) for known in self._runs.values()):
             return
+        scored = metric.removeprefix("eval_") in ("exact_match", "rouge_l", "bleu")
+        if metric.startswith("eval_") and scored:
+            raise ConfigError(
+                f"objective.metric is {metric!r}, a score of generated answers, and no run scores any that way. Say "
+                f"evaluation.generate.samples=16 evaluation.generate.scores=[rfflow.scores.{metric[5:]}]."
+            )
         names = frozenset[str]().union(*(known.names for known in self._runs.values()))
         if metric.startswith("eval_") and not any(known.evaluates for known in self._runs.values()):
             alone = metric.removeprefix("eval_")

@@ -40,7 +40,8 @@ def foresight(metric: str, *runs: Known | None) -> Foresight:
     [
         ("entrpy", [Known()], "is 'entrpy', which no run will log. Did you mean 'entropy'. There are: entropy, loss."),
         ("eval_entropy", [Known()], "and nothing is evaluated. Give .* Without evaluation there is 'entropy'."),
-        ("eval_bleu", [Known()], "and nothing is evaluated. Give .* leave evaluate=true.$"),
+        ("eval_blue", [Known()], "and nothing is evaluated. Give .* leave evaluate=true.$"),
+        ("eval_bleu", [EVALUATED], "a score of generated answers, .* Say evaluation.generate.samples=16 "),
         ("eval_rouge", [Known(), EVALUATED], "Did you mean 'eval_rouge_l'.* There are: eval_loss, eval_rouge_l."),
     ],
 )

@@ -89,7 +89,7 @@ def test_all_that_is_logged_was_foreseen(
 @pytest.mark.parametrize(
     ("kind", "change", "objective", "said"),
     [
-        ("SFT", {"eval_size": 0}, "eval_rouge_l", "'eval_rouge_l', and nothing is evaluated. Give dataset.eval_path"),
+        ("SFT", {"eval_size": 0}, "eval_entropy", "'eval_entropy', and nothing is evaluated. Give dataset.eval_path"),
         ("SFT", {}, "los", "Did you mean 'loss'"),
         ("SFT", {}, "eval_mean_token_acc", "Did you mean 'eval_mean_token_accuracy'"),
         ("DPO", {}, "eval_reward/accuracies", "Did you mean 'eval_rewards/accuracies'"),
