@@ -58,7 +58,12 @@ def _load(node: Node | str, where: str, model_kwargs: Node) -> Any:
         function = _from_file(file, name, where)
         arguments = dict(node) if isinstance(node, Mapping) else {}
         arguments.pop("_target_", None)
-        if arguments:
+        if inspect.isclass(function):
+            try:
+                function = function(**arguments)
+            except Exception as error:  # a user's own class may raise anything
+                raise ConfigError(f"{where}: cannot make {target}: {type(error).__name__}: {error}.") from error
+        elif arguments:
             function = functools.wraps(function)(functools.partial(function, **arguments))
     elif "/" in target:
         return reward_model(target, where, model_kwargs)

@@ -279,12 +279,23 @@ def test_a_reward_function_that_fails_later_fails_its_run_alone(spec: Spec, tmp_
 def test_rewards_come_from_a_file_too(spec: Spec, tmp_path: Path) -> None:
     """With arguments beside the ``_target_``, under the function's own name in the curves."""
     file = tmp_path / "my_rewards.py"
-    file.write_text("def short(completions, limit=1, **_):\n    return [float(len(c) < limit) for c in completions]\n")
+    file.write_text(
+        "class Short:\n"
+        "    def __init__(self, limit):\n"
+        "        self.limit = limit\n"
+        "    def __call__(self, completions, **_):\n"
+        "        return short(completions, self.limit)\n"
+        "def short(completions, limit=1, **_):\n"
+        "    return [float(len(c) < limit) for c in completions]\n"
+    )
     run = spec(chunks=1, args={"max_steps": 1})
-    node = {"_target_": f"{file}:short", "limit": 99}
-    run = replace(run, trainer=replace(run.trainer, kwargs={"reward_funcs": [node]}))
+    nodes = [{"_target_": f"{file}:{name}", "limit": 99} for name in ("short", "Short")]
+    run = replace(run, trainer=replace(run.trainer, kwargs={"reward_funcs": nodes}))
     (trained,), _ = train_together([run], tmp_path / "experiment")
-    assert trained.metrics["rewards/short/mean"] == 1.0
+    assert trained.metrics["rewards/short/mean"] == trained.metrics["rewards/Short/mean"] == 1.0
+    nameless = replace(run, trainer=replace(run.trainer, kwargs={"reward_funcs": [f"{file}:Short"]}))
+    with pytest.raises(ConfigError, match=r"cannot make .*my_rewards.py:Short: TypeError: .* 'limit'"):
+        train_together([nameless], tmp_path / "nameless")
     wrong = replace(run, trainer=replace(run.trainer, kwargs={"reward_funcs": [f"{file}:shrt"]}))
     with pytest.raises(ConfigError, match=r"there is no function 'shrt'. There: short"):
         train_together([wrong], tmp_path / "wrong")
