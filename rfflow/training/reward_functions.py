@@ -54,6 +54,7 @@ def _load(node: Node | str, where: str, model_kwargs: Node) -> Any:
     if not isinstance(target, str) or not target:
         raise ConfigError(f"{where} is {node!r}. Give a dotted path, file.py:function, or either as _target_.")
     file, colon, name = target.rpartition(":")
+    function: Any
     if colon and file.endswith(".py"):
         function = _from_file(file, name, where)
         arguments = dict(node) if isinstance(node, Mapping) else {}
