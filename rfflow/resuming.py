@@ -236,6 +236,11 @@ def _why_not(root: Path) -> str:
     if not root.exists():
         near = [str(path) for path in root.parent.glob("*") if path.is_dir()] if root.parent.is_dir() else []
         return f"there is no such directory.{nearest(str(root), near)}"
+    if (root / "study.journal").exists():
+        return (
+            "the search in it belongs to a program that trains by itself, without rfflow.run, so no job can be gone on "
+            f"with. The search can: run the program again with hydra.sweep.dir={shown(root)}."
+        )
     inside = sorted(path.parent for path in root.glob("*/experiment.json"))
     if inside:
         return f"that is not an experiment. The newest one in it: resume={shown(inside[-1])}"

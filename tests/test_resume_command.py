@@ -111,12 +111,15 @@ def test_one_with_a_stopped_run_is_not_finished(tmp_path: Path) -> None:
         (["resume=outputs/sfd"], r"no such directory\. Did you mean .*outputs/sft"),
         (["resume=outputs"], r"is not an experiment. The newest one in it: resume=outputs/sft"),
         (["resume=empty"], r"has no experiment\.json"),
+        (["resume=search"], r"trains by itself.*run the program again with hydra\.sweep\.dir=search"),
         (["resume=outputs/sft", "lr=3"], r"lr=3 cannot be given with resume=.*Allowed: control\."),
     ],
 )
 def test_what_cannot_be_gone_on_with(tmp_path: Path, arguments: list[str], said: str) -> None:
     started(tmp_path / "outputs" / "sft", RunState.RUNNING)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "study.journal").write_text("")
     with pytest.raises(ConfigError, match=said):
         resuming.command(arguments)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import csv
 import errno
@@ -17,7 +16,6 @@ from typing import Any
 import pytest
 
 from rfflow import resuming, saved
-from rfflow.checkpoints import Writer
 from rfflow.control.ownership import Lock
 from rfflow.engine import Engine
 from rfflow.errors import ConfigError, EngineError
@@ -26,7 +24,7 @@ from rfflow.spec import CheckpointSpec
 from rfflow.tracking.metrics_log import MetricsLog
 from rfflow.tracking.runs_csv import RunsTable
 from tests import chance
-from tests.toy import put, quick_inbox, toy_engine, toy_spec
+from tests.toy import put, quick_inbox, toy_engine, toy_spec, write_at_once
 
 __all__ = ["quick_inbox"]
 
@@ -192,7 +190,7 @@ class Disk:
         for owner, name in self.FUNCTIONS:
             self._patch.setattr(owner, name, self._counted(getattr(owner, name)))
         if not self.overlaps:
-            self._patch.setattr(Writer, "submit", submit_and_wait)
+            write_at_once(self._patch)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -211,12 +209,6 @@ class Disk:
             return function(*args, **kwargs)
 
         return call
-
-
-def submit_and_wait(writer: Writer, run: int, write: Callable[[], None], submit: Any = Writer.submit) -> None:
-    """Write a checkpoint before anything else happens; an error is heard later all the same."""
-    submit(writer, run, write)
-    concurrent.futures.wait(writer._writing.values())
 
 
 def operations(root: Path) -> int:

@@ -5,6 +5,7 @@ Everything but the trainer is real: engine, scheduler, steering, inbox, journal,
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import json
 import os
@@ -18,6 +19,7 @@ import torch
 import yaml
 from lightning_fabric import Fabric
 
+from rfflow.checkpoints import Writer
 from rfflow.control.inbox import Inbox
 from rfflow.engine import Engine
 from rfflow.errors import ConfigError, OpError
@@ -186,6 +188,17 @@ def quick_inbox(monkeypatch: pytest.MonkeyPatch) -> None:
 def settle_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every file count as written to the end at the first look."""
     monkeypatch.setattr("rfflow.steering.Inbox", functools.partial(Inbox, settle=0))
+
+
+def write_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let checkpoints be written before anything else happens; an error is heard later all the same."""
+    submit = Writer.submit
+
+    def submit_and_wait(writer: Writer, run: int, write: Callable[[], None]) -> None:
+        submit(writer, run, write)
+        concurrent.futures.wait(writer._writing.values())
+
+    monkeypatch.setattr(Writer, "submit", submit_and_wait)
 
 
 def put(control: Path, name: str, content: bytes | str | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:

@@ -157,7 +157,14 @@ class Search:
                     self.study.tell(opened, state=TrialState.FAIL)
             self._seen.add(key)
         self.earlier.sort(key=lambda asked: asked.run or 0)
-        self.asked = len(self.earlier)
+        to_ask = {asked.trial for asked in self._unlaunched}
+        # Those without a run too: jobs of an application that trains by itself, and those that did not compose.
+        self.asked = sum(
+            "overrides" in trial.user_attrs
+            and trial.number not in to_ask
+            and not {"parent", "resumed", "void"} & set(trial.user_attrs)
+            for trial in trials
+        )
 
     def _again(self, trial: FrozenTrial) -> Trial:
         storage = self.study._storage

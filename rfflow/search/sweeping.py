@@ -69,7 +69,7 @@ def run_search(sweeper: BasicSweeper, search: Search) -> list[Sequence[JobReturn
     if hasattr(sweeper.launcher, "refill"):
         sweeper.launcher.refill = refill
     returns: list[Sequence[JobReturn]] = []
-    done = 0
+    done = 0 if search.earlier else search.asked
     earlier, refill.numbers = search.earlier, [one.run for one in search.earlier if one.run is not None]
     while asked := earlier or search.ask(search.spec.n_trials):
         earlier = []

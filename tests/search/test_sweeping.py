@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from rfflow.search.space import read_space
 from rfflow.search.study import Search, SearchSpec
 from rfflow.spec import ExperimentSpec, Objective, RunSpec
 from rfflow.training.checkpoint import SafetensorsIO
-from tests.toy import ToyTrainee, put, settle_at_once, toy_spec
+from tests.toy import ToyTrainee, put, settle_at_once, toy_spec, write_at_once
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 
@@ -89,6 +90,27 @@ def test_any_application_is_searched_under_either_launcher(tmp_path: Path, name:
     assert app.states() == ["COMPLETE"] * 20
     assert [trial.value for trial in app.trials] == [(x - 1) ** 2 for x in app.seen]
     assert fmean(abs(x - 1) for x in app.seen[5:]) < fmean(abs(x - 1) for x in app.seen[:5]) / 2, "it learns"
+
+
+@pytest.mark.parametrize("name", ["rfflow", "basic"])
+def test_a_search_of_any_application_goes_on_in_its_directory(tmp_path: Path, name: str) -> None:
+    """Killed in its second generation: that one is repeated, and nothing follows once the budget is spent."""
+
+    def dies(cfg: DictConfig) -> float:
+        if len(killed.seen) == 5:
+            raise KeyboardInterrupt
+        return killed.parabola(cfg)
+
+    whole, killed = App(tmp_path / "whole", name, budget=12), App(tmp_path / "killed", name, budget=12)
+    whole.sweep(PARABOLA)
+    with pytest.raises(KeyboardInterrupt):
+        killed.sweep(PARABOLA, task=dies)
+    assert len(killed.sweep(PARABOLA)) == 8
+    assert killed.seen == [*whole.seen[:5], *whole.seen[4:]]
+    assert (
+        killed.states() == ["COMPLETE"] * 12 and sorted(os.listdir(tmp_path / "killed/out/runs"), key=int)[-1] == "11"
+    )
+    assert killed.sweep(PARABOLA) == []
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes", "nsga2"])
@@ -281,6 +303,7 @@ def test_a_search_that_was_killed_asks_for_what_it_would_have_asked_for(
     def told(app: App) -> list[Any]:
         return [(t.number, t.params, t.state.name, t.values, t.intermediate_values, t.user_attrs) for t in app.trials]
 
+    write_at_once(monkeypatch)  # what is copied must not change meanwhile
     copies = Copies(tmp_path / "whole", at=(4, 9, 14))
     engines(policy, ops={3: clone}, extra=[copies])
     whole = App(tmp_path / "whole", **search)
