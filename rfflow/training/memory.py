@@ -61,12 +61,12 @@ class Memory:
         Raises:
             ConfigError: with the figures.
         """
-        if self._limit is not None and need.total > self._limit:
-            self._refuse(
-                need, what, f"{show_bytes(self._limit)} are there for runs (engine.memory.device_limit)", advice
-            )
         free, others = self._free(self._device), self._held(self.suspended())
-        if need.total - there > free + others:
+        if self._limit is not None:  # whoever sets one knows better than what is measured: of swap, say
+            if need.total > self._limit:
+                where = f"{show_bytes(self._limit)} are there for runs (engine.memory.device_limit)"
+                self._refuse(need, what, where, advice)
+        elif need.total - there > free + others:
             moved = f" and {show_bytes(others)} of other runs that could be moved away" if others else ""
             already = f" (besides the {show_bytes(there)} that it has)" if there else ""
             self._refuse(need, what, f"only {show_bytes(free)} are free{moved}{already}", advice)

@@ -291,6 +291,7 @@ def test_a_run_that_cannot_fit_is_refused_with_the_figures(fabric: Fabric, tmp_p
     limited = Memory(fabric, MemorySpec(device_limit="1GB"), free=lambda device: 10**12)
     with pytest.raises(ConfigError, match=r"but 1\.0 GB are there for runs \(engine\.memory\.device_limit\)"):
         limited.require(need, "Training every weight")
+    Memory(fabric, MemorySpec(device_limit="2GB"), free=lambda device: 0).require(need, "What swap will hold")
 
 
 def test_others_make_room_for_a_run_before_it_is_built(fabric: Fabric, tmp_path: Path) -> None:
