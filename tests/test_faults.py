@@ -26,7 +26,7 @@ from rfflow.spec import CheckpointSpec, ExperimentSpec, RunSpec
 from tests import chance
 from tests.test_resuming import Disk, Killed, differences, no_room, operations, outcome, play, uninterrupted
 from tests.tiny import run_spec
-from tests.toy import quick_inbox, toy_engine, toy_spec
+from tests.toy import quick_inbox, toy_engine, toy_spec, write_at_once
 from tests.training.plain import train_alone
 from tests.training.test_exactness import outcomes
 
@@ -105,8 +105,11 @@ def die_at(folder: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize("keep", [(), ("last",), ("best", "final"), ("last", "best")])
-def test_what_is_kept_of_a_completed_run(tmp_path: Path, keep: tuple[str, ...]) -> None:
+def test_what_is_kept_of_a_completed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: tuple[str, ...]
+) -> None:
     """While it runs never more than the newest two, and the best; toys have no final adapter of their own."""
+    write_at_once(monkeypatch)  # for an instant there is one more
     most = []
 
     class Look(Callback):
@@ -248,8 +251,9 @@ def test_a_file_system_that_becomes_read_only(disk: Path) -> None:
     goes_on(root)
 
 
-def test_a_directory_that_vanishes(tmp_path: Path) -> None:
+def test_a_directory_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not made anew behind the user's back, with a half of an experiment in it."""
+    write_at_once(monkeypatch)  # what is written to cannot be removed
 
     class Remove(Callback):
         def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
