@@ -21,7 +21,7 @@ from rfflow.training.arguments import check_values, listed
 from rfflow.training.bases import Base
 from rfflow.training.data import Data
 from rfflow.training.fitting import check_generation, check_rows, check_tokenized
-from rfflow.training.models import seeded_as_if_loaded
+from rfflow.training.heads import seeded_as_if_loaded
 from rfflow.training.reference import shared_log_probs
 from rfflow.training.reward_functions import load_rewards, try_rewards
 from rfflow.training.sources import import_object, resolve_function

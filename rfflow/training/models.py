@@ -15,7 +15,6 @@ import json
 import logging
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,7 @@ import torch
 import transformers
 from filelock import FileLock
 from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoProcessor,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-)
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 from trl.trainer.utils import create_model_from_path
 
@@ -129,30 +121,6 @@ def _architecture(auto_class: str | None) -> Any:
             "name begins with AutoModel, such as AutoModelForSequenceClassification."
         )
     return getattr(transformers, auto_class)
-
-
-@contextlib.contextmanager
-def seeded_as_if_loaded(trainer_class: type[Trainer], model: PreTrainedModel) -> Iterator[None]:
-    """Let a reward trainer built inside find the random generator where it would be if it had loaded the model itself.
-
-    TRL seeds, draws the new head while it loads, and draws the adapter next. Ours has been loaded, with ``head_seed``.
-    """
-    owner = next((cls for cls in trainer_class.__mro__ if cls.__name__ == "RewardTrainer"), None)
-    module: Any = sys.modules[owner.__module__] if owner else None
-    if module is None or not hasattr(module, "set_seed"):
-        yield
-        return
-    set_seed = module.set_seed
-
-    def seed_and_draw(seed: int, *given: Any, **named: Any) -> None:
-        set_seed(seed, *given, **named)
-        torch.set_rng_state(model.rfflow_random_state)
-
-    module.set_seed = seed_and_draw
-    try:
-        yield
-    finally:
-        module.set_seed = set_seed
 
 
 def _check_dtype(kwargs: dict[str, Any]) -> None:
