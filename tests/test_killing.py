@@ -134,6 +134,7 @@ def _body(root: Path, specs: Sequence[RunSpec], disk: Any, signals: tuple[signal
     os.dup2(null, 2)
     settle_at_once(pytest.MonkeyPatch())
     Signals.numbers = signals
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
     try:
         with disk:
             play(root, specs)
