@@ -1,10 +1,10 @@
-"""What stopping runs early saves, and what it costs, on recorded learning curves of the demo's model.
+"""What stopping runs early saves, and what it costs, on recorded learning curves of real models.
 
-    python benchmarks/early_stopping_demo.py               # print the tables (seconds)
+    python benchmarks/early_stopping_demo.py               # print the tables (a minute)
     python benchmarks/early_stopping_demo.py --write       # and put them into docs/early_stopping.md
 
-The curves are those of benchmarks/curves/smollm2.json, which ``learning_curves.py`` has trained. Every policy steers
-them through rfflow's own scheduler. A seed draws configurations of the bank, and the order in which they are numbered.
+The curves are those of benchmarks/curves/, which ``learning_curves.py`` has trained. Every policy steers them through
+rfflow's own scheduler. A seed draws configurations of the bank, and the order in which they are numbered.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from benchmarks.early_stopping import SEEDS, TOLERANCES, Nobody, Rounds, put_bet
 from rfflow.policies import Halving, Hyperband, Median, Policy, Rules
 from rfflow.policies.simulation import Curve, Outcome, simulate
 
-BANK = Path(__file__).parent / "curves" / "smollm2.json"
-SIZES = (16, 64)
+CURVES = Path(__file__).parent / "curves"
+BANKS = {"smollm2.json": "SmolLM2-135M", "tiny.json": "A model of two layers"}
+SIZES = (16, 64, 256)
 BEGIN, END = "<!-- begin demo -->", "<!-- end demo -->"
-RULES = [
+RULES: list[dict[str, Any]] = [
     {"name": "sick", "when": "is_nan(loss) or loss > 3 * best.loss", "do": "delete"},
     {"name": "weak", "at_chunk": 1, "select": {"worst": "50%"}, "do": "stop"},
     {"name": "weaker", "at_chunk": 4, "select": {"worst": "50%"}, "do": "stop"},
@@ -143,7 +144,7 @@ def live(path: Path) -> str:
     """Compare the part of the bank that was trained again under halving with its replay; say what both took."""
     bank = json.loads(path.read_text(encoding="utf-8"))
     if "live" not in bank:
-        return "No part of the bank was trained under a policy."
+        return ""
     lines = []
     for part, took in bank["live"]["took"].items():
         steered = {record["run"]: record for record in bank["live"]["curves"] if str(record["part"]) == part}
@@ -170,16 +171,25 @@ def live(path: Path) -> str:
     return "\n".join(lines)
 
 
+def section(path: Path, title: str, seeds: int) -> str:
+    """Return what there is to say of one bank."""
+    bank = [curve for _, curve in read_bank(path)]
+    sizes = sorted({size for size in (*SIZES, len(bank)) if size <= len(bank)})
+    took = sum(part["cpu_s"] for part in json.loads(path.read_text(encoding="utf-8"))["grid"]["took"].values())
+    lines = [f"### {title}: {len(bank)} configurations", ""]
+    lines += [f"Training them all to the end took {took:.0f} s of processor time. {live(path)}".strip(), ""]
+    return "\n".join([*lines, tables(run_all(bank, sizes, seeds), sizes)])
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bank", type=Path, default=BANK)
+    parser.add_argument("--folder", type=Path, default=CURVES, help="of the banks")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--write", action="store_true", help="put the tables into docs/early_stopping.md")
     args = parser.parse_args()
-    bank = [curve for _, curve in read_bank(args.bank)]
-    sizes = [size for size in SIZES if size <= len(bank)]
-    text = f"{live(args.bank)}\n\n{tables(run_all(bank, sizes, args.seeds), sizes)}"
+    banks = [(args.folder / name, title) for name, title in BANKS.items() if (args.folder / name).exists()]
+    text = "\n\n".join(section(path, title, args.seeds) for path, title in banks)
     print(text)
     if args.write:
         put_between(BEGIN, END, text)

@@ -1,11 +1,13 @@
-"""Record a bank of real learning curves: 64 configurations of the demo's model, each trained to the end.
+"""Record banks of real learning curves: many configurations of one model, each trained to the end.
 
-    python benchmarks/learning_curves.py                   # train all, write benchmarks/curves/smollm2.json: 20 minutes
-    python benchmarks/learning_curves.py --parts 0 --live  # train 16 of them again, steered by halving while they train
+    python benchmarks/learning_curves.py --parts 0         # 16 of SmolLM2-135M, into curves/smollm2.json: 5 minutes
+    python benchmarks/learning_curves.py                   # all four parts: 64
+    python benchmarks/learning_curves.py --tiny            # 256 of a model of two layers, into curves/tiny.json
+    python benchmarks/learning_curves.py --tiny --parts 0 --live  # a part again, steered by halving while it trains
 
-``early_stopping_demo.py`` lets every policy steer them. The bank is made in four experiments of 16 runs each, so that
-one that breaks off can be made again alone. A run is 16 steps of one conversation of at most 56 tokens, in 8 chunks,
-evaluated on 3 others at the end of each: much shorter than anybody's.
+``early_stopping_demo.py`` lets every policy steer them. A part is an experiment of its own, so that one that breaks off
+can be made again alone. A run is 16 steps of one conversation of at most 56 tokens, in 8 chunks, evaluated on 3 others
+at the end of each: much shorter than anybody's.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 HERE = Path(__file__).resolve().parent
-BANK = HERE / "curves" / "smollm2.json"
+CURVES = HERE / "curves"
 CHUNKS = 8
-LRS = "3e-5,1e-4,3e-4,1e-3,3e-3,1e-2,3e-2,1e-1"  # from too small to too large
 RANKS = "4,16"
 PARTS = (
     ("peft.target_modules=all-linear", "trainer.args.lr_scheduler_type=linear"),
@@ -60,15 +65,41 @@ SETTINGS = (
 )
 
 
-def command(part: int, folder: Path, *more: str) -> list[str]:
-    """Return the command that trains one part of the bank."""
-    sweep = (f"hydra.sweep.dir={folder}", f"lr={LRS}", f"peft.r={RANKS}")
-    return [sys.executable, "-m", "rfflow", "+recipe=sft", "--multirun", *SETTINGS, *sweep, *PARTS[part], *more]
+@dataclass(frozen=True)
+class Bank:
+    """What is trained, and where its curves go."""
+
+    file: Path
+    settings: tuple[str, ...]
+    rates: tuple[float, ...]
+    """Learning rates, from too small to too large."""
+
+    def command(self, part: int, folder: Path, *more: str) -> list[str]:
+        """Return the command that trains one part."""
+        rates = ",".join(f"{rate:.3g}" for rate in self.rates)
+        sweep = (f"hydra.sweep.dir={folder}", f"lr={rates}", f"peft.r={RANKS}")
+        words = [*self.settings, *sweep, *PARTS[part], *more]
+        return [sys.executable, "-m", "rfflow", "+recipe=sft", "--multirun", *words]
 
 
-def train(part: int, folder: Path, *more: str) -> dict[str, Any]:
+def demo(file: Path | None) -> Bank:
+    """Return the bank of the demo's model."""
+    return Bank(file or CURVES / "smollm2.json", SETTINGS, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
+
+
+def tiny(file: Path | None, folder: Path) -> Bank:
+    """Return the bank of a model and data that are made on the spot; training it takes no time, so it can be larger."""
+    from benchmarks.work import make_work
+
+    work = make_work("tiny", CHUNKS * 2, folder)
+    data = ("model=hub", f"model.name={work.model}", "dataset=local", f"dataset.path={work.data}")
+    settings = (*data, *(word for word in SETTINGS if "formatting_func" not in word))
+    rates = tuple(3e-5 * (1e-1 / 3e-5) ** (step / 31) for step in range(32))
+    return Bank(file or CURVES / "tiny.json", settings, rates)
+
+
+def train(words: Sequence[str]) -> dict[str, Any]:
     """Train a part; return what it took."""
-    words = command(part, folder, *more)
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(words, check=True, cwd=HERE.parent)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -109,7 +140,7 @@ def _mean(values: list[float]) -> float:
 
 def add(bank: Path, key: str, part: int, took: dict[str, Any], curves: list[dict[str, Any]]) -> None:
     """Put a part into the file, in the place of what was there of it."""
-    known = json.loads(bank.read_text(encoding="utf-8")) if bank.exists() else {"settings": list(SETTINGS)}
+    known = json.loads(bank.read_text(encoding="utf-8")) if bank.exists() else {}
     section = known.setdefault(key, {"took": {}, "curves": []})
     section["took"][str(part)] = took
     section["curves"] = [curve for curve in section["curves"] if curve["part"] != part] + curves
@@ -119,7 +150,7 @@ def add(bank: Path, key: str, part: int, took: dict[str, Any], curves: list[dict
 
 
 def _one_line_a_curve(bank: dict[str, Any]) -> str:
-    lines = ["{", f' "settings": {json.dumps(bank["settings"])},']
+    lines = ["{"]
     keys = [key for key in ("grid", "live") if key in bank]
     for key in keys:
         took = json.dumps(dict(sorted(bank[key]["took"].items())))
@@ -137,13 +168,15 @@ def main() -> None:
     )
     parser.add_argument("--live", action="store_true", help="steer them by policy=halving, to compare with its replay")
     parser.add_argument("--folder", type=Path, default=HERE.parent / "outputs" / "bank")
-    parser.add_argument("--bank", type=Path, default=BANK)
+    parser.add_argument("--bank", type=Path, help="the file, where it is another")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model instead of the demo's")
     args = parser.parse_args()
+    bank = tiny(args.bank, args.folder / "made") if args.tiny else demo(args.bank)
     for part in args.parts:
         key, more = ("live", ("policy=halving",)) if args.live else ("grid", ())
-        folder = args.folder / f"{key}-{part}"
-        took = train(part, folder, *more)
-        add(args.bank, key, part, took, collect(part, folder))
+        folder = args.folder / f"{bank.file.stem}-{key}-{part}"
+        took = train(bank.command(part, folder, *more))
+        add(bank.file, key, part, took, collect(part, folder))
 
 
 if __name__ == "__main__":
