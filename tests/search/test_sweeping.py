@@ -344,7 +344,7 @@ def test_it_is_said_where_a_search_cannot_go_on_as_it_would_have(
     for number, (spec, reason) in enumerate(
         [
             (SearchSpec("random", seed=None), "search.seed is null"),
-            (SearchSpec({"_target_": "optuna.samplers.QMCSampler"}), "search.sampler is not one of rfflow's own"),
+            (SearchSpec({"_target_": "optuna.samplers.RandomSampler"}), "search.sampler is not one of rfflow's own"),
             (SearchSpec("random"), None),
         ]
     ):
