@@ -74,6 +74,8 @@ def test_an_editable_installation_points_at_the_checkout(tmp_path: Path) -> None
         (pointer,) = (name for name in archive.namelist() if name.endswith(".pth"))
         folders = archive.read(pointer).decode().split()
         entry_points = archive.read(next(name for name in archive.namelist() if name.endswith("entry_points.txt")))
+        copied = [name for name in archive.namelist() if name != pointer and ".dist-info/" not in name]
+    assert not copied, "what is edited in the checkout would not be what is imported"
     assert [Path(folder).resolve() for folder in folders] == [ROOT, ROOT / "rfflow/_plugins"]
     assert b"rfflow = rfflow.__main__:main" in entry_points
 
