@@ -23,6 +23,9 @@ from rfflow import config_files
 _here = Path(__file__).resolve().parent
 CONF = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"  # in a wheel, in a checkout
 
+_MODES = ("run", "multirun", "cfg", "info", "shell_completion")
+"""Of Hydra's flags, those that say what is to be done at all."""
+
 
 def main() -> None:
     """Run the command line."""
@@ -80,6 +83,12 @@ def flags_first(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[st
     people write it.
     """
     given = parser.parse_intermixed_args(list(argv))
+    modes = [f"--{name.replace('_', '-')}" for name in _MODES if getattr(given, name)]
+    if len(modes) > 1:
+        parser.error(
+            f"{' and '.join(modes)} cannot be given together. One configuration of a sweep is shown by --cfg job, without "
+            "--multirun and with one value of everything that is swept."
+        )
     flags = []
     for action in parser._actions:
         value = getattr(given, action.dest, None)

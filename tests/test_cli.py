@@ -227,6 +227,11 @@ def test_cfg_shows_the_configuration_and_stops(rfflow: Shell) -> None:
     assert rfflow.engines == []
 
 
+def test_a_whole_sweep_has_no_one_configuration_to_show(rfflow: Shell) -> None:
+    said = rfflow("+recipe=sft", "--multirun", "lr=1e-3,1e-4", "--cfg", "job")
+    assert rfflow.status == 2 and "--multirun and --cfg cannot be given together" in said and not rfflow.engines
+
+
 def test_version_names_rfflow(rfflow: Shell) -> None:
     assert rfflow("--version").startswith("rfflow 0.")
 
