@@ -86,8 +86,8 @@ def flags_first(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[st
     modes = [f"--{name.replace('_', '-')}" for name in _MODES if getattr(given, name)]
     if len(modes) > 1:
         parser.error(
-            f"{' and '.join(modes)} cannot be given together. One configuration of a sweep is shown by --cfg job, without "
-            "--multirun and with one value of everything that is swept."
+            f"{' and '.join(modes)} cannot be given together. One configuration of a sweep is shown by --cfg job, "
+            "without --multirun and with one value of everything that is swept."
         )
     flags = []
     for action in parser._actions:
