@@ -1,6 +1,6 @@
 """Record banks of real learning curves: many configurations of one model, each trained to the end.
 
-    python benchmarks/learning_curves.py --parts 0         # 16 of SmolLM2-135M, into curves/smollm2.json: 5 minutes
+    python benchmarks/learning_curves.py --parts 0         # 16 of SmolLM2-135M, into curves/smollm2.json: 4 minutes
     python benchmarks/learning_curves.py                   # all four parts: 64
     python benchmarks/learning_curves.py --tiny            # 256 of a model of two layers, into curves/tiny.json
     python benchmarks/learning_curves.py --tiny --parts 0 --live  # a part again, steered by halving while it trains
