@@ -183,6 +183,30 @@ def _first_figures(bench: Bench, rounds: Sequence[Round]) -> list[Figure]:
     return figures
 
 
+def saving(bench: Bench) -> list[Figure]:
+    """Wall time where TRL saves, too: a checkpoint of every run wherever rfflow's chunks end."""
+    chunks = 4
+    figures, ours, theirs = [], [], []
+    for _ in range(bench.repeat):
+        ours.append({number: run_rfflow(bench.work.runs(number), bench.place("rfflow-saves")) for number in bench.runs})
+        most = bench.work.saving(chunks).runs(max(bench.runs))
+        theirs.append(run_plain(most, bench.place("loop-saves"), one_process=True))
+        for number, trained in ours[-1].items():
+            if not same_tensors(trained.adapters, theirs[-1].adapters[:number]):
+                raise SystemExit(f"rfflow and plain TRL ended with different adapters: see {bench.folder}")
+    for number in bench.runs:
+        seconds = tuple(side.ended[number - 1] for side in theirs)
+        cpu = tuple(side.cpu_ended[number - 1] for side in theirs)
+        mine = [one[number] for one in ours]
+        figures += [
+            Figure(f"{number} runs: rfflow", tuple(one.seconds for one in mine), "s"),
+            Figure(f"{number} runs: TRL, all in one process, {chunks} checkpoints a run", seconds, "s"),
+            Figure(f"{number} runs: rfflow / TRL", ratios([one.seconds for one in mine], seconds), "", 1),
+            Figure(f"{number} runs: the same in processor time", ratios([one.cpu for one in mine], cpu)),
+        ]
+    return figures
+
+
 # --- (d) memory -------------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +342,7 @@ def _early_clones(bench: Bench) -> list[float]:
 PARTS: dict[str, tuple[str, Callable[[Bench], list[Figure]]]] = {
     "switches": ("Between the chunks of 2 runs", switches),
     "wall": ("Wall time, imports included", wall),
+    "saving": ("Wall time, both sides with checkpoints", saving),
     "first": ("The first comparison of all runs", first),
     "memory": ("Memory of runs on one base", memory),
     "startup": ("Start-up", startup),

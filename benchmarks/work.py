@@ -58,6 +58,10 @@ class Work:
         """Return the same work with another batch size."""
         return replace(self, args={**self.args, "per_device_train_batch_size": size})
 
+    def saving(self, times: int) -> Work:
+        """Return the same work with so many checkpoints a run, written by the trainer."""
+        return replace(self, args={**self.args, "save_strategy": "steps", "save_steps": self.steps // times})
+
     def rows(self) -> list[str]:
         """Return the lines to train on."""
         count = self.steps * self.args["per_device_train_batch_size"]

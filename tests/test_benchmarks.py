@@ -24,7 +24,7 @@ def test_every_part_measures_something(tmp_path: Path) -> None:
     )
     assert process.returncode == 0, process.stderr
     results, _ = read_results(out)
-    assert set(results) == {"switches", "wall", "first", "memory", "startup", "ops"}
+    assert set(results) == {"switches", "wall", "saving", "first", "memory", "startup", "ops"}
     names = [figure.name for figure in results["ops"]["tiny"]]
     for verb in ("stop", "resume", "clone", "delete"):
         assert any(name.startswith(verb) for name in names), names
