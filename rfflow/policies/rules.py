@@ -286,7 +286,9 @@ def _parent_name(name: str, scene: Scene, run: RunView) -> Any:
 
 def _attribute(run: RunView, name: str, chunk: int) -> Any:
     if name in _OWN:
-        return {"chunk": chunk, "chunks": run.chunks, "age": run.age, "number": run.number}[name]
+        # Its age then, not now: else who leads at a chunk would change when those who led have gone on.
+        age = run.age - (run.chunk - chunk)
+        return {"chunk": chunk, "chunks": run.chunks, "age": age, "number": run.number}[name]
     metrics = run.history[chunk - 1] if chunk else {}
     return metrics[name] if name in metrics else look_up(run.config, name)
 

@@ -85,6 +85,15 @@ def test_population_based_training_is_a_file_of_rules() -> None:
     assert rates <= {0.8, 1.25} and rates
 
 
+def test_who_made_room_is_not_cloned_when_the_leaders_have_gone_on() -> None:
+    """A rule that asks for the age asks for the age at its chunk, however old the best have grown since."""
+    shipped = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "conf/policy/pbt.yaml"), resolve=True)
+    outcome = simulate(curves(*[[1 + run / 10] * 4 for run in range(4)]), Rules(shipped["rules"]))
+    acted = {(decision.rule, *decision.op.target.numbers) for decision in outcome.decisions}
+    assert acted == {("exploit", 3), ("explore", 0), ("done", 4), ("done", 5)}
+    assert [run.parent for run in outcome.scene.runs] == [None] * 4 + [0, 0]
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
