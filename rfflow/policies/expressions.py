@@ -21,7 +21,7 @@ from typing import Any
 
 from simpleeval import InvalidExpression, SimpleEval, safe_add, safe_mult
 
-from rfflow.errors import ConfigError
+from rfflow.errors import ConfigError, nearest
 
 Names = Callable[[str], Any]
 """Returns the value of a dotted name, or raises :class:`Unknown`."""
@@ -56,14 +56,17 @@ class Expression:
     """
 
     def __init__(self, text: str, where: str):
-        self.text = text
         if len(text) > MAX_LENGTH:
             raise ConfigError(f"{where} is {len(text)} characters long. Allowed: up to {MAX_LENGTH}.")
+        self.text = text = text.replace("\n", " ").strip()  # of YAML's blocks
         try:
-            ast.parse(text.strip(), mode="eval")  # simpleeval takes several, and leaves all but one out
-            self._parsed = SimpleEval.parse(text.strip())
-        except (InvalidExpression, SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise ConfigError(f"{where}: {text!r} is not an expression: {error}. {_GRAMMAR}") from error
+            ast.parse(text, mode="eval")  # simpleeval takes several, and leaves all but one out
+            self._parsed = SimpleEval.parse(text)
+        except SyntaxError as error:
+            at = error.offset - 1 if error.offset else len(text)  # 0 is the end
+            raise _refusal(where, text, f"is not an expression: {error.msg}", at) from error
+        except (InvalidExpression, ValueError, RecursionError, MemoryError) as error:
+            raise _refusal(where, text, f"is not an expression: {error}") from error
         self.names: tuple[str, ...] = tuple(dict.fromkeys(_check(self._parsed, text, where)))
         """The dotted names in it."""
 
@@ -119,27 +122,45 @@ _GRAMMAR = (
 )
 
 
+_ARGUMENTS = {"min": (1, math.inf), "max": (1, math.inf), "round": (1, 2), "log": (1, 2)}
+"""How many a function takes, at least and at most; the others take one."""
+
+
 def _check(node: ast.AST, text: str, where: str) -> list[str]:
     """Check a tree, and return the names in it."""
-    names: list[str] = []
+    if isinstance(node, ast.UnaryOp | ast.BinOp | ast.Compare):
+        operators = node.ops if isinstance(node, ast.Compare) else [node.op]
+        for wrong in (operator for operator in operators if type(operator) not in _OPERATORS):
+            raise _refusal(where, text, f"holds {ast.unparse(node)!r} ({type(wrong).__name__})", _place(node, text))
     if not isinstance(node, _SYNTAX):
-        raise ConfigError(f"{where}: {text!r} holds {_words(node)}. {_GRAMMAR}")
+        raise _refusal(where, text, f"holds {_words(node)}", _place(node, text))
     if isinstance(node, ast.Constant) and not isinstance(node.value, (int, float, str, type(None))):
-        raise ConfigError(f"{where}: {text!r} holds {node.value!r}. {_GRAMMAR}")
+        raise _refusal(where, text, f"holds {node.value!r}", _place(node, text))
     if isinstance(node, ast.Name | ast.Attribute):
         return [_dotted(node, text, where)]
     children = list(ast.iter_child_nodes(node))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == _METRIC and not node.keywords:
-        match node.args:
-            case [ast.Constant(value=str(name))]:
-                return [name]
     if isinstance(node, ast.Call):
-        if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS or node.keywords:
-            raise ConfigError(f"{where}: {text!r} calls {ast.unparse(node.func)}. {_GRAMMAR}")
+        match node.func, node.args, node.keywords:
+            case ast.Name(id="metric"), [ast.Constant(value=str(name))], []:
+                return [name]
+        _check_call(node, text, where)
         children.remove(node.func)
-    for child in children:
-        names += _check(child, text, where)
-    return names
+    return [name for child in children for name in _check(child, text, where)]
+
+
+def _check_call(node: ast.Call, text: str, where: str) -> None:
+    called = ast.unparse(node.func)
+    if called == _METRIC:
+        raise _refusal(where, text, "calls metric: it wants one name in quotes", _place(node, text))
+    if called not in FUNCTIONS or node.keywords:
+        raise _refusal(where, text, f"calls {called}", _place(node, text), nearest(called, [*FUNCTIONS, _METRIC]))
+    least, most = _ARGUMENTS.get(called, (1, 1))
+    count = len(node.args)
+    if called in ("min", "max") and not (count and isinstance(node.args[0], ast.Tuple | ast.List)):
+        least = 2
+    if not least <= count <= most:
+        takes = f"{least:g}" if least == most else f"{least} or more" if most == math.inf else f"{least} or {most:g}"
+        raise _refusal(where, text, f"gives {called} {count} arguments; it takes {takes}", _place(node, text))
 
 
 def _dotted(node: ast.AST, text: str = "", where: str = "") -> str:
@@ -148,8 +169,18 @@ def _dotted(node: ast.AST, text: str = "", where: str = "") -> str:
         parts.append(node.attr)
         node = node.value
     if not isinstance(node, ast.Name) or any(part.startswith("_") for part in parts):
-        raise ConfigError(f"{where}: {text!r} takes something out of {ast.unparse(node)}. {_GRAMMAR}")
+        raise _refusal(where, text, f"takes something out of {ast.unparse(node)}", _place(node, text))
     return ".".join([node.id, *reversed(parts)])
+
+
+def _refusal(where: str, text: str, reason: str, at: int | None = None, hint: str = "") -> ConfigError:
+    """Return the error, with a mark under the character where the mistake is."""
+    mark = "" if at is None else f"\n    {text}\n    {' ' * min(at, len(text))}^\n"
+    return ConfigError(f"{where}: {text!r} {reason}.{hint}{mark or ' '}{_GRAMMAR}")
+
+
+def _place(node: ast.AST, text: str) -> int:
+    return len(text.encode()[: getattr(node, "col_offset", 0)].decode())  # Python counts bytes
 
 
 def _words(node: ast.AST) -> str:
