@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from rfflow.runs import Run
 
+Pairs = tuple[tuple[str, str], ...]
+"""The keys and values of a run's overrides."""
 
-def labels(runs: Sequence[Run], width: int | None = None) -> dict[int, str]:
+
+@dataclass(frozen=True)
+class Naming:
+    """What to call runs."""
+
+    lines: Mapping[int, str]
+    """By the runs' numbers."""
+    heading: str = ""
+    """The keys, where the lines hold values alone."""
+
+
+def labels(runs: Sequence[Run], width: int | None = None) -> Mapping[int, str]:
     """Return, by run number, one line that tells the run from the others, no longer than ``width`` characters."""
-    found = label_parts({run.number: run.overrides for run in runs}, width)
-    return {run.number: found[run.number] or unnamed(run.parent) for run in runs}
+    return headed_labels(runs, width).lines
 
 
-def label_parts(overrides: Mapping[int, Sequence[str]], width: int | None = None) -> dict[int, str]:
-    """Return the overrides that not every run has, as one line a run; empty where there are none.
+def headed_labels(runs: Sequence[Run], width: int | None = None) -> Naming:
+    """Return the same, and what may stand above it."""
+    found = tell_apart({run.number: run.overrides for run in runs}, width)
+    return Naming({run.number: found.lines[run.number] or unnamed(run.parent) for run in runs}, found.heading)
+
+
+def label_parts(overrides: Mapping[int, Sequence[str]], width: int | None = None) -> Mapping[int, str]:
+    """Return the overrides that not every run has, as one line a run; empty where there are none."""
+    return tell_apart(overrides, width).lines
+
+
+def tell_apart(overrides: Mapping[int, Sequence[str]], width: int | None = None) -> Naming:
+    """Return the overrides that not every run has, in the plainest form that fits and keeps different runs apart.
 
     Where the room is short, keys lose the groups they lie in (unless two keys would look the same), then long values
-    lose their middle, the longest first. What still does not fit is cut at the end, the shortest overrides in
-    front.
+    lose their middle, the longest first. Before little is left of them, the keys go where the runs have the same ones;
+    at last goes what a key's values have in common. Where no form keeps the runs apart, lines are cut at the end, the
+    shortest overrides in front.
     """
     common = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
     distinct = {number: [part for part in parts if part not in common] for number, parts in overrides.items()}
-    short_keys = _short_keys({override_key(part) for parts in distinct.values() for part in parts})
-    return {number: _line(parts, short_keys, width) for number, parts in distinct.items()}
+    whole = {number: " ".join(part.lstrip("+") for part in parts) for number, parts in distinct.items()}
+    if width is None:
+        return Naming(whole)
+    pairs = {
+        number: tuple((override_key(part), part.partition("=")[2]) for part in parts)
+        for number, parts in distinct.items()
+    }
+    for naming in _Forms(pairs, whole, width):
+        fits = all(len(line) <= width for line in naming.lines.values())
+        if fits and len(set(naming.lines.values())) == len(set(whole.values())):
+            return naming
+    return Naming(_Forms(pairs, whole, width).cut())
 
 
 def unnamed(parent: int | None) -> str:
@@ -37,17 +73,91 @@ def override_key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _line(parts: Sequence[str], short_keys: Mapping[str, str], width: int | None) -> str:
-    line = " ".join(part.lstrip("+") for part in parts)
-    if width is None or len(line) <= width:
-        return line
-    pairs = [(short_keys[override_key(part)], part.partition("=")[2]) for part in parts]
-    for room in (width, 24, 16, 12, 8, 6, 5):
-        short = [f"{key}={clip_middle(value, room)}" if value else key for key, value in pairs]
-        if len(line := " ".join(short)) <= width:
-            return line
-    line = " ".join(sorted(short, key=len))
-    return line[: width - 1].rstrip("…") + "…"
+class _Forms:
+    """The ways to write the overrides of some runs, plainest first."""
+
+    def __init__(self, runs: Mapping[int, Pairs], whole: Mapping[int, str], width: int):
+        self._runs = runs
+        self._whole = whole
+        self._width = width
+        self._short = _short_keys({key for pairs in runs.values() for key, _ in pairs})
+        self._keys = list(dict.fromkeys(key for pairs in runs.values() for key, _ in pairs))
+
+    def __iter__(self) -> Iterator[Naming]:
+        generous, tight = (self._width, 24, 16, 12), (8, 6, 5)
+        heading = " ".join(self._short[key] for key in self._keys)
+        missing = {len(set(self._keys).difference(dict(pairs))) for pairs in self._runs.values()}
+        # Clones may set a key more than the others. With more gaps than that, values alone would say little.
+        are_alike = {0} <= missing <= {0, 1}
+        for rooms in (generous, (*generous, *tight)):
+            yield Naming(self._by_name(self._runs, rooms))
+            if are_alike:
+                yield Naming(self._fitted(self._values, self._runs, rooms), heading)
+        differing = self._differing()
+        yield Naming(self._by_name(differing, [self._width]))
+        if are_alike:
+            yield Naming(self._fitted(self._values, differing, [self._width]), heading)
+        yield Naming(self.cut())
+        yield Naming(self._fitted(self._values, self._runs, (*generous, *tight)), heading)
+        yield Naming(self._fitted(self._values, differing, [self._width]), heading)
+
+    def cut(self) -> dict[int, str]:
+        """Return what fits of every line."""
+        lines = {}
+        for number, line in self._by_name(self._runs, (self._width, 24, 16, 12, 8, 6, 5)).items():
+            if len(line) > self._width:
+                by_length = " ".join(sorted((self._named((pair,), 5) for pair in self._runs[number]), key=len))
+                line = by_length[: self._width - 1].rstrip("…") + "…"
+            lines[number] = line
+        return lines
+
+    def _by_name(self, runs: Mapping[int, Pairs], rooms: Sequence[int]) -> dict[int, str]:
+        short = self._fitted(self._named, runs, rooms)
+        return {number: line if len(line) <= self._width else short[number] for number, line in self._whole.items()}
+
+    def _fitted(
+        self, write: Callable[[Pairs, int], str], runs: Mapping[int, Pairs], rooms: Sequence[int]
+    ) -> dict[int, str]:
+        """Write each run with as much room for a value as its line allows, or with the least."""
+        found = {}
+        for number, pairs in runs.items():
+            lines = [write(pairs, room) for room in rooms]
+            found[number] = next((line for line in lines if len(line) <= self._width), lines[-1])
+        return found
+
+    def _named(self, pairs: Pairs, room: int) -> str:
+        return " ".join(
+            f"{self._short[key]}={clip_middle(value, room)}" if value else self._short[key] for key, value in pairs
+        )
+
+    def _values(self, pairs: Pairs, room: int) -> str:
+        """Write the values in the order of all keys, with a dash for a key that the run has not."""
+        values = {key: value or self._short[key] for key, value in pairs}
+        return " ".join(clip_middle(values.get(key, "-"), room) for key in self._keys)
+
+    def _differing(self) -> dict[int, Pairs]:
+        """Return the overrides without what all values of a key begin with, and end with."""
+        ends = {}
+        for key in self._keys:
+            values = {value for pairs in self._runs.values() for name, value in pairs if name == key}
+            start = _shared_start(values)
+            end = _shared_start({value[start:][::-1] for value in values})
+            ends[key] = (start, end)
+        return {
+            number: tuple((key, _without_ends(value, *ends[key])) for key, value in pairs)
+            for number, pairs in self._runs.items()
+        }
+
+
+def _shared_start(texts: Iterable[str]) -> int:
+    """Return how many characters all texts begin with."""
+    columns = zip(*texts, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda characters: len(set(characters)) == 1, columns))
+
+
+def _without_ends(text: str, start: int, end: int) -> str:
+    short = "…" * (start > 0) + text[start : len(text) - end] + "…" * (end > 0)
+    return short if len(short) < len(text) else text
 
 
 def _short_keys(keys: set[str]) -> dict[str, str]:

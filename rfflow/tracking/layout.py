@@ -12,7 +12,7 @@ from rich.text import Text
 
 from rfflow.runs import ChunkResult, Experiment, Run, RunState
 from rfflow.tracking.files import shown
-from rfflow.tracking.labels import clip_middle, labels
+from rfflow.tracking.labels import clip_middle, headed_labels, labels
 from rfflow.tracking.runs_csv import error_line
 
 STYLES = {RunState.STOPPED: "yellow", RunState.FAILED: "red"}
@@ -140,12 +140,15 @@ def _table(
     for head in ("time", "loss", "step", "left"):
         if _label_room(_widths(heads, rows), width) < MIN_LABEL and head in heads and len(_metrics(experiment)) > 1:
             heads.remove(head)
-    names = labels(experiment.runs, max(MIN_LABEL, _label_room(_widths(heads, rows), width)))
+    names = headed_labels(experiment.runs, max(MIN_LABEL, _label_room(_widths(heads, rows), width)))
     for run, row in zip(runs, rows, strict=True):
-        row["overrides"] = names[run.number]
+        row["overrides"] = names.lines[run.number]
     widths = _widths(heads, rows)
+    shown_heads = {head: clip_middle(head, MAX_HEAD) for head in heads}
+    if names.heading:
+        shown_heads["overrides"] = clip_middle(names.heading, widths["overrides"])
     table = Text(no_wrap=True, overflow="ellipsis", end="")
-    table.append(_line({head: clip_middle(head, MAX_HEAD) for head in heads}, widths) + "\n", "bold")
+    table.append(_line(shown_heads, widths) + "\n", "bold")
     table.append(" " + "─" * (sum(widths.values()) + GAP * (len(widths) - 1)) + "\n", "dim")
     for run, row in zip(runs, rows, strict=True):
         table.append(_line(row, widths) + "\n", styles.get(run.number) or STYLES.get(run.state))

@@ -117,8 +117,34 @@ def test_eighty_columns_are_enough(tmp_path: Path, objective: Objective, table: 
     assert len(rows) == 2 and all(cell_len(line) <= 80 for line in lines)
     for row in rows:
         cells = row.replace("★", " ").split()
-        assert "1/4" in cells and "1.5e-07" in cells and "lr=1e-" in row
+        assert "1/4" in cells and "1.5e-07" in cells and "1e-" in row
         assert ("0.8765" in cells) == (objective.metric != "eval_loss")
+
+
+@pytest.mark.parametrize("table", ["live", "ranking"])
+def test_where_keys_have_no_room_they_stand_above_the_values(tmp_path: Path, table: str) -> None:
+    """A grid of runs whose values would look alike if they were shortened beside their keys."""
+    grid = [(f"lr={lr}", f"seed={seed}") for lr in (0.0001, 0.0002) for seed in (1000, 2000)]
+    experiment = make_experiment(tmp_path, *grid, objective=Objective("mean_token_accuracy", "maximize"))
+    story = Story(experiment)
+    story.begin()
+    for run in experiment.runs:
+        story.chunk(run, {"loss": 1.2345, "eval_loss": 1.5, "mean_token_accuracy": 0.5 - run.number / 10})
+    found = (
+        live_table(experiment, Console(width=80, height=24), active=None)
+        if table == "live"
+        else ranking(experiment, 80)
+    )
+    lines = _lines(found)
+    head = next(line for line in lines if "state" in line)
+    rows = [line.replace("★", " ").split() for line in lines if "1/4" in line]
+    assert head.split()[:4] == ["run", "lr", "seed", "state"]
+    assert [row[:3] for row in rows] == [
+        ["0", "0.0001", "1000"],
+        ["1", "0.0001", "2000"],
+        ["2", "0.0002", "1000"],
+        ["3", "0.0002", "2000"],
+    ]
 
 
 def test_more_runs_than_lines_show_the_best_and_the_one_that_trains(tmp_path: Path) -> None:
