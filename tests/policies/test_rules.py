@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 
 from rfflow.control.ops import Clone
 from rfflow.errors import ConfigError
-from rfflow.policies import Rules, RunView
+from rfflow.policies import Rules, RunView, Scene
 from rfflow.policies.simulation import Curve, simulate
+from rfflow.spec import Objective
 from tests.policies.curves import NAN, curves
 
 
@@ -160,6 +161,38 @@ def test_a_metric_that_nobody_logs_is_said_once(
     with caplog.at_level(logging.WARNING):
         simulate(curves([1] * 3, [2] * 3), rules(rule))
     assert [record.getMessage() for record in caplog.records] == [said]
+
+
+@pytest.mark.parametrize(
+    "when, holds_for",
+    [
+        ("loss > 3", (0,)),
+        ("eval_loss == 2", (1,)),
+        ("lr == 0.1", (0, 2)),
+        ("peft.r == 16", (1,)),
+        ("chunk == 1", (2,)),
+        ("chunk == chunks", ()),
+        ("chunks == 4", (0, 1, 2)),
+        ("age == 3", (2,)),  # two of its parent's chunks, and its own
+        ("number == 1", (1,)),
+        ("live == 3", (0, 1, 2)),
+        ("best.number == 1", (0, 1)),  # at chunk 2 run 1 leads
+        ("best.number == 2", (2,)),  # and at chunk 1 the clone
+        ("loss > 1.5 * best.loss and best.peft.r == 16", (0,)),
+        ("previous.loss > loss", (1,)),
+        ("origin.number == 0 and origin.lr == 0.1 and origin.chunk == 2", (2,)),
+        ("metric('rewards/margins') < metric('best.rewards/margins')", (0,)),
+    ],
+)
+def test_every_name_has_its_value(when: str, holds_for: tuple[int, ...]) -> None:
+    def run(number: int, *losses: float, r: int = 8, **of_a_clone: Any) -> RunView:
+        history = tuple({"loss": loss, "eval_loss": loss, "rewards/margins": -loss} for loss in losses)
+        config = {"lr": 0.1 if r == 8 else 0.2, "peft": {"r": r}}
+        return RunView(number, "running", 4, history, config, **{"age": len(losses), **of_a_clone})
+
+    scene = Scene((run(0, 4, 4), run(1, 3, 2, r=16), run(2, 1, parent=0, age=3)), Objective())
+    asked = rules({"name": "asks", "when": when, "do": "stop"}).decide(scene)
+    assert tuple(decision.op.target.numbers[0] for decision in asked) == holds_for
 
 
 def test_what_is_not_there_yet_is_no_mistake(caplog: pytest.LogCaptureFixture) -> None:
