@@ -4,7 +4,7 @@
 ``interval(1e-5, 1e-2)``            any number from 1e-5 up to, and without, 1e-2
 ``tag(log, interval(1e-5, 1e-2))``  the same, evenly spread over the orders of magnitude
 ``int(interval(4, 65))``            whole numbers from 4 to 64; with the tag log, too
-``range(1, 10, step=3)``            1, 4, 7
+``range(1, 10, step=3)``            1, 4, 7; with the tag log where the step is 1
 ``choice(4, 8, 16)``, ``4,8,16``    one of them
 ``peft=lora,lora_small``            one of a group's configs; ``glob(lora*)`` as well
 ==================================  =====================================================
@@ -21,7 +21,7 @@ from typing import Any, cast
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Sweep
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from rfflow.errors import ConfigError
+from rfflow.errors import ConfigError, nearest
 
 _MOST_LISTED = 100_000
 """Configurations of a space that are told apart one by one."""
@@ -79,13 +79,26 @@ def _dimension(override: Override) -> BaseDistribution:
     value = override.value()
     text = override.input_line or override.key_or_group
     tags = value.tags if isinstance(value, Sweep) else set()
+    for tag in sorted(tags - {"log"}):
+        raise ConfigError(f"{text}: the tag {tag!r} means nothing to the search.{nearest(tag, ['log'])} Allowed: log.")
     is_log = "log" in tags
     if isinstance(value, IntervalSweep):
         return _interval(value, is_log, text)
-    if isinstance(value, RangeSweep) and not is_log:
+    if isinstance(value, RangeSweep):
         numbers = list(value.range())
-        if numbers and value.step > 0 and all(isinstance(number, int) for number in numbers):
-            return IntDistribution(int(numbers[0]), int(numbers[-1]), step=int(value.step))
+        is_whole = value.step > 0 and all(isinstance(number, int) for number in numbers)
+        if is_log and numbers and not (is_whole and value.step == 1 and numbers[0] > 0):
+            raise ConfigError(
+                f"{text}: only whole numbers from 1 up, in steps of 1, can be spread over the orders of magnitude. "
+                "Leave the tag log out, or give an interval: tag(log,interval(0.1,10))."
+            )
+        if numbers and is_whole:
+            return IntDistribution(int(numbers[0]), int(numbers[-1]), log=is_log, step=int(value.step))
+    elif is_log:
+        raise ConfigError(
+            f"{text}: a list has no orders of magnitude. Leave the tag log out, or give an interval: "
+            "tag(log,interval(1e-5,1e-2))."
+        )
     choices = list(dict.fromkeys(override.sweep_string_iterator()))
     if not choices:
         raise ConfigError(f"{text} holds no value.")

@@ -141,6 +141,13 @@ def test_nothing_is_tried_twice_and_a_small_space_is_said(tmp_path: Path, caplog
     assert "The space has 6 configurations, so 6 are trained." in caplog.text
 
 
+def test_choices_reach_the_application_as_what_they_are(tmp_path: Path) -> None:
+    seen = []
+    app = App(tmp_path, n_trials=9)
+    app.sweep("x=choice(1,1.5,true,a,'b, c',[1,d],{e:2})", task=lambda cfg: seen.append(cfg.x) or 0.0)
+    assert sorted(map(repr, seen)) == sorted(map(repr, [1, 1.5, True, "a", "b, c", [1, "d"], {"e": 2}]))
+
+
 def test_a_failure_and_a_nan_are_told_as_such_and_end_nothing(tmp_path: Path) -> None:
     def task(cfg: DictConfig) -> float:
         if cfg.x == 2:
