@@ -11,9 +11,11 @@ import logging
 import os
 import re
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ SEAL = "rfflow.json"
 """In every checkpoint: how far the run was, and the size and checksum of each file."""
 
 _NAME = re.compile(r"step-(\d+)")
+_SOON = 1e-4
+"""Seconds; a kernel on a CPU takes longer, so that writing gets on in the meantime."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ class Writer:
     def submit(self, run: int, write: Callable[[], None]) -> None:
         """Begin to write a checkpoint of a run; one of it that is under way is waited for."""
         self.wait(run)
-        self._writing[run] = self._pool.submit(write)
+        self._writing[run] = self._pool.submit(_giving_way, write)
 
     def wait(self, run: int) -> None:
         """Wait until the run's checkpoint is written: nothing that it is made of may change before.
@@ -192,6 +196,26 @@ class Writer:
         """Wait, whatever comes of it, and end the thread."""
         self._pool.shutdown()
         self._writing.clear()
+
+
+def _giving_way(write: Callable[[], None]) -> None:
+    """Write, and let the thread that trains have the interpreter back soon after each of its kernels.
+
+    It lets go of it for every kernel, and by default waits up to 5 ms to get it again while another thread computes in
+    Python, as pickling an optimizer does: writing a checkpoint would hold training up for as long as it takes.
+    """
+    with _switching_within(_SOON):
+        write()
+
+
+@contextmanager
+def _switching_within(seconds: float) -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(seconds, before))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _checksum(file: Path) -> int:

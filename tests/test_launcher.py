@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -307,3 +308,16 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     with pytest.raises(ConfigError, match=r"engine.device is 2, but CUDA_VISIBLE_DEVICES shows 2 GPUs"):
         see_one_gpu(ExperimentSpec(name="x", device=2))
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_importing_is_not_held_up_by_the_garbage_collector(is_enabled: bool) -> None:
+    before = gc.isenabled()
+    try:
+        gc.enable() if is_enabled else gc.disable()
+        with launcher._leaving_garbage():
+            assert not gc.isenabled()
+        assert gc.isenabled() is is_enabled
+    finally:
+        gc.enable() if before else gc.disable()
+        gc.unfreeze()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import greenlet
+import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rfflow.errors import ConfigError
@@ -128,9 +129,9 @@ class TrainerCoroutine:
         pause: Pause = self._greenlet.switch()
         return pause
 
-    def snapshot(self, folder: Path) -> Callable[[], None]:
+    def snapshot(self, folder: Path, trained: Mapping[str, torch.Tensor] | None = None) -> Callable[[], None]:
         """Write what is small of the suspended trainer, and return what writes its tensors; see :mod:`.snapshot`."""
-        return self._snapshots.take(folder)
+        return self._snapshots.take(folder, trained)
 
     def close(self) -> None:
         """Abandon the trainer where it stands, letting its ``finally`` clauses run; what they raise is logged."""

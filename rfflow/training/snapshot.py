@@ -52,7 +52,7 @@ class Snapshots:
         self._names: dict[str, str] | None = None
         """What the trained weights are called in the adapter's file; asking PEFT takes longer than all the rest."""
 
-    def take(self, folder: Path) -> Callable[[], None]:
+    def take(self, folder: Path, trained: Mapping[str, torch.Tensor] | None = None) -> Callable[[], None]:
         """Write what is small of the suspended trainer, and return what writes the rest.
 
         Call it inside the run's context; the function it returns may be called anywhere, from another thread too, as
@@ -61,6 +61,7 @@ class Snapshots:
         Args:
             folder: an empty folder. The trainer stands where a resume is exact: behind the fetch of a batch, or
                 between two epochs.
+            trained: the weights that are trained, by name, where they are known.
         """
         trainer, model = self._trainer, self._trainer.model
         trainer._save_rng_state(str(folder))
@@ -68,14 +69,15 @@ class Snapshots:
         torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
         _write_json(folder / "trainer_state.json", _trainer_state(trainer), indent=2)
         _write_json(folder / EXTRAS, _extras(trainer, self._ours))
-        trained: dict[str, torch.Tensor] = {}
+        apart: Mapping[str, torch.Tensor] = {}
         if isinstance(model, PeftModel):
             adapter = model.active_adapters[0]
             copy.copy(model.peft_config[adapter]).save_pretrained(str(folder))
             weights_file = folder / "adapter_model.safetensors"
-            weights, everything = self._adapter(model, adapter)
-            if _size(weights) < _size(everything):
-                trained = everything
+            trained = trained_weights(model) if trained is None else trained
+            weights = self._adapter(model, adapter, trained)
+            if _size(weights) < _size(trained):
+                apart = trained
         else:
             weights = model.state_dict()
             if hasattr(model, "config"):
@@ -85,24 +87,25 @@ class Snapshots:
 
         def write_tensors() -> None:
             save_file(_separate(weights), weights_file, metadata={"format": "pt"})
-            if trained:
-                save_file(_separate(trained), folder / TRAINED)
+            if apart:
+                save_file(_separate(apart), folder / TRAINED)
             torch.save(optimizer, folder / "optimizer.pt")
 
         return write_tensors
 
-    def _adapter(self, model: PeftModel, adapter: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Return the adapter as PEFT saves it, and the weights that are trained."""
-        trained = trained_weights(model)
+    def _adapter(
+        self, model: PeftModel, adapter: str, trained: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Return the adapter as PEFT saves it."""
         if self._names is not None and trained.keys() == self._names.keys():
-            return {name: trained[own].detach() for own, name in self._names.items()}, trained
+            return {name: trained[own].detach() for own, name in self._names.items()}
         # Embeddings only where they are the adapter's: by default PEFT asks the hub each time whether they grew.
         weights = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
         own_names = {_place(tensor): own for own, tensor in trained.items()}
         is_same = {_place(tensor) for tensor in weights.values()} == own_names.keys()
         if is_same and len(own_names) == len(trained) == len(weights):
             self._names = {own_names[_place(tensor)]: name for name, tensor in weights.items()}
-        return weights, trained
+        return weights
 
 
 def restore_forgotten(trainer: Trainer, folder: Path, ours: TrainerCallback) -> None:

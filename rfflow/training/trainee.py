@@ -174,7 +174,7 @@ class Trainee:
         """
         assert self._coroutine is not None, "prepare() comes first"
         with self.context.active():
-            write_tensors = self._coroutine.snapshot(folder)
+            write_tensors = self._coroutine.snapshot(folder, self._unkept)
         weights, self._unkept = self._unkept, None
         if weights is None:
             return write_tensors
