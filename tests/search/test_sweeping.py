@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import optuna
 import pytest
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
@@ -20,8 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
+from werkzeug.test import Client as WsgiClient
 
 from rfflow import launcher
+from rfflow.__main__ import CONF
 from rfflow.engine import Engine
 from rfflow.errors import ConfigError, EngineError
 from rfflow.runs import Callback, Experiment, Run
@@ -90,6 +93,17 @@ def test_any_application_is_searched_under_either_launcher(tmp_path: Path, name:
     assert app.states() == ["COMPLETE"] * 20
     assert [trial.value for trial in app.trials] == [(x - 1) ** 2 for x in app.seen]
     assert fmean(abs(x - 1) for x in app.seen[5:]) < fmean(abs(x - 1) for x in app.seen[:5]) / 2, "it learns"
+
+
+@pytest.mark.parametrize("name", ["cmaes", "gp", "grid", "nsga2", "random", "tpe"])
+def test_an_application_that_takes_a_search_from_rfflow_gets_the_sweeper_with_it(tmp_path: Path, name: str) -> None:
+    """Hydra's own would pass over the section; asked for by name, it stays."""
+    (tmp_path / "config.yaml").write_text("x: 0\n")
+    words = [f"hydra.searchpath=[file://{CONF}]", f"+search={name}"]
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        for sweeper, own in (("RfflowSweeper", []), ("BasicSweeper", ["hydra/sweeper=basic"])):
+            cfg = compose("config", [*words, *own], return_hydra_config=True)
+            assert cfg.hydra.sweeper._target_.endswith(f".{sweeper}") and cfg.search.sampler == name
 
 
 @pytest.mark.parametrize("name", ["rfflow", "basic"])
@@ -426,9 +440,52 @@ def test_runs_are_weighed_by_several_objectives(tmp_path: Path, engines: Any, sa
 
 
 def test_a_clone_joins_the_study_with_its_parent(tmp_path: Path, engines: Any) -> None:
-    engines(ops={3: {"op": "clone", "run": 0, "overrides": ["x=1.5"]}})
+    cold = {"op": "clone", "run": 0, "overrides": ["x=1.5"]}
+    _, made = engines(ops={3: cold, 4: {**cold, "overrides": ["x=1.6"], "warm_start": True}})
     app = App(tmp_path, n_trials=2)
     app.sweep(PARABOLA, "y=4", task=run_of)
-    (clone,) = [trial for trial in app.trials if "parent" in trial.user_attrs]
-    assert (clone.params, clone.user_attrs["parent"], clone.user_attrs["run"]) == ({"x": 1.5}, 0, 2)
-    assert clone.state.name == "COMPLETE"
+    clones = [trial for trial in app.trials if "parent" in trial.user_attrs]
+    notes = [(trial.params, {k: trial.user_attrs[k] for k in ("parent", "run", "warm_start")}) for trial in clones]
+    assert notes == [
+        ({"x": 1.5}, {"parent": 0, "run": 2, "warm_start": False}),
+        ({"x": 1.6}, {"parent": 0, "run": 3, "warm_start": True}),
+    ]
+    for trial in clones:
+        curve = [chunk.metrics["eval_loss"] for chunk in made[0].experiment.run(trial.user_attrs["run"]).chunks]
+        assert (trial.state.name, trial.value) == ("COMPLETE", curve[-1])
+        assert list(trial.intermediate_values.values()) == curve
+
+
+def test_a_clone_that_was_stopped_is_in_the_study_and_again_when_it_has_gone_on(tmp_path: Path, engines: Any) -> None:
+    """As any other run: pruned with its curve, and, resumed, with its end."""
+    stop = {"op": "stop", "run": 2}
+    engines(ops={3: {"op": "clone", "run": 0, "overrides": ["x=1.5"]}, 6: stop, 9: {**stop, "op": "resume"}})
+    app = App(tmp_path, n_trials=2, budget=4)
+    app.sweep(PARABOLA, "y=4", task=run_of)
+    told = [(t.state.name, len(t.intermediate_values), t.number) for t in app.trials if t.user_attrs["run"] == 2]
+    assert [entry[:2] for entry in told] == [("PRUNED", 1), ("COMPLETE", 4)]
+    (again,) = [trial for trial in app.trials if "resumed" in trial.user_attrs]
+    assert (again.user_attrs["resumed"], again.user_attrs["parent"]) == (told[0][2], 0)
+
+
+def test_optuna_dashboard_opens_the_study(tmp_path: Path, engines: Any) -> None:
+    """What its pages ask for: the study, and the trials with their curves and with what is noted beside them."""
+    optuna_dashboard = pytest.importorskip("optuna_dashboard", reason="of the extra dev")
+    engines({"_target_": "rfflow.policies.Halving"}, ops={4: {"op": "clone", "run": 0, "overrides": ["x=1.5"]}})
+    app = App(tmp_path, n_trials=3)
+    app.sweep(PARABOLA, "y=4", task=run_of)
+    journal = JournalStorage(JournalFileBackend(str(tmp_path / "out" / "study.journal")))
+    pages = WsgiClient(optuna_dashboard.wsgi(journal))
+    (study,) = pages.get("/api/studies").json["study_summaries"]
+    assert (study["study_name"], study["directions"]) == ("rfflow", ["minimize"])
+    shown = pages.get(f"/api/studies/{study['study_id']}").json
+    print(list(shown)); print(json.dumps(shown)[:1500]); assert 0
+    trials = [
+        (t["state"], {note["key"]: json.loads(note["value"]) for note in t["user_attrs"]}) for t in shown["trials"]
+    ]
+    assert [state for state, _ in trials] == [trial.state.name.title() for trial in app.trials]
+    (clone,) = [notes for _, notes in trials if "parent" in notes]
+    assert (clone["run"], clone["parent"], clone["warm_start"], clone["overrides"]) == (3, 0, False, ["x=1.5"])
+    assert [len(trial["intermediate_values"]) for trial in shown["trials"]] == [
+        len(trial.intermediate_values) for trial in app.trials
+    ]
