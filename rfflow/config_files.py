@@ -1,4 +1,6 @@
-"""Expressions of rules in Hydra's configuration: they are taken out of OmegaConf's sight before it reads them.
+"""How Hydra's configuration files are read: the same file once, and expressions of rules as they are.
+
+Every job of a sweep, and every clone, is composed from the same files, and reading YAML takes a good part of that.
 
 OmegaConf takes every ``${...}`` for a reference of its own, and refuses ``${parent.lr * 0.5}`` when it reads the file:
 not resolving the configuration would come too late. A backslash in front makes it text. :func:`install` has the
@@ -7,10 +9,12 @@ backslash set where a YAML file is read, in the overrides of rules and nowhere e
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from hydra._internal.core_plugins import file_config_source
@@ -32,13 +36,24 @@ def install() -> None:
 class FileConfigSource(file_config_source.FileConfigSource):
     """Hydra's source of files; it has the same name because Hydra tells sources of one scheme apart by their names."""
 
+    _read: ClassVar[dict[tuple[str, Path, int, int], ConfigResult]] = {}
+    """What was read, by who asked, the file, when it was changed last and its size."""
+
     def load_config(self, config_path: str) -> ConfigResult:
-        """Read a file; the expressions of rules in it stay as they are."""
+        """Read a file, unless it was read and has not changed; the expressions of rules in it stay as they are."""
         path = Path(self.path) / self._normalize_file_name(config_path)
         try:
-            text = path.read_text(encoding="utf-8")
+            status = path.stat()
+            key = (self.provider, path, status.st_mtime_ns, status.st_size)
+            if key not in self._read:
+                self._read[key] = self._load(config_path, path.read_text(encoding="utf-8"))
         except OSError:
             return super().load_config(config_path)  # it says what is wrong
+        found = self._read[key]
+        # Hydra takes the defaults list out of what it gets.
+        return replace(found, config=copy.deepcopy(found.config), header=dict(found.header))
+
+    def _load(self, config_path: str, text: str) -> ConfigResult:
         if "rules" not in text or not _EXPRESSION.search(text):
             return super().load_config(config_path)
         document = yaml.load(text, Loader=get_yaml_loader())

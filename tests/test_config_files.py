@@ -9,6 +9,7 @@ import pytest
 
 from rfflow import __main__ as cli
 from rfflow import replay
+from rfflow.config_files import FileConfigSource
 from rfflow.pilot import make_policy
 from rfflow.policies import Rules
 from tests.stub_engine import StubEngine
@@ -97,3 +98,25 @@ def test_rules_on_the_command_line_of_a_replay(tmp_path: Path, capsys: pytest.Ca
     root = record(tmp_path / "experiment", runs=2)
     assert replay.main([str(root), "policy=rules", f"policy.rules=[{rule}]"], cli.CONF) == 0
     assert "clone run 0 with seed=4: rule refine" in capsys.readouterr().out
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    load = FileConfigSource._load
+
+    def noted(self: FileConfigSource, name: str, text: str) -> Any:
+        reads.append(text)
+        return load(self, name, text)
+
+    monkeypatch.setattr(FileConfigSource, "_load", noted)
+    source = FileConfigSource(provider="main", path=f"file://{tmp_path}")
+    file = tmp_path / "team.yaml"
+    file.write_text("# @package _global_\ndefaults: [sft]\nlr: 1e-3\n")
+    first = source.load_config("team")
+    del first.config["defaults"], first.header["package"]  # as Hydra does with what it gets
+    second = source.load_config("team")
+    assert second.config == {"defaults": ["sft"], "lr": 1e-3}
+    assert second.header == {"package": "_global_"}
+    assert len(reads) == 1
+    file.write_text("lr: 1e-4\n")
+    assert source.load_config("team").config == {"lr": 1e-4}
