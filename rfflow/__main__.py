@@ -29,6 +29,9 @@ _MODES = ("run", "multirun", "cfg", "info", "shell_completion")
 
 def main() -> None:
     """Run the command line."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        # `python -m` puts it there, the console script does not. Last, so that it hides no installed module.
+        sys.path.append(os.getcwd())
     if sys.argv[1:2] == ["ctl"]:
         from rfflow.control import ctl
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,14 @@ def test_a_single_run_can_be_cloned(rfflow: Shell, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(StubEngine, "run", run)
     said = rfflow("+recipe=sft", "lr=1e-3")
     assert rfflow.status == 0, said
+
+
+def test_the_users_own_modules_are_found(rfflow: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The console script does not put the current directory on the path, and a callback of theirs lies there."""
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    (tmp_path / "beside_the_command.py").touch()
+    rfflow("+recipe=sft", "+callbacks.mine._target_=beside_the_command.Notifier")
+    assert importlib.util.find_spec("beside_the_command") is not None
 
 
 def test_ctl_is_another_command(rfflow: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
