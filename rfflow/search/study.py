@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from rfflow.errors import ConfigError, nearest
 from rfflow.search.space import Space
+from rfflow.signatures import check_node
 from rfflow.spec import Node, Objective
 
 log = logging.getLogger(__name__)
@@ -219,21 +220,41 @@ class Search:
         else:
             self.study.tell(opened.trial, [float(value) for value in values if value is not None])
 
-    def add(self, params: Mapping[str, Any], values: Sequence[float | None], notes: Mapping[str, Any]) -> None:
-        """Add a configuration that somebody else has tried, such as a clone; what is not in the space is left out."""
+    def add(
+        self,
+        params: Mapping[str, Any],
+        values: Sequence[float | None],
+        notes: Mapping[str, Any],
+        *,
+        curve: Sequence[float | None] = (),
+        is_stopped: bool = False,
+    ) -> None:
+        """Add a configuration that somebody else has tried, such as a clone; what is not in the space is left out.
+
+        Args:
+            params: by the keys of the space.
+            values: of the objectives, at the end.
+            notes: for people to read.
+            curve: the objective at each chunk; there is none of several objectives.
+            is_stopped: whether it was stopped, so that its curve is all there is.
+        """
         known: dict[str, Any] = {}
         dimensions: dict[str, BaseDistribution] = {}
         for key, value in params.items():
             dimension = _holding(self.space.dimensions[key], value) if key in self.space.dimensions else None
             if dimension is not None:
                 known[key], dimensions[key] = value, dimension
-        is_good = all(value is not None and math.isfinite(value) for value in values)
+        has_curve = len(self.objectives) == 1
+        is_good = all(value is not None and math.isfinite(value) for value in values) and (has_curve or not is_stopped)
+        steps = {chunk: value for chunk, value in enumerate(curve, 1) if value is not None and math.isfinite(value)}
+        state = TrialState.PRUNED if is_stopped else TrialState.COMPLETE if is_good else TrialState.FAIL
         trial: FrozenTrial = create_trial(
-            state=TrialState.COMPLETE if is_good else TrialState.FAIL,
+            state=state,
             values=[float(value) for value in values if value is not None] if is_good else None,
             params=known,
             distributions=dimensions,
             user_attrs=dict(notes),
+            intermediate_values=steps if has_curve else None,
         )
         self.study.add_trial(trial)
         self._seen.add(self._key(known))
@@ -249,6 +270,11 @@ class Search:
         ended = {trial.user_attrs["resumed"] for trial in trials if "resumed" in trial.user_attrs}
         pruned = [t for t in trials if t.state is TrialState.PRUNED and t.number not in ended and "run" in t.user_attrs]
         return [trial.user_attrs["run"] for trial in pruned]
+
+    def pruned_trial(self, run: int) -> int:
+        """Return the trial with which a run was told as stopped."""
+        trials = self.study.get_trials(deepcopy=False)
+        return next(t.number for t in trials if t.state is TrialState.PRUNED and t.user_attrs.get("run") == run)
 
     def params(self, trial: int) -> dict[str, Any]:
         """Return the values that a trial was asked with."""
@@ -302,6 +328,7 @@ def make_sampler(spec: SearchSpec, objectives: int = 1) -> optuna.samplers.BaseS
     """
     samplers = optuna.samplers
     if isinstance(spec.sampler, Mapping):
+        check_node(spec.sampler, "search.sampler")
         try:
             return instantiate(dict(spec.sampler))
         except InstantiationException as error:

@@ -142,10 +142,10 @@ class Refill:
             values = self._record(run)
             trial = self._trials.get(run.number)
             if trial is None:
-                self._join(run, runs)
+                self._join(run, runs, values, also_stopped=also_stopped)
                 continue
             if run.number in self._told:
-                self._tell_again(run, trial)
+                self._tell_again(run, trial, values)
                 continue
             self._search.report(trial, values)
             if run.state is RunState.COMPLETED:
@@ -155,12 +155,12 @@ class Refill:
             elif run.state is RunState.STOPPED and also_stopped:
                 self._tell(run, trial, None, is_stopped=True)
 
-    def _tell_again(self, run: Run, trial: int) -> None:
+    def _tell_again(self, run: Run, trial: int, values: Sequence[float | None]) -> None:
         """Add the end of a run that went on after it had been told as stopped; what was told cannot be changed."""
         if run.number in self._pruned and run.state is RunState.COMPLETED:
             self._pruned.remove(run.number)
             notes = {"run": run.number, "resumed": trial, "overrides": list(run.overrides)}
-            self._search.add(self._search.params(trial), self._last(run), notes)
+            self._search.add(self._search.params(trial), self._last(run), notes, curve=values)
 
     def _tell(self, run: Run, trial: int, values: Any, *, is_stopped: bool = False) -> None:
         self._told.add(run.number)
@@ -168,9 +168,12 @@ class Refill:
             self._pruned.add(run.number)
         self._search.tell(trial, values, is_stopped=is_stopped)
 
-    def _join(self, run: Run, runs: Sequence[Run]) -> None:
-        """Let a clone that has ended join the study, its parent noted."""
-        if run.number in self._told or run.parent is None or not run.state.is_final:
+    def _join(self, run: Run, runs: Sequence[Run], values: Sequence[float | None], *, also_stopped: bool) -> None:
+        """Let a clone that has ended or was stopped join the study, its parent noted."""
+        is_stopped = run.state is RunState.STOPPED and also_stopped
+        goes_on = run.number in self._pruned and run.state is RunState.COMPLETED
+        is_news = run.number not in self._told and (run.state.is_final or is_stopped)
+        if run.parent is None or not (goes_on or is_news):
             return
         self._told.add(run.number)
         by_number = {other.number: other for other in runs}
@@ -186,8 +189,15 @@ class Refill:
                 key, _, value = override.partition("=")
                 if key in params:
                     params[key] = _like(params[key], value)
-        notes = {"run": run.number, "parent": run.parent, "overrides": list(run.overrides)}
-        self._search.add(params, self._last(run) if run.state is RunState.COMPLETED else [None], notes)
+        notes: dict[str, Any] = {"run": run.number, "parent": run.parent, "warm_start": run.paths.start.exists()}
+        if goes_on:
+            self._pruned.remove(run.number)
+            notes["resumed"] = self._search.pruned_trial(run.number)
+        elif is_stopped:
+            self._pruned.add(run.number)
+        last = self._last(run) if run.state in (RunState.COMPLETED, RunState.STOPPED) else [None]
+        notes["overrides"] = list(run.overrides)
+        self._search.add(params, last, notes, curve=values, is_stopped=is_stopped)
 
     def _last(self, run: Run) -> list[float | None]:
         return [objective.value(run.metrics) for objective in self._search.objectives]
