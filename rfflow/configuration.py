@@ -47,7 +47,7 @@ def read_run(cfg: DictConfig) -> RunSpec:
         dataset=_read_dataset(_section(config, "dataset")),
         trainer=trainer,
         peft=_read_peft(config.get("peft")),
-        chunks=_at_least_one(config.get("chunks", 1), "chunks"),
+        chunks=_whole_number(config.get("chunks", 1), "chunks"),
         evaluate=_boolean(config.get("evaluate", True), "evaluate"),
         config=config,
         generate=_read_generate(config.get("evaluation")),
@@ -93,7 +93,7 @@ def built_run(build_trainer: Callable[[DictConfig], Any], cfg: DictConfig, name:
         dataset=DatasetSpec(path="built by the app"),
         trainer=TrainerSpec("built by the app", "built by the app"),
         peft=None,
-        chunks=_at_least_one(chunks, "rfflow.chunks"),
+        chunks=_whole_number(chunks, "rfflow.chunks"),
         evaluate=_boolean(evaluate, "rfflow.evaluate"),
         config=config,
         build=functools.partial(build_trainer, cfg),
@@ -125,11 +125,13 @@ def read_experiment(cfg: DictConfig) -> ExperimentSpec:
     memory = _settings(engine.pop("memory", None), "engine.memory", [f.name for f in fields(MemorySpec)])
     if engine.get("on_nan", "fail") not in ("fail", "stop", "ignore"):
         raise ConfigError(f"engine.on_nan is {engine['on_nan']!r}. Allowed: fail, stop, ignore.")
+    _whole_number(engine.get("device", 0), "engine.device", least=0)
+    _boolean(engine.get("capture_output", True), "engine.capture_output")
     control = _settings(config.get("control"), "control", [f.name for f in fields(ControlSpec)])
     return ExperimentSpec(
-        name=str(config.get("name", "experiment")),
+        name=_read_name(config.get("name", "experiment")),
         objective=_read_objective(config.get("objective")),
-        seed=int(config.get("seed") or 0),
+        seed=_whole_number(config.get("seed") or 0, "seed", least=0),
         loggers={key: node for key, node in (config.get("loggers") or {}).items() if node},
         callbacks={key: node for key, node in (config.get("callbacks") or {}).items() if node},
         memory=MemorySpec(**memory),
@@ -146,6 +148,12 @@ def _settings(section: Any, name: str, allowed: Sequence[str]) -> dict[str, Any]
         if key not in allowed:
             raise ConfigError(f"{name}.{key} is not a setting.{nearest(key, allowed)} Allowed: {', '.join(allowed)}.")
     return section
+
+
+def _read_name(name: Any) -> str:
+    if name is None or not str(name).strip():
+        raise ConfigError(f"name is {name!r}. Give the experiment a name: it is its folder under outputs/.")
+    return str(name)
 
 
 def _check_control(control: ControlSpec) -> ControlSpec:
@@ -177,7 +185,7 @@ def _read_checkpoint(section: Any) -> CheckpointSpec:
                 f"checkpoint.keep has {word!r}.{nearest(str(word), KEEP)} Allowed: any of {', '.join(KEEP)}."
             )
     if settings.get("every", 1) is not None:
-        _at_least_one(settings.get("every", 1), "checkpoint.every")
+        _whole_number(settings.get("every", 1), "checkpoint.every")
     grace = settings.get("grace", CheckpointSpec.grace)
     if isinstance(grace, bool) or not isinstance(grace, (int, float)) or grace < 0:
         raise ConfigError(f"checkpoint.grace is {grace!r}. Allowed: seconds from 0 up.")
@@ -233,17 +241,29 @@ def _read_trainer(section: dict[str, Any], model: ModelSpec) -> TrainerSpec:
             f"trainer needs a _target_ (seen: {target!r}) and args with a _target_ of their own (seen: {args!r}). "
             "Choose one with trainer=sft."
         )
-    callbacks = section.pop("callbacks", None) or []
-    if isinstance(callbacks, Mapping):
-        callbacks = list(callbacks.values())
     return TrainerSpec(
         target=target,
         args_target=args["_target_"],
         args={key: value for key, value in args.items() if key != "_target_"},
-        callbacks=tuple(callbacks),
+        callbacks=_read_trainer_callbacks(section.pop("callbacks", None)),
         ref_model=_read_reference(section.pop("ref_model", None), model),
         kwargs=_without_none(section),
     )
+
+
+def _read_trainer_callbacks(given: Any) -> tuple[Node, ...]:
+    """Read ``trainer.callbacks``: a list or named, each a node or, as a function may be given, its dotted path."""
+    if isinstance(given, str) or (isinstance(given, Mapping) and "_target_" in given):
+        given = [given]
+    nodes = [node for node in (given.values() if isinstance(given, Mapping) else given or []) if node]
+    nodes = [{"_target_": node} if isinstance(node, str) else node for node in nodes]
+    for node in nodes:
+        if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+            raise ConfigError(
+                f"trainer.callbacks has {node!r}. Allowed: classes by _target_, as in "
+                "'trainer.callbacks=[{_target_: my_code.MyCallback}]'."
+            )
+    return tuple(nodes)
 
 
 def _read_reference(section: Any, model: ModelSpec) -> ModelSpec | None:
@@ -288,9 +308,9 @@ def _without_none(section: Node) -> dict[str, Any]:
     return {key: value for key, value in section.items() if value is not None}
 
 
-def _at_least_one(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} is {value!r}. Allowed: a whole number from 1 up.")
+def _whole_number(value: Any, name: str, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} is {value!r}. Allowed: a whole number from {least} up.")
     return value
 
 

@@ -110,6 +110,12 @@ def test_the_libraries_arguments_go_by_their_own_names(rfflow: Shell) -> None:
     assert spec.dataset.split == "test"
 
 
+@pytest.mark.parametrize("callbacks", ["my.Callback", "[my.Callback]", "[{_target_: my.Callback}, null]"])
+def test_trainer_callbacks_are_given_in_several_ways(rfflow: Shell, callbacks: str) -> None:
+    rfflow("+recipe=sft", f"trainer.callbacks={callbacks}")
+    assert rfflow.engines[0].runs[0].spec.trainer.callbacks == ({"_target_": "my.Callback"},)
+
+
 def test_a_sweeper_in_yaml_reaches_them_too(rfflow: Shell, tmp_path: Path) -> None:
     """A user's recipe that turns a plain command into a sweep."""
     _write(
@@ -198,6 +204,11 @@ def test_a_failed_single_run_ends_with_status_1(rfflow: Shell, monkeypatch: pyte
         ("-m name=a,b", "name belongs to the whole experiment"),
         ("-m engine.device=0,1", "engine belongs to the whole experiment"),
         ("-m +x=1 chunks=two,3", "chunks is 'two'"),
+        ("seed=abc", "seed is 'abc'. Allowed: a whole number from 0 up"),
+        ("engine.device=first", "engine.device is 'first'"),
+        ("engine.capture_output=no_thanks", "engine.capture_output is 'no_thanks'. Allowed: true, false"),
+        ("name=", "name is ''. Give the experiment a name"),
+        ("trainer.callbacks=[3]", "trainer.callbacks has 3. Allowed: classes by _target_"),
     ],
 )
 def test_mistakes_are_answered_before_any_training(rfflow: Shell, line: str, hint: str) -> None:
