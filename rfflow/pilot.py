@@ -16,6 +16,7 @@ from rfflow.control.selection import Numbers, select
 from rfflow.errors import ConfigError, OpError
 from rfflow.policies.scene import Decision, Past, Policy, RunView, Scene
 from rfflow.runs import Experiment, Run
+from rfflow.signatures import check_node
 from rfflow.spec import Node
 
 log = logging.getLogger(__name__)
@@ -177,6 +178,7 @@ def make_policy(node: Node) -> tuple[Policy, str, bool]:
     if not isinstance(dry_run, bool):
         raise ConfigError(f"policy.dry_run is {dry_run!r}. Allowed: true, false.")
     name = str(name or target.rpartition(".")[2].lower())
+    check_node(settings, "policy")
     try:
         make = instantiate({"_target_": settings.pop("_target_"), "_partial_": True})
         # Hydra would take the expressions of rules for its own references, so it does not see them.

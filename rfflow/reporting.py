@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from lightning_fabric import Fabric
 
 from rfflow.errors import ConfigError
+from rfflow.signatures import check_node
 from rfflow.spec import ExperimentSpec, Node
 from rfflow.training.checkpoint import SafetensorsIO
 
@@ -38,6 +39,7 @@ def make_fabric(spec: ExperimentSpec) -> Fabric:
 
 
 def _instantiate(node: Node, where: str) -> Any:
+    check_node(node, where)
     try:
         return instantiate(dict(node), _convert_="all")
     except InstantiationException as error:

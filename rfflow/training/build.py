@@ -16,6 +16,7 @@ from peft import PeftConfig, TaskType, get_peft_model
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from rfflow.errors import ConfigError, nearest
+from rfflow.signatures import check_node
 from rfflow.spec import Node, RunSpec, TrainerSpec
 from rfflow.training.arguments import check_values, listed
 from rfflow.training.bases import Base
@@ -195,7 +196,7 @@ def _component(node: Any, where: str, tokenizer: PreTrainedTokenizerBase) -> Any
         return node
     target = import_object(node["_target_"], where)
     if not inspect.isclass(target):
-        return resolve_function(node)
+        return resolve_function(node, where)
     node = dict(node)
     parameters = inspect.signature(target).parameters
     for name in ("processing_class", "tokenizer"):
@@ -205,6 +206,7 @@ def _component(node: Any, where: str, tokenizer: PreTrainedTokenizerBase) -> Any
 
 
 def _instantiate(node: Node, where: str, **kwargs: Any) -> Any:
+    check_node(node, where)
     try:
         return instantiate(dict(node), **kwargs, _convert_="all")
     except InstantiationException as error:

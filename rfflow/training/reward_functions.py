@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import is_async_callable
 
 from rfflow.errors import ConfigError, RunFailed
+from rfflow.signatures import check_arguments
 from rfflow.spec import Node
 from rfflow.training.context import unmoved_random_state
 from rfflow.training.reward_models import reward_model, try_reward_model
@@ -58,6 +59,7 @@ def _load(node: Node | str, where: str, model_kwargs: Node) -> Any:
     if colon and file.endswith(".py"):
         function = _from_file(file, name, where)
         arguments = dict(node) if isinstance(node, Mapping) else {}
+        check_arguments(function, arguments, where)
         arguments.pop("_target_", None)
         if inspect.isclass(function):
             try:

@@ -17,6 +17,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from rfflow.errors import ConfigError, nearest
+from rfflow.signatures import check_arguments
 from rfflow.spec import Node
 
 PACKAGE = "pkg://"
@@ -110,7 +111,8 @@ def resolve_function(node: Node | str, where: str = "_target_") -> Callable[...,
     The node's other keys become keyword arguments of the function. Modules in the current directory are found too.
 
     Raises:
-        ConfigError: if it cannot be imported, is not callable, or is one that Hydra refuses to take from a config.
+        ConfigError: if it cannot be imported, is not callable, does not take what stands beside it, or is one that
+            Hydra refuses to take from a config.
     """
     node = {"_target_": node} if isinstance(node, str) else dict(node)
     target = node.get("_target_")
@@ -123,6 +125,7 @@ def resolve_function(node: Node | str, where: str = "_target_") -> Callable[...,
         deferred = instantiate({**node, "_partial_": True}, _convert_="all")
     except InstantiationException as error:
         raise ConfigError(f"{where}: {' '.join(str(error).split())}") from error
+    check_arguments(function, node, where)
     # What Hydra returns checks its target at every call, which costs half a millisecond: too much for a row of data.
     if not deferred.args and not deferred.keywords:
         return function
@@ -197,11 +200,13 @@ def instantiate_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     made = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and "_target_" in value:
-            import_object(str(value["_target_"]), f"{where}.{key}._target_")  # for its better message
+            place = f"{where}.{key}" if where else key
+            made_from = import_object(str(value["_target_"]), f"{place}._target_")  # for its better message
+            check_arguments(made_from, value, place)
             try:
                 value = instantiate(dict(value), _convert_="all")
             except InstantiationException as error:
                 cause = error.__cause__ or error
-                raise ConfigError(f"{where}.{key}: cannot make {value['_target_']}: {cause}") from error
+                raise ConfigError(f"{place}: cannot make {value['_target_']}: {cause}") from error
         made[key] = value
     return made

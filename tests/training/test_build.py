@@ -98,6 +98,31 @@ def test_callbacks_collators_and_metrics_come_by_target(spec: Spec, tmp_path: Pa
     assert Noted.told == ["done"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"callbacks": ({"_target_": "transformers.EarlyStoppingCallback", "early_stopping_patienc": 2},)},
+            r"trainer\.callbacks\.early_stopping_patienc is 2, .*Did you mean 'early_stopping_patience'",
+        ),
+        (
+            {"kwargs": {"data_collator": {"_target_": "transformers.DataCollatorForSeq2Seq", "pad_to_multiple": 4}}},
+            r"trainer\.data_collator\.pad_to_multiple is 4, .*Did you mean 'pad_to_multiple_of'",
+        ),
+        (
+            {"kwargs": {"compute_metrics": {"_target_": "tests.training.test_build.accuracy", "prediktion": 4}}},
+            r"trainer\.compute_metrics\.prediktion is 4, .*Did you mean 'prediction'",
+        ),
+    ],
+)
+def test_a_misspelt_argument_of_what_a_trainer_is_given_is_named(
+    spec: Spec, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    run = spec()
+    with pytest.raises(ConfigError, match=said):
+        train(tmp_path, replace(run, trainer=replace(run.trainer, **changes)))
+
+
 def test_an_unknown_trainer_argument_is_named(spec: Spec, tmp_path: Path) -> None:
     run = spec()
     run = replace(run, trainer=replace(run.trainer, kwargs={"compute_metric": {"_target_": "builtins.len"}}))

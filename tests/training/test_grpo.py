@@ -293,6 +293,9 @@ def test_rewards_come_from_a_file_too(spec: Spec, tmp_path: Path) -> None:
     run = replace(run, trainer=replace(run.trainer, kwargs={"reward_funcs": nodes}))
     (trained,), _ = train_together([run], tmp_path / "experiment")
     assert trained.metrics["rewards/short/mean"] == trained.metrics["rewards/Short/mean"] == 1.0
+    misspelt = replace(run.trainer, kwargs={"reward_funcs": [{"_target_": f"{file}:short", "limt": 9}]})
+    with pytest.raises(ConfigError, match=r"reward_funcs\[0\]\.limt is 9, .*Did you mean 'limit'"):
+        train_together([replace(run, trainer=misspelt)], tmp_path / "misspelt")
     nameless = replace(run, trainer=replace(run.trainer, kwargs={"reward_funcs": [f"{file}:Short"]}))
     with pytest.raises(ConfigError, match=r"cannot make .*my_rewards.py:Short: TypeError: .* 'limit'"):
         train_together([nameless], tmp_path / "nameless")
