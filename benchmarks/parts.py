@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figure, ratios
-from benchmarks.sides import GIVE_BACK, ROOT, Trained, run_plain, run_process, run_rfflow
+from benchmarks.sides import GIVE_BACK, KEEP, ROOT, Trained, run_plain, run_process, run_rfflow
 from benchmarks.work import Work, same_tensors, trained_bytes
 
 RUNS = (4, 8)
@@ -130,6 +130,8 @@ class Round:
     """One process a run."""
     loop: Trained
     """All runs in one process."""
+    tuned: Trained
+    """The same, with the allocator set as rfflow sets it."""
 
 
 def _round(bench: Bench) -> Round:
@@ -140,26 +142,31 @@ def _round(bench: Bench) -> Round:
         if number == min(bench.runs):
             each = run_plain(most, bench.place("each"), one_process=False)
     loop = run_plain(most, bench.place("loop"), one_process=True)
+    tuned = run_plain(most, bench.place("tuned"), one_process=True, environ=KEEP)
     for number, trained in ours.items():
-        for plain in (each, loop):
+        for plain in (each, loop, tuned):
             # Not a race unless both sides have done the same.
             if not same_tensors(trained.adapters, plain.adapters[:number]):
                 raise SystemExit(f"rfflow and plain TRL ended with different adapters: see {bench.folder}")
-    return Round(ours, each, loop)
+    return Round(ours, each, loop, tuned)
 
 
 def _wall_figures(bench: Bench, rounds: Sequence[Round]) -> list[Figure]:
     figures = []
     for number in bench.runs:
         ours = [one.ours[number] for one in rounds]
-        sides = {"one process each": [one.each for one in rounds], "all in one process": [one.loop for one in rounds]}
+        sides = {
+            "one process each": ([one.each for one in rounds], 1),
+            "all in one process": ([one.loop for one in rounds], 1),
+            "all in one process, allocator as rfflow's": ([one.tuned for one in rounds], None),
+        }
         figures.append(Figure(f"{number} runs: rfflow", tuple(side.seconds for side in ours), "s"))
-        for name, theirs in sides.items():
+        for name, (theirs, wanted) in sides.items():
             seconds = tuple(side.ended[number - 1] for side in theirs)
             cpu = tuple(side.cpu_ended[number - 1] for side in theirs)
             figures += [
                 Figure(f"{number} runs: TRL, {name}", seconds, "s"),
-                Figure(f"{number} runs: rfflow / TRL, {name}", ratios([o.seconds for o in ours], seconds), "", 1),
+                Figure(f"{number} runs: rfflow / TRL, {name}", ratios([o.seconds for o in ours], seconds), "", wanted),
                 Figure(f"{number} runs: the same in processor time", ratios([o.cpu for o in ours], cpu)),
             ]
     return figures

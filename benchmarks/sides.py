@@ -18,6 +18,11 @@ from benchmarks.work import Work
 ROOT = Path(__file__).resolve().parent.parent
 # The allocator gives back at once what was freed: memory is then what a program holds, and not what glibc keeps for it.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+# It keeps what was freed, in huge pages: what rfflow/training/allocator.py asks for, as a script can have it.
+KEEP = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
+    ":glibc.malloc.trim_threshold=8589934592"
+}
 BYTES_A_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 
 
@@ -49,11 +54,11 @@ class Trained:
     adapters: tuple[Path, ...]
     """The files of weights, in the order of the runs."""
     ended: tuple[float, ...] = ()
-    """Seconds from the start to each run's end (plain TRL only)."""
+    """Seconds from the start to the process's end, had this run been its last (plain TRL only)."""
     quarters: tuple[float, ...] = ()
     """Seconds from the start to each run's first quarter (plain TRL only)."""
     cpu_ended: tuple[float, ...] = ()
-    """Processor seconds up to each run's end (plain TRL only)."""
+    """Processor seconds up to the same (plain TRL only)."""
     root: Path = field(default_factory=Path)
     """The experiment's directory (rfflow only)."""
 
@@ -98,9 +103,10 @@ def run_plain(
         process = run_process(command, folder, environ, name=f"plain-{number}")
         moments = json.loads(report.read_text(encoding="utf-8"))
         quarters += [before + moment["quarter"] - process.started for moment in moments]
-        if one_process:
-            ended += [moment["ended"] - process.started for moment in moments]
-            cpu_ended += [moment["cpu"] for moment in moments]
+        if one_process:  # it has yet to leave, as rfflow has
+            leaving = process.started + process.seconds - moments[-1]["ended"]
+            ended += [moment["ended"] - process.started + leaving for moment in moments]
+            cpu_ended += [moment["cpu"] + process.cpu - moments[-1]["cpu"] for moment in moments]
         else:  # the next begins when this one has ended, not when its adapter is saved
             ended.append(before + process.seconds)
             cpu_ended.append(cpu_before + process.cpu)
