@@ -223,7 +223,7 @@ def _read_model(section: dict[str, Any]) -> ModelSpec:
 
 def _read_dataset(section: dict[str, Any]) -> DatasetSpec:
     spec = DatasetSpec(**_without_none(_settings(section, "dataset", [f.name for f in fields(DatasetSpec)])))
-    if (spec.path is None) == (spec.name is None):
+    if bool(spec.path) == bool(spec.name):
         raise ConfigError(
             "Give either dataset.path (a JSONL, JSON, CSV or Parquet file) or dataset.name (a hub data set). "
             f"Seen: path={spec.path!r}, name={spec.name!r}."

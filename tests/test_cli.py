@@ -199,6 +199,7 @@ def test_a_failed_single_run_ends_with_status_1(rfflow: Shell, monkeypatch: pyte
         ("engine.acelerator=cpu", "Did you mean 'accelerator'"),
         ("dataset.evalsize=3", "Did you mean 'eval_size'"),
         ("dataset=local", "dataset.path"),
+        ("dataset=local dataset.path=", "Seen: path='', name=None"),
         ("peft=none peft.r=4", "Choose peft=lora"),
         ("chunks=0", "Allowed: a whole number from 1 up"),
         ("-m name=a,b", "name belongs to the whole experiment"),

@@ -33,6 +33,8 @@ def check_values(cls: type, values: Mapping[str, Any], where: str) -> None:
                 f"{where}.{key} is not an argument of {cls.__name__}.{nearest(key, known)} "
                 f"All of them: python -c 'from {cls.__module__} import {cls.__name__} as C; help(C)'"
             )
+        if value is None and hints.get(key) in (int, float):
+            raise ConfigError(f"{where}.{key} is null. {cls.__name__} takes: {hints[key].__name__}.")
         if value is None or key not in hints:
             continue
         if key == "loss_type":

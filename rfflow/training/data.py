@@ -58,6 +58,14 @@ def load_data(spec: DatasetSpec, seed: int, trainer: TrainerSpec | None = None) 
         ConfigError: for whatever would stop the training, or leave nothing to train on.
     """
     datasets.disable_progress_bars()
+    try:
+        return _load(spec, seed, trainer)
+    except UnicodeDecodeError as error:  # `datasets` reads JSON without a look at the letters in it
+        names = " or ".join(filter(None, (_source(spec), spec.eval_path)))
+        raise ConfigError(f"The data set {names} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+
+
+def _load(spec: DatasetSpec, seed: int, trainer: TrainerSpec | None) -> Data:
     for key in ("max_samples", "max_eval_samples"):
         value = getattr(spec, key)
         if value is not None and (not isinstance(value, int) or value < 1):
@@ -159,8 +167,9 @@ def _hold_out(count: int, size: float, seed: int) -> tuple[np.ndarray, np.ndarra
     held_out = size if isinstance(size, int) else int(count * size) if 0 < size < 1 else 0
     if isinstance(size, bool) or not 0 < held_out < count:
         raise ConfigError(
-            f"dataset.eval_size is {size!r}, which does not fit {count} rows. "
-            f"Allowed: rows from 1 to {count - 1}, or a share between 0 and 1 that is at least one row."
+            f"dataset.eval_size is {size!r}, which does not fit {count} {'row' if count == 1 else 'rows'}. "
+            f"Allowed: {f'rows from 1 to {count - 1}, ' if count > 1 else ''}a share between 0 and 1 that is at least "
+            "one row, or 0 to hold none out."
         )
     drawn = np.random.default_rng(seed).permutation(count)
     return np.sort(drawn[held_out:]), np.sort(drawn[:held_out])
@@ -176,8 +185,9 @@ def _format(dataset: Dataset, node: Mapping[str, Any], rows: np.ndarray) -> Data
 
     def apply(row: Mapping[str, Any], index: int) -> dict[str, Any]:
         place = f"dataset.formatting_func {name}, row {rows[index]} (from 0)"
+        values = dict(row)  # reads it from the file, which may fail for another reason than the function does
         try:
-            result = function(dict(row))
+            result = function(values)
         except Exception as error:
             raise ConfigError(
                 f"{place}: {type(error).__name__}: {error}. Columns of the row: {', '.join(row)}."
@@ -198,6 +208,8 @@ def _format(dataset: Dataset, node: Mapping[str, Any], rows: np.ndarray) -> Data
 
     try:
         return store(dataset, apply, with_indices=True, remove_columns=dataset.column_names)
+    except UnicodeDecodeError:
+        raise
     except (ValueError, TypeError, NotImplementedError) as error:  # pyarrow's errors are these
         raise ConfigError(
             f"dataset.formatting_func {name}: the rows it returns do not fit together: {error}"

@@ -20,6 +20,7 @@ from rfflow.training.arguments import check_values
         (SFTConfig, "packing", "yes", "args.packing is 'yes' (str). SFTConfig takes: bool"),
         (SFTConfig, "per_device_train_batch_size", 2.5, "2.5 (float). SFTConfig takes: int"),
         (SFTConfig, "learning_rate", True, "args.learning_rate is True (bool)"),
+        (SFTConfig, "learning_rate", None, "args.learning_rate is null. SFTConfig takes: float"),
         (LoraConfig, "lora_aplha", 3, "args.lora_aplha is not an argument of LoraConfig. Did you mean 'lora_alpha'"),
         (LoraConfig, "r", "8", "args.r is '8' (str). LoraConfig takes: int"),
     ],

@@ -108,6 +108,16 @@ def test_plain_text_is_read_by_paragraph_document_or_line(tmp_path: Path) -> Non
     assert "can't decode byte 0xe9" in refused(path) and "Save it as UTF-8." in refused(path)
 
 
+@pytest.mark.parametrize("formatted", [False, True])
+def test_json_in_another_encoding_is_refused(tmp_path: Path, module, formatted: bool) -> None:
+    """`datasets` itself reads it without complaint, until somebody looks at a row."""
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes('{"text": "caf\xe9"}\n'.encode("latin-1") * 4)
+    settings = {"formatting_func": {"_target_": module("def f(row): return row") + ".f"}} if formatted else {}
+    message = refused(path, **settings)
+    assert "latin.jsonl is not UTF-8 text: " in message and "Save it as UTF-8." in message
+
+
 def test_every_text_of_a_folder_is_trained_on(tmp_path: Path) -> None:
     """Whatever its name: `datasets` alone would put test.txt aside as a split."""
     for name in ("a.txt", "test.txt", "deeper/b.txt", ".hidden.txt"):
@@ -188,6 +198,13 @@ def test_a_second_file_is_evaluated_on(tiny_data: Path, tmp_path: Path) -> None:
 def test_an_eval_size_that_leaves_nothing_is_refused(tiny_data: Path, size: float) -> None:
     message = refused(tiny_data, eval_size=size)
     assert repr(size) in message and "1 to 95" in message
+
+
+def test_one_row_is_not_parted(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "one.jsonl", make_rows(1))
+    assert "does not fit 1 row. Allowed: a share between 0 and 1 that" in refused(path, eval_size=0.1)
+    assert "or 0 to hold none out" in refused(path, eval_size=0.1)
+    assert len(load(path, eval_size=0).train) == 1
 
 
 def test_a_count_below_one_is_refused(tiny_data: Path) -> None:
