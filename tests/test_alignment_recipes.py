@@ -12,10 +12,10 @@ import pytest
 
 from recipes.dpo.format import to_preference
 from recipes.grpo.format import number, to_prompt
+from tests.recipe_pages import ROOT, check_names, composed, page_of
 from tests.test_cli import Shell
 from tests.tiny import write_jsonl
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 
 PAIRS = [
@@ -79,25 +79,14 @@ def test_every_command_of_its_page_composes(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also those for GPUs and models that are not here; and the arguments are TRL's, PEFT's and from_pretrained's."""
-    from rfflow.training.arguments import check_values, listed
-    from rfflow.training.sources import import_object
-
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "recipes" / recipe / "README.md").read_text(encoding="utf-8")
+    page = page_of(recipe)
     commands = re.findall(r"(?m)^ {4}python -m rfflow (.*)$", page)
     assert all(" ".join(words) in page for words in OTHERS if recipe == "dpo")
     assert len(commands) >= 5 and page.startswith("    python -m rfflow")
     for command in commands:
-        rfflow = Shell(capsys, monkeypatch)
-        said = rfflow(*shlex.split(command))
-        assert rfflow.status == 0, f"{command}\n{said}"
-        for run in rfflow.engines[0].runs:
-            trainer = run.spec.trainer
-            args_class = import_object(trainer.args_target)
-            check_values(args_class, listed(args_class, trainer.args), "trainer.args")
-            if run.spec.peft:
-                values = {key: value for key, value in run.spec.peft.items() if key != "_target_"}
-                check_values(import_object(run.spec.peft["_target_"]), values, "peft")
+        for run in composed(command, monkeypatch, capsys):
+            check_names(run.spec)
 
 
 def test_vllm_is_reached_by_trls_own_names(

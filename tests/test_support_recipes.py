@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import re
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +12,21 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from recipes.customer_support.format import to_chat
-from tests.test_cli import Shell
+from tests.recipe_pages import ROOT, check_names, composed, gpu_commands, page_of, train
 from tests.tiny import write_jsonl
 
-ROOT = Path(__file__).parents[1]
 ARTICLES = ROOT / "recipes/customer_support/articles.jsonl"
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 
 
-def train(monkeypatch: pytest.MonkeyPatch, recipe: str, model: Path, *words: str) -> tuple[Path, list[dict[str, str]]]:
-    """Train a recipe on a tiny model for two chunks of two steps; return its directory and its table of runs."""
-    from rfflow import __main__ as cli
-
-    small = ["model=hub", f"model.name={model}", "model.dtype=float32", "chunks=2", "trainer.args.max_length=192"]
-    small += ["dataset.max_samples=8", "dataset.eval_size=4", "evaluation.generate.max_new_tokens=4"]
-    monkeypatch.setattr(sys, "argv", ["rfflow", f"+recipe={recipe}", "--multirun", *words, *small])
-    cli.main()
-    (root,) = Path("outputs", recipe).iterdir()
-    with open(root / "runs.csv", encoding="utf-8") as file:
-        return root, list(csv.DictReader(file))
+SMALL = ["trainer.args.max_length=192", "dataset.max_samples=8", "dataset.eval_size=4"]
+SMALL += ["evaluation.generate.max_new_tokens=4"]
 
 
 def test_customer_support_trains(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its command as it stands, on its own articles: two adapters, two learning rates, ranked by what they answer."""
     monkeypatch.chdir(tmp_path)
-    root, runs = train(monkeypatch, "customer_support", tiny_model, "peft=lora_qv,lora_qkvo", "lr=1e-3,1e-4")
+    root, runs = train(monkeypatch, "customer_support", tiny_model, "peft=lora_qv,lora_qkvo", "lr=1e-3,1e-4", *SMALL)
     assert [(run["state"], run["step"]) for run in runs] == [("completed", "4")] * 4
     assert all(run["objective"] == run["eval_rouge_l"] != "" for run in runs)
     adapters = [json.loads((root / f"runs/{n}/checkpoints/final/adapter_config.json").read_text()) for n in range(4)]
@@ -57,7 +43,7 @@ def test_search_trains(
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     monkeypatch.chdir(tmp_path)
     space = ["lr=tag(log,interval(1e-5,1e-2))", "peft.r=choice(4,8)", "search.n_trials=2", "search.budget=4"]
-    root, runs = train(monkeypatch, "search", tiny_model, f"dataset.path={file}", *space)
+    root, runs = train(monkeypatch, "search", tiny_model, f"dataset.path={file}", *space, *SMALL)
     ops = [json.loads(line) for line in (root / "ops.jsonl").read_text(encoding="utf-8").splitlines()]
     stopped = [int(run["run"]) for run in runs if run["state"] == "stopped"]
     assert len(runs) == 4 and 1 <= len(stopped) <= 3
@@ -75,27 +61,19 @@ def test_every_command_for_a_gpu_composes(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The arguments in its page are TRL's and PEFT's; tests/test_readme.py composes the other commands."""
-    from rfflow.training.arguments import check_values, listed
-    from rfflow.training.sources import import_object
-
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "recipes" / recipe / "README.md").read_text(encoding="utf-8")
+    page = page_of(recipe)
     assert page.startswith(f"    python -m rfflow +recipe={recipe} --multirun ")
-    commands = re.findall(r"(?m)^ {4}python -m rfflow (.* model=.*)$", page)
+    commands = gpu_commands(page)
     assert len(commands) >= 3
+    # One configuration of a search is enough: they differ in what was sampled.
+    words = ["search.n_trials=1", "search.budget=1"] if recipe == "search" else []
     for command in commands:
-        rfflow = Shell(capsys, monkeypatch)
-        # One configuration of a search is enough: they differ in what was sampled.
-        said = rfflow(*shlex.split(command), *(["search.n_trials=1", "search.budget=1"] if recipe == "search" else []))
-        assert rfflow.status == 0, f"{command}\n{said}"
-        assert rfflow.engines[0].runs, command
-        for run in rfflow.engines[0].runs:
-            trainer = run.spec.trainer
-            args_class = import_object(trainer.args_target)
-            check_values(args_class, listed(args_class, trainer.args), "trainer.args")
+        runs = list(composed(command, monkeypatch, capsys, *words))
+        assert runs, command
+        for run in runs:
             assert run.spec.peft is not None
-            values = {key: value for key, value in run.spec.peft.items() if key != "_target_"}
-            check_values(import_object(run.spec.peft["_target_"]), values, "peft")
+            check_names(run.spec)
 
 
 # --- the functions and data of recipes/customer_support ---------------------------------------------------------------

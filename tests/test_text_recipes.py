@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +12,12 @@ import pytest
 
 from recipes.pii_masking import scores
 from recipes.pii_masking.format import from_ai4privacy, to_masking
-from tests.test_cli import Shell
+from tests.recipe_pages import ROOT, check_names, composed, gpu_commands, page_of, train
 
-ROOT = Path(__file__).parents[1]
 MASKING = ROOT / "recipes/pii_masking"
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 
 BOOK = "".join(f"{number} men went to mow, went to mow a meadow.\n\n" for number in range(1, 90))
-
-
-def train(monkeypatch: pytest.MonkeyPatch, recipe: str, model: Path, *words: str) -> tuple[Path, list[dict[str, str]]]:
-    """Train a recipe on a tiny model; return its directory and its table of runs."""
-    from rfflow import __main__ as cli
-
-    small = ["model=hub", f"model.name={model}", "model.dtype=float32", "chunks=2"]
-    monkeypatch.setattr(sys, "argv", ["rfflow", f"+recipe={recipe}", "--multirun", *words, *small])
-    cli.main()
-    (root,) = Path("outputs", recipe).iterdir()
-    with open(root / "runs.csv", encoding="utf-8") as file:
-        return root, list(csv.DictReader(file))
 
 
 def test_pretraining_trains(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,27 +85,16 @@ def test_every_command_for_a_gpu_composes(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The arguments in its page are TRL's and PEFT's; tests/test_readme.py composes the other commands."""
-    from rfflow.training.arguments import check_values, listed
-    from rfflow.training.sources import import_object, resolve_function
-
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "recipes" / recipe / "README.md").read_text(encoding="utf-8")
+    page = page_of(recipe)
     assert page.startswith(f"    python -m rfflow +recipe={recipe} --multirun ")
-    found = re.findall(r"(?m)^ {4}python -m rfflow (.* model=.*)$", page)
-    assert len(found) >= 3
-    for command in found:
-        rfflow = Shell(capsys, monkeypatch)
-        said = rfflow(*shlex.split(command))
-        assert rfflow.status == 0, f"{command}\n{said}"
-        assert len(rfflow.engines[0].runs) > 1, command
-        for run in rfflow.engines[0].runs:
-            args_class = import_object(run.spec.trainer.args_target)
-            check_values(args_class, listed(args_class, run.spec.trainer.args), "trainer.args")
-            if run.spec.peft:
-                values = {key: value for key, value in run.spec.peft.items() if key != "_target_"}
-                check_values(import_object(run.spec.peft["_target_"]), values, "peft")
-            if run.spec.dataset.formatting_func:
-                resolve_function(run.spec.dataset.formatting_func)
+    commands = gpu_commands(page)
+    assert len(commands) >= 3
+    for command in commands:
+        runs = list(composed(command, monkeypatch, capsys))
+        assert len(runs) > 1, command
+        for run in runs:
+            check_names(run.spec)
 
 
 # --- the functions of recipes/pii_masking -----------------------------------------------------------------------------
