@@ -27,11 +27,11 @@ from omegaconf import DictConfig, OmegaConf
 from rfflow import config_files
 from rfflow.control.journal import Journal
 from rfflow.control.ops import Clone
-from rfflow.errors import ConfigError, RfflowError
+from rfflow.errors import ConfigError, RfflowError, nearest
 from rfflow.pilot import BIRTH, make_policy
-from rfflow.policies.scene import Decision
+from rfflow.policies.scene import Decision, Policy, RunView
 from rfflow.policies.simulation import Curve, Outcome, simulate
-from rfflow.runs import ExperimentPaths
+from rfflow.runs import ExperimentPaths, RunState
 from rfflow.spec import Node, Objective
 from rfflow.tracking.files import shown
 
@@ -55,6 +55,10 @@ class Record:
     """Clones that a policy made, and theirs; another policy would have had others."""
     objective: Node
     """The experiment's, if its configuration can be read."""
+    silent: tuple[int, ...] = ()
+    """Runs that have not ended a chunk, so that nothing is known of them."""
+    live: tuple[int, ...] = ()
+    """Runs that were queued or running when it was read."""
 
 
 def main(argv: Sequence[str], conf: Path) -> int:
@@ -77,7 +81,29 @@ def main(argv: Sequence[str], conf: Path) -> int:
 def replay(record: Record, policy: Node, objective: Objective) -> Outcome:
     """Let a policy decide over a record; clones that it asks for are noted and not made."""
     made, name, _ = make_policy(policy)
+    _check(made, record, objective)
     return simulate(record.curves, made, objective, name, clones=False)
+
+
+def _check(policy: Policy, record: Record, objective: Objective) -> None:
+    """Check, as before training, that what a policy ranks by and reads has been logged.
+
+    Raises:
+        ConfigError: with the nearest names.
+    """
+    logged = sorted({name for curve in record.curves for metrics in curve.metrics for name in metrics})
+    if objective.value(dict.fromkeys(logged, 0.0)) is None:
+        raise ConfigError(f"objective.metric is {_unknown(objective.metric, logged)}")
+    views = [RunView(c.number, "queued", len(c.metrics), (), c.config, c.parent, c.age) for c in record.curves]
+    if any(view.config for view in views) and (check := getattr(policy, "check", None)) is not None:
+        check(views)
+    for metric, reader in (reads(views) if (reads := getattr(policy, "reads", None)) is not None else {}).items():
+        if metric not in logged:
+            raise ConfigError(f"{reader} reads {_unknown(metric, logged)}")
+
+
+def _unknown(metric: str, logged: Sequence[str]) -> str:
+    return f"{metric!r}, which no run has logged.{nearest(metric, logged)} Logged: {', '.join(logged)}."
 
 
 def _each(overrides: Sequence[str]) -> list[tuple[str, ...]]:
@@ -120,13 +146,16 @@ def read_record(root: Path) -> Record:
         with open(paths.runs_table, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except OSError as error:
-        raise ConfigError(f"{shown(root)} is no experiment's directory: {error.strerror}: runs.csv.") from error
+        raise ConfigError(f"{shown(root)}: {_why_not(root)}") from error
     births = _births(paths)
     curves: list[Curve] = []
     left_out: set[int] = set()
+    silent: list[int] = []
     for row in rows:
         number, parent = int(row["run"]), int(row["parent"]) if row["parent"] else None
         history = _history(paths.run(number).metrics)
+        if row.get("chunk"):
+            del history[int(row["chunk"]) :]  # logged in a chunk that did not end
         if parent is not None and (number not in births or parent in left_out):
             left_out.add(number)
         elif history:
@@ -135,7 +164,10 @@ def read_record(root: Path) -> Record:
             if parent is not None and is_warm:
                 age = after[parent] + next((curve.age for curve in curves if curve.number == parent), 0)
             config = _config(paths.run(number).root)
-            curves.append(Curve(number, tuple(history), config, parent=parent, after=after, age=age))
+            fails_at = len(history) if row.get("state") == RunState.FAILED.value else None
+            curves.append(Curve(number, tuple(history), config, fails_at, parent=parent, after=after, age=age))
+        else:
+            silent.append(number)
     if not curves:
         raise ConfigError(
             f"{shown(root)} holds no metrics of any run (runs/0/metrics.jsonl). Was metrics_log left out?"
@@ -146,6 +178,20 @@ def read_record(root: Path) -> Record:
         {(c["run"], c["chunk"] - 1): c["ended"] - c["started"] for c in _timeline(paths.timeline)},
         tuple(sorted(left_out)),
         curves[0].config.get("objective") or {},
+        tuple(silent),
+        tuple(int(row["run"]) for row in rows if row.get("state") in (RunState.QUEUED.value, RunState.RUNNING.value)),
+    )
+
+
+def _why_not(root: Path) -> str:
+    if not root.exists():
+        near = [str(path) for path in root.parent.glob("*") if path.is_dir()]
+        return f"there is no such directory.{nearest(str(root), near)}"
+    if inside := sorted(path.parent for path in root.glob("*/runs.csv")):
+        return f"that is no experiment's directory. The newest one in it: {shown(inside[-1])}"
+    return (
+        "that is no experiment's directory: it has no runs.csv. Give the one that rfflow made, below outputs/; "
+        "callbacks=default writes what is read here."
     )
 
 
@@ -226,6 +272,10 @@ def report(root: Path, record: Record, outcome: Outcome, objective: Objective, w
     short = [c.number for c in record.curves if len(c.metrics) < record.planned.get(c.number, 0)]
     if short:
         lines.append(f"Known only as far as they were trained, which is not to the end: {_numbers(short)}.")
+    if record.live:
+        lines.append(f"Not over: {_numbers(record.live)}. What is said holds for the chunks that are there by now.")
+    if record.silent:
+        lines.append(f"Left out, because they have not ended a chunk: {_numbers(record.silent)}.")
     made = {run.number for run in outcome.scene.runs}
     clones = [c.number for c in record.curves if c.parent is not None and c.number in made]
     if clones:
@@ -240,7 +290,10 @@ def report(root: Path, record: Record, outcome: Outcome, objective: Objective, w
 
 
 def _loss(record: Record, outcome: Outcome, objective: Objective) -> str:
-    best = min(record.curves, key=lambda c: (*objective.sort_key(c.metrics[-1]), c.number))
+    ended = [curve for curve in record.curves if curve.fails_at is None] or record.curves
+    best = min(ended, key=lambda c: (*objective.sort_key(c.metrics[-1]), c.number))
+    is_whole = all(len(c.metrics) >= record.planned.get(c.number, 0) for c in ended)
+    among = "of all runs trained to the end" if is_whole else "of all runs, each as far as it was trained"
     value = objective.value(best.metrics[-1])
     chosen = outcome.chosen
     if chosen is None or value is None:
@@ -248,10 +301,10 @@ def _loss(record: Record, outcome: Outcome, objective: Objective) -> str:
     own = objective.value(chosen.metrics)
     text = f"Chosen: run {chosen.number} with {objective.metric} {_number(own)} after {chosen.chunk} chunks. "
     if own is None or math.isnan(own):
-        return text + f"Of all runs trained to the end the best is run {best.number} with {_number(value)}."
+        return text + f"The best {among} is run {best.number} with {_number(value)}."
     lost = own - value if objective.direction == "minimize" else value - own
     if chosen.number == best.number and lost == 0:
-        return text + "It is the best of all runs trained to the end: nothing lost."
+        return text + f"It is the best {among}: nothing lost."
     share = f" ({100 * lost / abs(value):.2g} %)" if value else ""
     return text + f"Lost: {_number(lost)}{share} against run {best.number} with {_number(value)}, the best of all."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 
 from rfflow import __main__ as cli
-from rfflow import replay
+from rfflow import replay, resuming, saved
 from rfflow.engine import Engine
-from rfflow.errors import ConfigError
+from rfflow.errors import ConfigError, EngineError
 from rfflow.runs import Callback, Experiment, ExperimentPaths
 from rfflow.spec import ControlSpec, ExperimentSpec, Objective
 from tests.tiny import run_spec
@@ -39,17 +40,54 @@ class Person(Callback):
             put(experiment.paths.control, f"{self.chunks}.yaml", self.ops[self.chunks])
 
 
-def record(root: Path, runs: int = 4, ops: Mapping[int, Mapping[str, Any]] | None = None, policy: Any = None) -> Path:
-    """Run an experiment of toys to the end; what they log is always 1."""
+class Dies(Callback):
+    """Ends the process, as far as a test can, after so many chunks."""
+
+    def __init__(self, after: int):
+        self.left = after
+
+    def on_chunk_start(self, experiment: Experiment) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise EngineError("killed")
+
+
+def record(
+    root: Path,
+    runs: int = 4,
+    ops: Mapping[int, Mapping[str, Any]] | None = None,
+    policy: Any = None,
+    *,
+    fails: Mapping[int, int] | None = None,
+    dies_after: int | None = None,
+) -> Path:
+    """Run an experiment of toys to the end, or go on with it; what they log is always 1.
+
+    Args:
+        fails: the chunk (from 0) in which a run raises.
+        dies_after: chunks after which the process ends.
+    """
     from rfflow.tracking.metrics_log import MetricsLog
     from rfflow.tracking.runs_csv import RunsTable
     from rfflow.tracking.timeline import Timeline
 
-    sinks = [RunsTable(), MetricsLog(), Timeline(picture=False)]
-    engine = toy_engine(root, [toy_spec() for _ in range(runs)], [*sinks, Person(ops or {})])
+    sinks = [RunsTable(), MetricsLog(), Timeline(picture=False), Person(ops or {})]
+    engine = toy_engine(root, (), [*sinks, *([] if dies_after is None else [Dies(dies_after)])])
     engine.experiment.spec = replace(engine.experiment.spec, policy=policy)
-    engine.run()
-    engine.close()
+    state = saved.read(ExperimentPaths(root).state)
+    if state is None:
+        for number in range(runs):
+            engine.add(toy_spec(**({"fails_at": fails[number]} if number in (fails or {}) else {})), number)
+    else:
+        engine.go_on(state)
+        for known in state.runs:
+            config = json.loads(known.config)
+            resuming.take_up(engine, engine.add(toy_spec(**config), known.number, known.overrides), known)
+    try:
+        with pytest.raises(EngineError) if dies_after is not None else contextlib.nullcontext():
+            engine.run()
+    finally:
+        engine.close()
     return root
 
 
@@ -78,12 +116,77 @@ def test_policies_can_be_compared_by_a_sweep(recorded: Path, capsys: pytest.Capt
 
 def test_nothing_to_replay_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert replay.main([str(tmp_path), "policy=halving"], cli.CONF) == 1
-    assert "is no experiment's directory" in capsys.readouterr().err
+    assert "no experiment's directory: it has no runs.csv" in capsys.readouterr().err
     assert replay.main([str(tmp_path)], cli.CONF) == 2
     assert "usage: rfflow replay" in capsys.readouterr().err
     (tmp_path / "runs.csv").write_text("run,parent,chunks\n0,,4\n")
     with pytest.raises(ConfigError, match="holds no metrics"):
         replay.read_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["outputs/sfd", "policy=halving"], "outputs/sfd: there is no such directory. Did you mean 'outputs/sft'"),
+        (["outputs/sft", "policy=halving"], "no experiment's directory. The newest one in it: outputs/sft/2026"),
+        (["outputs/sft/2026", "policy=halvin"], "Could not find 'policy/halvin'"),
+        (["outputs/sft/2026", "policy=none"], "policy=none would have changed nothing"),
+        (["outputs/sft/2026", "policy=halving", "policy.etta=3"], "Could not override 'policy.etta'"),
+        (["outputs/sft/2026", "policy=halving", "policy.eta=1"], "policy.eta is 1"),
+        (
+            ["outputs/sft/2026", "policy=halving", "objective.metric=los"],
+            "objective.metric is 'los', which no run has logged. Did you mean 'loss'? Logged: loss.",
+        ),
+        (
+            ["outputs/sft/2026", "policy=rules", 'policy.rules=[{name: sick, when: "lss > 3", do: stop}]'],
+            "Rule 'sick' reads 'lss', which no run has logged. Did you mean 'loss'? Logged: loss.",
+        ),
+        (
+            ["outputs/sft/2026", "policy=rules", 'policy.rules=[{name: sick, when: "loss >", do: stop}]'],
+            "Rule 'sick': when: 'loss >' is not an expression",
+        ),
+    ],
+)
+def test_what_cannot_be_replayed_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    record(tmp_path / "outputs/sft/2026", runs=1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["rfflow", "replay", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    printed = capsys.readouterr()
+    assert (end.value.code, printed.out) == (1, "") and said in printed.err
+
+
+@pytest.mark.usefixtures("quick_inbox")
+def test_an_experiment_may_have_failed_in_part_been_killed_and_gone_on_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run 0 leads and fails in its third chunk, run 3 is deleted, run 1 cloned; the process dies and is gone on with."""
+    root, fails = tmp_path / "experiment", {0: 2}
+    ops = {4: {"op": "delete", "run": 3}, 5: {"op": "clone", "run": 1, "overrides": ["lr=5"]}}
+    record(root, ops=ops, fails=fails, dies_after=6)
+    assert replay.main([str(root), "policy=halving"], cli.CONF) == 0
+    out = capsys.readouterr().out
+    assert "4 runs, 6 chunks recorded" in out
+    assert "Not over: 0, 1, 2, 4. What is said holds for the chunks that are there by now." in out
+    assert "Left out, because they have not ended a chunk: 4." in out
+    record(root, fails=fails)
+    whole = record(tmp_path / "whole", ops=ops, fails=fails)
+    assert replay.read_record(root).curves == replay.read_record(whole).curves
+    assert [(c.number, len(c.metrics), c.fails_at) for c in replay.read_record(root).curves] == [
+        (0, 2, 2),
+        (1, 4, None),
+        (2, 4, None),
+        (3, 1, None),
+        (4, 4, None),
+    ]
+    assert replay.main([str(root), "policy=halving", "policy.min_chunks=2"], cli.CONF) == 0
+    out = capsys.readouterr().out
+    assert "5 runs, 15 chunks recorded" in out and "Not over" not in out
+    assert "Chosen: run 1 with eval_loss 1 after 4 chunks. It is the best of all runs, each as far" in out, "0 failed"
+    assert "Known only as far as they were trained, which is not to the end: 0, 3." in out
 
 
 @pytest.mark.usefixtures("quick_inbox")

@@ -27,7 +27,7 @@ class Curve:
     """At the end of each chunk."""
     config: Mapping[str, Any] = field(default_factory=dict)
     fails_at: int | None = None
-    """The chunk (from 0) in which it raises."""
+    """The chunk (from 0) in which it raises; a chunk that ``metrics`` does not have is not counted as spent."""
     parent: int | None = None
     """The run that a person cloned it from."""
     after: Mapping[int, int] = field(default_factory=dict)
@@ -118,7 +118,8 @@ class _Simulation:
 
     def _train(self, number: int) -> None:
         view, curve = self._views[number], self._curves[number]
-        self._order.append((number, view.chunk))
+        if view.chunk < len(curve.metrics):
+            self._order.append((number, view.chunk))
         if curve.fails_at == view.chunk:
             self._views[number] = replace(view, state="failed")
             self._scheduler.remove(number)
@@ -171,7 +172,7 @@ class _Simulation:
             if not any(view.is_live and view.chunk < curve.after[view.number] for view in others):
                 self._unborn.remove(curve)
                 self._views[curve.number] = _view(curve)
-                self._scheduler.add(curve.number, len(curve.metrics))
+                self._scheduler.add(curve.number, self._views[curve.number].chunks)
                 self._ops.append(Past("clone", parent.number, "person", parent.chunk))
 
     def _clone(self, op: Op, parent: RunView) -> None:
@@ -190,7 +191,8 @@ class _Simulation:
 
 
 def _view(curve: Curve) -> RunView:
-    return RunView(curve.number, "queued", len(curve.metrics), (), curve.config, curve.parent, curve.age)
+    chunks = max(len(curve.metrics), -1 if curve.fails_at is None else curve.fails_at + 1)
+    return RunView(curve.number, "queued", chunks, (), curve.config, curve.parent, curve.age)
 
 
 @dataclass(frozen=True)
