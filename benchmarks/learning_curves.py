@@ -1,7 +1,7 @@
 """Record banks of real learning curves: many configurations of one model, each trained to the end.
 
-    python benchmarks/learning_curves.py --parts 0         # 16 of SmolLM2-135M, into curves/smollm2.json: 4 minutes
-    python benchmarks/learning_curves.py                   # all four parts: 64
+    python benchmarks/learning_curves.py --parts 0         # 64 of SmolLM2-135M, into curves/smollm2.json: half an hour
+    python benchmarks/learning_curves.py                   # all four parts: 256
     python benchmarks/learning_curves.py --tiny            # 256 of a model of two layers, into curves/tiny.json
     python benchmarks/learning_curves.py --tiny --parts 0 --live  # a part again, steered by halving while it trains
 
@@ -33,6 +33,8 @@ HERE = Path(__file__).resolve().parent
 CURVES = HERE / "curves"
 CHUNKS = 8
 RANKS = "4,16"
+RATES = tuple(3e-5 * (1e-1 / 3e-5) ** (step / 31) for step in range(32))
+"""Learning rates, from too small to too large."""
 PARTS = (
     ("peft.target_modules=all-linear", "trainer.args.lr_scheduler_type=linear"),
     ("peft.target_modules=[q_proj,v_proj]", "trainer.args.lr_scheduler_type=linear"),
@@ -71,12 +73,10 @@ class Bank:
 
     file: Path
     settings: tuple[str, ...]
-    rates: tuple[float, ...]
-    """Learning rates, from too small to too large."""
 
     def command(self, part: int, folder: Path, *more: str) -> list[str]:
         """Return the command that trains one part."""
-        rates = ",".join(f"{rate:.3g}" for rate in self.rates)
+        rates = ",".join(f"{rate:.3g}" for rate in RATES)
         sweep = (f"hydra.sweep.dir={folder}", f"lr={rates}", f"peft.r={RANKS}")
         words = [*self.settings, *sweep, *PARTS[part], *more]
         return [sys.executable, "-m", "rfflow", "+recipe=sft", "--multirun", *words]
@@ -84,7 +84,7 @@ class Bank:
 
 def demo(file: Path | None) -> Bank:
     """Return the bank of the demo's model."""
-    return Bank(file or CURVES / "smollm2.json", SETTINGS, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1))
+    return Bank(file or CURVES / "smollm2.json", SETTINGS)
 
 
 def tiny(file: Path | None, folder: Path) -> Bank:
@@ -94,8 +94,7 @@ def tiny(file: Path | None, folder: Path) -> Bank:
     work = make_work("tiny", CHUNKS * 2, folder)
     data = ("model=hub", f"model.name={work.model}", "dataset=local", f"dataset.path={work.data}")
     settings = (*data, *(word for word in SETTINGS if "formatting_func" not in word))
-    rates = tuple(3e-5 * (1e-1 / 3e-5) ** (step / 31) for step in range(32))
-    return Bank(file or CURVES / "tiny.json", settings, rates)
+    return Bank(file or CURVES / "tiny.json", settings)
 
 
 def train(words: Sequence[str]) -> dict[str, Any]:
