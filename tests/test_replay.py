@@ -163,7 +163,7 @@ def test_what_cannot_be_replayed_is_said(
 def test_an_experiment_may_have_failed_in_part_been_killed_and_gone_on_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Run 0 leads and fails in its third chunk, run 3 is deleted, run 1 cloned; the process dies and is gone on with."""
+    """Run 0 leads and fails in its third chunk, run 3 is deleted, run 1 cloned; the process dies, another goes on."""
     root, fails = tmp_path / "experiment", {0: 2}
     ops = {4: {"op": "delete", "run": 3}, 5: {"op": "clone", "run": 1, "overrides": ["lr=5"]}}
     record(root, ops=ops, fails=fails, dies_after=6)

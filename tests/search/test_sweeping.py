@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -221,8 +223,6 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Order, list[
         order, made = Order(ops), []
 
         def make(spec: ExperimentSpec, paths: Any, composer: Any) -> Engine:
-            from dataclasses import replace
-
             spec = replace(spec, accelerator="cpu", policy=policy, objective=Objective())
             spec = replace(spec, control=replace(spec.control, idle_timeout=0))
             fabric = Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()], callbacks=[*extra, order])
@@ -376,13 +376,15 @@ def test_it_is_said_where_a_search_cannot_go_on_as_it_would_have(
 
 
 def test_runs_that_a_policy_stops_are_replaced_and_told(tmp_path: Path, engines: Any) -> None:
-    _, made = engines(policy={"_target_": "rfflow.policies.Halving"})
+    """Two of the first four stop after their first chunk; two others begin while the first two go on."""
+    order, made = engines(policy={"_target_": "rfflow.policies.Halving"})
     app = App(tmp_path, n_trials=4, budget=8)
     app.sweep(PARABOLA, "y=4", task=run_of)
     states = app.states()
     assert len(made[0].experiment.runs) == 8 and set(states) == {"COMPLETE", "PRUNED"}
     stopped = [run.number for run in made[0].experiment.runs if run.state.value == "stopped"]
     assert [t.user_attrs["run"] for t in app.trials if t.state.name == "PRUNED"] == stopped
+    assert {1, 3} < set(stopped) and order.seen[:8] == [0, 1, 2, 3, 0, 2, 4, 5], "nobody waits for runs 0 and 2"
 
 
 def test_a_stopped_run_that_goes_on_after_it_was_told_is_told_again(tmp_path: Path, engines: Any) -> None:
@@ -421,6 +423,46 @@ def test_failed_runs_do_not_break_the_search(tmp_path: Path, engines: Any) -> No
     app = App(tmp_path, n_trials=2, budget=6)
     app.sweep(PARABOLA, "y=choice(2,9)", task=run_of)
     assert {(trial.params["y"], trial.state.name) for trial in app.trials} == {("2", "COMPLETE"), ("9", "FAIL")}
+
+
+def test_a_run_that_diverged_is_told_as_failed(
+    tmp_path: Path, engines: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has trained to its end and logged NaN all the same; the chunks before that are known."""
+
+    def resume(trainee: ToyTrainee) -> Any:
+        pause = resume_toy(trainee)
+        is_sick = trainee.run.number == 1 and len(trainee.run.chunks) > 0
+        return replace(pause, metrics={"eval_loss": math.nan}) if is_sick else pause
+
+    resume_toy = ToyTrainee.resume
+    monkeypatch.setattr(ToyTrainee, "resume", resume)
+    _, made = engines()
+    app = App(tmp_path, n_trials=3, budget=5)
+    app.sweep(PARABOLA, "y=4", task=run_of)
+    assert {run.state.value for run in made[0].experiment.runs} == {"completed"}
+    told = [(trial.user_attrs["run"], trial.state.name, len(trial.intermediate_values)) for trial in app.trials]
+    assert sorted(told) == [(number, *(("FAIL", 1) if number == 1 else ("COMPLETE", 4))) for number in range(5)]
+
+
+def test_a_configuration_that_does_not_compose_is_told_as_failed(tmp_path: Path, engines: Any) -> None:
+    """One of the later ones: those who train go on, and another takes its place."""
+
+    def task(cfg: DictConfig) -> RunSpec:
+        if cfg.y == 3:
+            raise ConfigError("y=3 is impossible.")
+        return run_of(cfg)
+
+    engines()
+    app = App(tmp_path, n_trials=1, budget=3, seed=4)
+    app.sweep("y=choice(1,2,3)", task=task)
+    assert sorted(
+        (trial.params["y"], trial.state.name) for trial in app.trials if "duplicate" not in trial.user_attrs
+    ) == [
+        ("1", "COMPLETE"),
+        ("2", "COMPLETE"),
+        ("3", "FAIL"),
+    ]
 
 
 @pytest.mark.parametrize("sampler", ["nsga2", "tpe"])
