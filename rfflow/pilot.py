@@ -18,6 +18,7 @@ from rfflow.policies.scene import Decision, Past, Policy, RunView, Scene
 from rfflow.runs import Experiment, Run
 from rfflow.signatures import check_node
 from rfflow.spec import Node
+from rfflow.training.sources import import_object
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +179,7 @@ def make_policy(node: Node) -> tuple[Policy, str, bool]:
     if not isinstance(dry_run, bool):
         raise ConfigError(f"policy.dry_run is {dry_run!r}. Allowed: true, false.")
     name = str(name or target.rpartition(".")[2].lower())
+    import_object(target, "policy._target_")  # for its better message
     check_node(settings, "policy")
     try:
         make = instantiate({"_target_": settings.pop("_target_"), "_partial_": True})

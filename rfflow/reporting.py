@@ -13,6 +13,7 @@ from rfflow.errors import ConfigError
 from rfflow.signatures import check_node
 from rfflow.spec import ExperimentSpec, Node
 from rfflow.training.checkpoint import SafetensorsIO
+from rfflow.training.sources import import_object
 
 
 def make_fabric(spec: ExperimentSpec) -> Fabric:
@@ -39,6 +40,7 @@ def make_fabric(spec: ExperimentSpec) -> Fabric:
 
 
 def _instantiate(node: Node, where: str) -> Any:
+    import_object(str(node.get("_target_")), f"{where}._target_")  # for its better message
     check_node(node, where)
     try:
         return instantiate(dict(node), _convert_="all")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from peft import PeftConfig, TaskType, get_peft_model
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from rfflow.errors import ConfigError, nearest
 from rfflow.signatures import check_node
@@ -28,6 +29,9 @@ from rfflow.training.reward_functions import load_rewards, try_rewards
 from rfflow.training.sources import import_object, resolve_function
 
 log = logging.getLogger(__name__)
+
+CALLED = ("compute_loss_func", "compute_metrics", "data_collator", "formatting_func", "preprocess_logits_for_metrics")
+"""What a trainer calls, of what it is made with."""
 
 
 def build_trainer(
@@ -66,7 +70,7 @@ def build_trainer(
         "train_dataset": data.train,
         "eval_dataset": data.eval,
         "processing_class": tokenizer,
-        "callbacks": [_instantiate(node, "trainer.callbacks") for node in spec.trainer.callbacks],
+        "callbacks": [_callback(node) for node in spec.trainer.callbacks],
     }
     given: dict[str, Any] = {}
     for key, node in spec.trainer.kwargs.items():
@@ -76,12 +80,17 @@ def build_trainer(
             check_generation(args, data, given[key])
             try_rewards(given[key], data.train, device)
         else:
-            given[key] = _component(node, f"trainer.{key}", tokenizer)
+            given[key] = (
+                _function(node, key, tokenizer) if key in CALLED else _component(node, f"trainer.{key}", tokenizer)
+            )
     if reference is not None or (peft_config is None and _wants_reference(args, parameters)):
         given["ref_model"] = (reference or base).structure()
     for key in given:
         if key not in parameters:
-            raise ConfigError(f"trainer.{key}: {spec.trainer.target} takes no {key!r}.{nearest(key, parameters)}")
+            hint = (
+                f" {type(args).__name__} does: trainer.args.{key}." if hasattr(args, key) else nearest(key, parameters)
+            )
+            raise ConfigError(f"trainer.{key}: {spec.trainer.target} takes no {key!r}.{hint}")
     # With an adapter that rewrites its base, what is left when it is off is not the base.
     compared = reference or (None if peft_config is not None and not shares else base)
     with (
@@ -145,6 +154,9 @@ def _build_args(spec: TrainerSpec, output_dir: Path, device: torch.device) -> Tr
     values.setdefault("output_dir", str(output_dir))
     if device.type == "cpu":
         values.setdefault("use_cpu", True)
+    for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if values.get(key, 1) < 1:
+            raise ConfigError(f"trainer.args.{key} is {values[key]}. Allowed: a whole number from 1 up.")
     with refusals(f"{spec.args_target} refuses a value"):
         args = args_class(**values)
         args._setup_devices  # noqa: B018 - accelerate's state is made here, inside the run's context
@@ -171,21 +183,61 @@ def _check_targets(config: PeftConfig, model: torch.nn.Module) -> None:
     """Every listed module must match: PEFT passes over a misspelt one as long as another matches."""
     for key in ("target_modules", "modules_to_save"):
         targets = getattr(config, key, None)
-        if not targets or isinstance(targets, str):
-            continue  # "all-linear" or a regular expression: PEFT itself says when nothing matches
+        if not targets or str(targets).lower() == "all-linear":
+            continue
         names = [name for name, _ in model.named_modules() if name]
+        if isinstance(targets, str):
+            _check_expression(targets, f"peft.{key}", model)
+            continue
         for target in targets:
             if not any(name == target or name.endswith(f".{target}") for name in names):
-                found = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)}
-                leaves = sorted(found)
+                leaves = _linear_layers(model)
                 raise ConfigError(
                     f"peft.{key}: nothing in the model is called {target!r}.{nearest(target, leaves)} "
                     f"Linear layers there: {', '.join(leaves)}."
                 )
 
 
+def _check_expression(expression: str, where: str, model: torch.nn.Module) -> None:
+    """A text is a regular expression that has to match the whole name of a module; a bare name matches none."""
+    try:
+        if any(re.fullmatch(expression, name) for name, _ in model.named_modules()):
+            return
+    except re.error as error:
+        raise ConfigError(f"{where} is {expression!r}, which is no regular expression: {error}.") from error
+    leaves = _linear_layers(model)
+    hint = f" Did you mean [{expression}], as a list?" if expression in leaves else nearest(expression, leaves)
+    raise ConfigError(
+        f"{where} is {expression!r}, a regular expression that matches no module's whole name.{hint} "
+        f"Linear layers there: {', '.join(leaves)}."
+    )
+
+
+def _linear_layers(model: torch.nn.Module) -> list[str]:
+    return sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)})
+
+
 def _is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit", "Linear8bitLt")
+
+
+def _callback(node: Node) -> TrainerCallback:
+    import_object(str(node["_target_"]), "trainer.callbacks")  # for its better message
+    callback = _instantiate(node, "trainer.callbacks")
+    if not isinstance(callback, TrainerCallback):
+        raise ConfigError(
+            f"trainer.callbacks: {node['_target_']} is not a transformers.TrainerCallback. What hears rfflow's own "
+            f"events goes elsewhere: +callbacks.mine._target_={node['_target_']}"
+        )
+    return callback
+
+
+def _function(node: Any, key: str, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Make something that a trainer calls; a function may be given by its dotted path alone."""
+    made = _component({"_target_": node} if isinstance(node, str) else node, f"trainer.{key}", tokenizer)
+    if not callable(made):
+        raise ConfigError(f"trainer.{key} is {node!r}, which makes nothing that could be called.")
+    return made
 
 
 def _component(node: Any, where: str, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -51,8 +51,13 @@ def _kind(optim: str) -> str:
 def lora_bytes(peft: Mapping[str, Any], model: torch.nn.Module) -> int:
     """Return what the adapter of a LoRA configuration takes at least, without making it; 0 where that is not known."""
     rank, targets = peft.get("r"), peft.get("target_modules")
-    if isinstance(rank, bool) or not isinstance(rank, int) or not targets:
+    if isinstance(rank, bool) or not isinstance(rank, int) or not isinstance(targets, str | list | tuple):
         return 0
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except re.error:
+            return 0  # who builds the adapter says so
     head = getattr(model, "get_output_embeddings", lambda: None)()
     sizes = 0
     for name, module in model.named_modules():

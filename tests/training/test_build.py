@@ -51,6 +51,13 @@ def train(root: Path, *specs: RunSpec) -> list[Run]:
         ({"peft": {"r": 0}}, "`r` should be a positive integer value"),
         ({"peft": {"target_modules": ["q_prj"]}}, "nothing in the model is called 'q_prj'. Did you mean 'q_proj'"),
         ({"peft": {"target_modules": ["q_proj", "wv"]}}, "Linear layers there: down_proj, gate_proj, k_proj, lm_head"),
+        ({"peft": {"target_modules": "q_proj"}}, "Did you mean [q_proj], as a list? Linear layers there: down_proj,"),
+        ({"peft": {"target_modules": 3}}, "peft.target_modules is 3 (int). LoraConfig takes: list, str"),
+        ({"peft": {"target_modules": "q_proj("}}, "peft.target_modules is 'q_proj(', which is no regular expression"),
+        (
+            {"args": {"gradient_accumulation_steps": 0}},
+            "gradient_accumulation_steps is 0. Allowed: a whole number from",
+        ),
         ({"chunks": 25}, "chunks is 25, but an epoch has only 24 optimizer steps. Allowed: 1 to 24"),
         ({"trainer": "trl.SFTTrainr"}, "trl has no 'SFTTrainr'. Did you mean 'SFTTrainer'"),
         ({"args_target": "pathlib.Path"}, "is not a subclass of transformers.training_args.TrainingArguments"),
@@ -64,6 +71,27 @@ def test_what_cannot_be_built_is_said_before_any_training(
         train(tmp_path, spec(), spec(**variant))
     assert str(error.value).startswith("Run 1 ((defaults)): ") and said in str(error.value)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"kwargs": {"learning_rate": 1e-3}}, "takes no 'learning_rate'. SFTConfig does: trainer.args.learning_rate."),
+        (
+            {"kwargs": {"data_collator": {"_target_": "collections.Counter"}}},
+            "which makes nothing that could be called",
+        ),
+        ({"callbacks": ({"_target_": "collections.Counter"},)}, "collections.Counter is not a transformers.Trainer"),
+        ({"callbacks": ({"_target_": "collections.Count"},)}, "has no 'Count'. Did you mean 'Counter'"),
+    ],
+)
+def test_what_a_trainer_could_not_use_is_said_before_any_training(
+    spec: Spec, tmp_path: Path, given: dict[str, Any], said: str
+) -> None:
+    run = spec()
+    with pytest.raises(ConfigError) as error:
+        train(tmp_path, replace(run, trainer=replace(run.trainer, **given)))
+    assert said in str(error.value)
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -87,7 +115,7 @@ def test_callbacks_collators_and_metrics_come_by_target(spec: Spec, tmp_path: Pa
     """The collator gets the run's own tokenizer; the metric function is handed over, not called."""
     run = spec(eval_size=8, args={"max_steps": 4})
     kwargs = {
-        "compute_metrics": {"_target_": "tests.training.test_build.accuracy"},
+        "compute_metrics": "tests.training.test_build.accuracy",
         "data_collator": {"_target_": "transformers.DataCollatorForSeq2Seq", "pad_to_multiple_of": 4},
     }
     callbacks = ({"_target_": "tests.training.test_build.Noted", "word": "done"},)
