@@ -35,6 +35,7 @@ class Foresight:
         self._objective = objective
         self._runs: dict[int, Known] = {}
         self._is_done = False
+        self._has_said_what_stands_in = False
 
     def note(self, run: int, known: Known | None) -> None:
         """Remember what is known of a run; ``None`` is nothing."""
@@ -44,7 +45,7 @@ class Foresight:
             self._runs[run] = known
 
     def check(self, read: Mapping[str, str] | None = None) -> None:
-        """Look before training.
+        """Look before training, and say it where the training loss stands in for ``eval_loss``.
 
         Args:
             read: who else reads metrics, by metric: ``{"eval_loss": "Rule 'weak'"}``.
@@ -54,10 +55,22 @@ class Foresight:
         """
         if self._is_done or not self._runs:
             return
-        if self._objective.metric != "eval_loss":  # for which the training loss stands in
+        if self._objective.metric == "eval_loss":
+            self._say_what_stands_in()
+        else:
             self._check(self._objective.metric, "objective.metric is")
         for metric, reader in (read or {}).items():
             self._check(metric, f"{reader} reads")
+
+    def _say_what_stands_in(self) -> None:
+        evaluated = any(known.evaluates and known.may_have("eval_loss") for known in self._runs.values())
+        if evaluated or self._has_said_what_stands_in:
+            return
+        self._has_said_what_stands_in = True
+        log.info(
+            "Nothing is evaluated: the training loss stands in for eval_loss, which ranks the runs. To evaluate, give "
+            "rows to do so on (dataset.eval_path, eval_split or eval_size), and leave evaluate=true."
+        )
 
     def _check(self, metric: str, words: str) -> None:
         if any(known.may_have(metric) for known in self._runs.values()):

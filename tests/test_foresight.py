@@ -74,6 +74,24 @@ def test_what_may_come_is_waited_for(metric: str, runs: list[Known | None]) -> N
     foresight(metric, *runs).check()
 
 
+def test_it_is_said_before_training_that_the_training_loss_stands_in(caplog: pytest.LogCaptureFixture) -> None:
+    """Once, however many batches of runs are launched; and not where something is evaluated or nobody knows."""
+    with caplog.at_level(logging.INFO):
+        foresight("eval_loss", Known(), EVALUATED).check()
+        foresight("eval_loss", Known(evaluates=True, is_complete=False)).check()
+        foresight("eval_loss", Known(), None).check()
+        foresight("loss", Known()).check()
+        assert not caplog.records
+        watch = foresight("eval_loss", Known(), Known(is_complete=False))
+        watch.check()
+        watch.note(2, Known())
+        watch.check()
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert "the training loss stands in for eval_loss" in record.getMessage()
+    assert "dataset.eval_path" in record.getMessage()
+
+
 def test_it_is_said_once_when_there_are_metrics_of_its_kind(caplog: pytest.LogCaptureFixture) -> None:
     watch = foresight("eval_acuracy", Known(is_complete=False))
     with caplog.at_level(logging.WARNING):
