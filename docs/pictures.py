@@ -145,11 +145,14 @@ async def take(experiment: Path, prefix: str, column: str, tags: Sequence[str], 
     if chromium is None:
         sys.exit("There is no Chromium here: apt-get install chromium")
     board, debug = free_port(), free_port()
-    logs = experiment / "tb"
-    tensorboard = [sys.executable, "-m", "tensorboard.main", f"--logdir={logs}", "--host=127.0.0.1", f"--port={board}"]
+    root = experiment.resolve()
+    logs = root / "tb"
+    # Some pages show where the logs are: from beside the experiment that is no path of this machine.
+    where = ["--logdir", str(logs.relative_to(root.parent)), "--host=127.0.0.1", f"--port={board}"]
+    tensorboard = [sys.executable, "-m", "tensorboard.main", *where, "--load_fast=false"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, contextlib.ExitStack() as stack:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"]
-        stack.enter_context(program([*tensorboard, "--load_fast=false"]))
+        stack.enter_context(program(tensorboard, root.parent))
         stack.enter_context(program([chromium, *options, f"--remote-debugging-port={debug}", "about:blank"]))
         directories = sum(path.is_dir() for path in logs.iterdir())
         while len(json.loads(await answer(f"http://127.0.0.1:{board}/data/runs"))) < directories:
@@ -173,9 +176,9 @@ async def take(experiment: Path, prefix: str, column: str, tags: Sequence[str], 
 
 
 @contextlib.contextmanager
-def program(command: Sequence[str]) -> Iterator[None]:
-    """Run a program until the block ends."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def program(command: Sequence[str], folder: Path | None = None) -> Iterator[None]:
+    """Run a program, in a folder, until the block ends."""
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield
     finally:
