@@ -30,11 +30,13 @@ from rfflow.spec import (
     RunSpec,
     TrainerSpec,
 )
+from rfflow.unread import unread_keys
 
 
 def read_run(cfg: DictConfig) -> RunSpec:
     """Read and check one job's configuration."""
     config = _to_container(cfg)
+    unread = unread_keys(cfg)
     model = _read_model(_section(config, "model"))
     trainer = _read_trainer(_section(config, "trainer"), model)
     if trainer.target.endswith("RewardTrainer"):
@@ -51,6 +53,7 @@ def read_run(cfg: DictConfig) -> RunSpec:
         evaluate=_boolean(config.get("evaluate", True), "evaluate"),
         config=config,
         generate=_read_generate(config.get("evaluation")),
+        unread=unread,
     )
 
 
@@ -130,7 +133,8 @@ def read_experiment(cfg: DictConfig) -> ExperimentSpec:
     control = _settings(config.get("control"), "control", [f.name for f in fields(ControlSpec)])
     return ExperimentSpec(
         name=_read_name(config.get("name", "experiment")),
-        objective=_read_objective(config.get("objective")),
+        objective=read_objective(config.get("objective")),
+        searched=read_objectives(config.get("search")),
         seed=_whole_number(config.get("seed") or 0, "seed", least=0),
         loggers={key: node for key, node in (config.get("loggers") or {}).items() if node},
         callbacks={key: node for key, node in (config.get("callbacks") or {}).items() if node},
@@ -297,11 +301,27 @@ def _read_peft(section: Any) -> Node | None:
     return None
 
 
-def _read_objective(section: Any) -> Objective:
-    objective = Objective(**_settings(section, "objective", ("metric", "direction")))
+def read_objective(section: Any, name: str = "objective") -> Objective:
+    """Read and check a metric and its direction.
+
+    Args:
+        section: both, or neither for the defaults.
+        name: where they stand, for messages.
+    """
+    if section and not isinstance(section, Mapping):
+        raise ConfigError(f"{name} is {section!r}. Allowed: {{metric: eval_loss, direction: minimize}}.")
+    objective = Objective(**_settings(section, name, ("metric", "direction")))
     if objective.direction not in ("minimize", "maximize"):
-        raise ConfigError(f"objective.direction is {objective.direction!r}. Allowed: minimize, maximize.")
+        raise ConfigError(f"{name}.direction is {objective.direction!r}. Allowed: minimize, maximize.")
     return objective
+
+
+def read_objectives(section: Any) -> tuple[Objective, ...]:
+    """Read and check what a search weighs against each other: the ``objectives`` of the section ``search``."""
+    nodes = section.get("objectives") if isinstance(section, Mapping) else None
+    if nodes and not isinstance(nodes, list | tuple):
+        raise ConfigError(f"search.objectives is {nodes!r}. Allowed: a list of {{metric: ..., direction: ...}}.")
+    return tuple(read_objective(node, f"search.objectives[{index}]") for index, node in enumerate(nodes or ()))
 
 
 def _without_none(section: Node) -> dict[str, Any]:

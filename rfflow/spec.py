@@ -128,6 +128,8 @@ class RunSpec:
     then."""
     experiment: Node | None = None
     """What belongs to the experiment, where it does not stand at the root of the configuration."""
+    unread: tuple[str, ...] = ()
+    """Keys at the root of the configuration that are not ours and that nothing refers to."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,8 @@ class ExperimentSpec:
 
     name: str
     objective: Objective = field(default_factory=Objective)
+    searched: tuple[Objective, ...] = ()
+    """What a search weighs against each other; empty where it goes by the one objective."""
     seed: int = 42
     accelerator: str = "auto"
     """What Lightning Fabric runs on: auto, cpu, cuda, mps."""

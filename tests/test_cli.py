@@ -205,6 +205,8 @@ def test_a_failed_single_run_ends_with_status_1(rfflow: Shell, monkeypatch: pyte
         ("-m name=a,b", "name belongs to the whole experiment"),
         ("-m engine.device=0,1", "engine belongs to the whole experiment"),
         ("-m +x=1 chunks=two,3", "chunks is 'two'"),
+        ("+recip=sft", "recip stands at the root of the configuration, where nothing reads it. Did you mean +recipe=?"),
+        ("+chunk=8", "Did you mean chunks?"),
         ("seed=abc", "seed is 'abc'. Allowed: a whole number from 0 up"),
         ("engine.device=first", "engine.device is 'first'"),
         ("engine.capture_output=no_thanks", "engine.capture_output is 'no_thanks'. Allowed: true, false"),
@@ -233,6 +235,13 @@ def test_a_config_folder_of_ones_own_adds_to_ours(rfflow: Shell, tmp_path: Path)
     assert engine.runs[0].spec.model.name == "microsoft/phi-4"
     assert {run.spec.dataset.path for run in engine.runs} == {"faq.jsonl"}
     assert (engine.spec.name, engine.runs[0].spec.chunks) == ("support", 8)
+
+
+def test_a_key_of_ones_own_may_stand_at_the_root(rfflow: Shell) -> None:
+    """For other keys to refer to, whatever its name, and as a note to oneself; the others are known to be unread."""
+    rfflow("+recipe=sft", "+chunk=8", "chunks=${chunk}", "+warmup_steps=3", "+why=baseline")
+    (run,) = rfflow.engines[0].runs
+    assert (run.spec.chunks, run.spec.unread) == (8, ("warmup_steps", "why"))
 
 
 def test_a_recipe_leaves_no_numbers_behind_for_other_data(rfflow: Shell) -> None:

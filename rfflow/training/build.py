@@ -27,6 +27,7 @@ from rfflow.training.heads import seeded_as_if_loaded
 from rfflow.training.reference import shared_log_probs
 from rfflow.training.reward_functions import load_rewards, try_rewards
 from rfflow.training.sources import import_object, resolve_function
+from rfflow.unread import check_misplaced
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def build_trainer(
     trainer_class = _class(spec.trainer.target, Trainer, "trainer._target_")
     args = _build_args(spec.trainer, output_dir, device)
     peft_config = _build_peft_config(spec.peft) if spec.peft else None
+    check_misplaced(spec.unread, {"trainer.args": args} | ({"peft": peft_config} if peft_config else {}))
     if peft_config is not None and "ForSequenceClassification" in type(base.model).__name__:
         peft_config.task_type = TaskType.SEQ_CLS  # so that the new head is trained too, beside the adapter
     shares = peft_config is not None and not _rewrites_base(peft_config)

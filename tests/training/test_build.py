@@ -94,6 +94,22 @@ def test_what_a_trainer_could_not_use_is_said_before_any_training(
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("max_steps", "where nothing reads it. SFTConfig's arguments are set by trainer.args.max_steps."),
+        ("lora_alpha", "where nothing reads it. LoraConfig's arguments are set by peft.lora_alpha."),
+    ],
+)
+def test_an_argument_at_the_root_of_the_configuration_is_not_passed_over(
+    spec: Spec, tmp_path: Path, key: str, said: str
+) -> None:
+    """``+max_steps=10`` is what Hydra itself proposes for ``max_steps=10``."""
+    with pytest.raises(ConfigError) as error:
+        train(tmp_path, replace(spec(), unread=("why", key)))
+    assert said in str(error.value)
+
+
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """A user's metric."""
     return {"my_accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
