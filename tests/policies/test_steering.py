@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rfflow.control.ops import Stop
+from rfflow.control.ops import Resume, Stop
 from rfflow.control.selection import Numbers, Ranked
 from rfflow.engine import Engine
 from rfflow.errors import ConfigError
@@ -103,6 +103,46 @@ def test_a_person_is_first_at_the_same_boundary(tmp_path: Path) -> None:
     engine = engine_with(tmp_path, HALVING, callbacks=[person])
     assert play(engine)[3] == ("stopped", 1)
     assert [(e["by"], e["run"]) for e in journal(engine)][:2] == [("person", 3), ("policy/halving", 1)]
+
+
+class Contrary:
+    """Wants run 1 stopped and everybody else to train, at every boundary."""
+
+    def decide(self, scene: Scene) -> list[Decision]:
+        stops = [run for run in scene.runs if run.number == 1 and run.is_live and run.chunk]
+        resumes = [run for run in scene.runs if run.number != 1 and run.state == "stopped"]
+        return [
+            *(Decision(Stop(Numbers((run.number,))), "it is run 1") for run in stops),
+            *(Decision(Resume(Numbers((run.number,))), "it is not run 1") for run in resumes),
+        ]
+
+
+@pytest.mark.usefixtures("quick_inbox")
+def test_a_person_wins_against_a_policy_that_wants_the_opposite(tmp_path: Path) -> None:
+    """Run 0 is stopped at the very boundary at which the policy would resume it; run 1 is resumed, and left alone."""
+    person = At({2: [{"op": "stop", "run": 0}], 3: [{"op": "resume", "run": 1}]})
+    engine = engine_with(tmp_path, {"_target_": f"{__name__}.Contrary"}, runs=3, callbacks=[person])
+    assert play(engine) == {0: ("stopped", 1), 1: ("completed", 4), 2: ("completed", 4)}
+    assert [(entry["op"], entry["run"], entry["by"]) for entry in journal(engine)] == [
+        ("stop", 0, "person"),
+        ("stop", 1, "policy/contrary"),
+        ("resume", 1, "person"),
+    ]
+
+
+@pytest.mark.usefixtures("quick_inbox")
+@pytest.mark.parametrize("how", ["fails", "stop", "delete"])
+def test_the_next_best_goes_on_where_a_better_one_leaves(tmp_path: Path, how: str) -> None:
+    """After chunk 2 losses are 5, 1, 8, 4, so runs 1 and 3 go on; run 1 is lost after that, and run 0 follows it."""
+    person = At({} if how == "fails" else {9: [{"op": how, "run": 1}]})
+    engine = engine_with(tmp_path, {**HALVING, "min_chunks": 2}, runs=0, callbacks=[person])
+    for number in range(4):
+        engine.add(toy_spec(**({"fails_at": 2} if (number, how) == (1, "fails") else {})), number)
+    lost = {"fails": ("failed", 2), "stop": ("stopped", 3), "delete": ("deleted", 3)}[how]
+    assert play(engine) == {0: ("completed", 4), 1: lost, 2: ("stopped", 2), 3: ("completed", 4)}
+    (resumed,) = [entry for entry in journal(engine) if entry["op"] == "resume"]
+    assert (resumed["run"], resumed["by"]) == (0, "policy/halving")
+    assert "Place 3 of 4 after chunk 2; 2 go on, and a better one left." in resumed["detail"]
 
 
 def test_rules_clone_with_values_of_the_parent(tmp_path: Path) -> None:
