@@ -82,6 +82,14 @@ def test_an_experiment_lies_under_outputs(rfflow: Shell) -> None:
     assert not any(name.endswith(".log") for name in files), "the engine writes run.log, Hydra nothing beside it"
 
 
+def test_a_directory_that_cannot_be_made_is_said(rfflow: Shell) -> None:
+    Path("file").touch()
+    said = rfflow("+recipe=sft", "--multirun", "lr=1e-3,1e-4", "hydra.sweep.dir=file/mine")
+    assert (rfflow.status, rfflow.engines) == (1, [])
+    assert "file/mine cannot be written to: " in said and "Another directory: hydra.sweep.dir=" in said
+    assert "Traceback" not in said
+
+
 def test_several_keys_and_groups_are_swept(rfflow: Shell) -> None:
     rfflow("+recipe=sft", "--multirun", "peft=lora_small,lora_large", "lr=1e-3,1e-4", "trainer.args.warmup_steps=0,5")
     runs = rfflow.engines[0].runs

@@ -3,6 +3,7 @@
 Annotations are not strings here: Hydra loads the module before it is in ``sys.modules``, where dataclasses would look.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -15,6 +16,20 @@ class RfflowSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs of a sweep."""
+        try:
+            return self._sweep(arguments)
+        except OSError as error:
+            assert self.config is not None
+            folder = str(self.config.hydra.sweep.dir)
+            if os.access(folder, os.W_OK):
+                raise
+            from rfflow.errors import ConfigError
+
+            raise ConfigError(
+                f"{folder} cannot be written to: {error}. Another directory: hydra.sweep.dir=..."
+            ) from error
+
+    def _sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None and self.hydra_context is not None
         words = [*self._parse_config(), *arguments]
         if not self.config.get("search") and not any("interval(" in word for word in words):
