@@ -90,7 +90,7 @@ class Engine:
         self._saved: SavedExperiment | None = None
         self._to_restore: dict[int, tuple[SavedRun, Path | None]] = {}
         """Runs of an earlier process, and the checkpoints they go on from."""
-        self._foresight = Foresight(spec.objective)
+        self._foresight = Foresight(spec.objective, spec.searched)
         self._logged: Counter[int] = Counter()
         """How often each run has logged since its last checkpoint."""
         self._evaluated: defaultdict[int, float] = defaultdict(float)

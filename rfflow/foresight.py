@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from rfflow.errors import ConfigError, nearest
@@ -29,10 +29,17 @@ class Known(Protocol):
 
 
 class Foresight:
-    """Watches over ``objective.metric``, which it also looks for at boundaries, and over what policies read."""
+    """Watches over the objectives, which it also looks for at boundaries, and over what policies read.
 
-    def __init__(self, objective: Objective):
-        self._objective = objective
+    Args:
+        objective: what ranks the runs.
+        searched: what a search weighs against each other.
+    """
+
+    def __init__(self, objective: Objective, searched: Sequence[Objective] = ()):
+        self._watched = {f"search.objectives[{index}].metric": each for index, each in enumerate(searched)}
+        self._watched["objective.metric"] = objective
+        self._missing = dict(self._watched)
         self._runs: dict[int, Known] = {}
         self._is_done = False
         self._has_said_what_stands_in = False
@@ -55,10 +62,11 @@ class Foresight:
         """
         if self._is_done or not self._runs:
             return
-        if self._objective.metric == "eval_loss":
-            self._say_what_stands_in()
-        else:
-            self._check(self._objective.metric, "objective.metric is")
+        for key, objective in self._watched.items():
+            if objective.metric == "eval_loss":
+                self._say_what_stands_in()
+            else:
+                self._check(objective.metric, f"{key} is")
         for metric, reader in (read or {}).items():
             self._check(metric, f"{reader} reads")
 
@@ -78,7 +86,7 @@ class Foresight:
         scored = metric.removeprefix("eval_") in ("exact_match", "rouge_l", "bleu")
         if metric.startswith("eval_") and scored:
             raise ConfigError(
-                f"objective.metric is {metric!r}, a score of generated answers, and no run scores any that way. Say "
+                f"{words} {metric!r}, a score of generated answers, and no run scores any that way. Say "
                 f"evaluation.generate.samples=16 evaluation.generate.scores=[rfflow.scores.{metric[5:]}]."
             )
         names = frozenset[str]().union(*(known.names for known in self._runs.values()))
@@ -92,21 +100,26 @@ class Foresight:
         raise ConfigError(f"{words} {metric!r}, which no run will log.{_offer(metric, names)}")
 
     def look(self, run: int, metrics: Mapping[str, float]) -> None:
-        """Look at what a run has logged up to a boundary; warn once if the metric is not among it."""
-        metric = self._objective.metric
-        if self._is_done or self._objective.value(metrics) is not None:
-            self._is_done = True
+        """Look at what a run has logged up to a boundary; warn once of an objective that is not among it."""
+        if self._is_done:
             return
-        kind = metric.startswith("eval_")
-        # A trainer may log, or evaluate, less often than chunks end.
-        if any(name.startswith("eval_") == kind for name in metrics if name != "generation_share"):
-            self._is_done = True
-            log.warning(
-                "Run %s has not logged objective.metric, %r, so that there is nothing to rank it by.%s",
-                run,
-                metric,
-                _offer(metric, metrics),
-            )
+        for key, objective in list(self._missing.items()):
+            metric = objective.metric
+            if objective.value(metrics) is not None:
+                del self._missing[key]
+                continue
+            kind = metric.startswith("eval_")
+            # A trainer may log, or evaluate, less often than chunks end.
+            if any(name.startswith("eval_") == kind for name in metrics if name != "generation_share"):
+                del self._missing[key]
+                log.warning(
+                    "Run %s has not logged %s, %r, so that there is nothing to rank it by.%s",
+                    run,
+                    key,
+                    metric,
+                    _offer(metric, metrics),
+                )
+        self._is_done = not self._missing
 
 
 def _offer(metric: str, names: Iterable[str]) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
+from rfflow.engine import Engine
 from rfflow.errors import ConfigError
 from rfflow.foresight import Foresight
-from rfflow.spec import Objective
+from rfflow.runs import ExperimentPaths
+from rfflow.spec import ControlSpec, ExperimentSpec, Objective
+from tests.tiny import run_spec
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,8 @@ class Known:
 EVALUATED = Known(frozenset({"loss", "eval_loss", "eval_rouge_l"}), evaluates=True)
 
 
-def foresight(metric: str, *runs: Known | None) -> Foresight:
-    watch = Foresight(Objective(metric))
+def foresight(metric: str, *runs: Known | None, searched: Sequence[str] = ()) -> Foresight:
+    watch = Foresight(Objective(metric), [Objective(each) for each in searched])
     for number, known in enumerate(runs):
         watch.note(number, known)
     return watch
@@ -48,6 +53,29 @@ def foresight(metric: str, *runs: Known | None) -> Foresight:
 def test_a_metric_that_no_run_will_log_is_refused(metric: str, runs: list[Known], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         foresight(metric, *runs).check()
+
+
+def test_what_a_search_weighs_and_no_run_will_log_is_refused() -> None:
+    """Whatever ranks the runs."""
+    foresight("loss", Known(), searched=["loss", "entropy", "eval_loss"]).check()
+    foresight("loss", Known(is_complete=False), searched=["mine"]).check()
+    with pytest.raises(ConfigError, match=r"^search\.objectives\[1\]\.metric is 'entrpy', .* Did you mean 'entropy'"):
+        foresight("loss", Known(), searched=["loss", "entrpy"]).check()
+    with pytest.raises(ConfigError, match=r"^search\.objectives\[0\]\.metric is 'eval_bleu', a score of generated"):
+        foresight("loss", EVALUATED, searched=["eval_bleu"]).check()
+
+
+def test_what_a_search_weighs_is_refused_before_anything_trains(
+    tmp_path: Path, tiny_model: Path, tiny_data: Path
+) -> None:
+    searched = (Objective("loss"), Objective("mean_token_acuracy", "maximize"))
+    spec = ExperimentSpec("tiny", searched=searched, accelerator="cpu", control=ControlSpec(enabled=False))
+    engine = Engine(spec, ExperimentPaths(tmp_path))
+    engine.add(run_spec(tiny_model, tiny_data), 0)
+    with pytest.raises(ConfigError, match=r"objectives\[1\].* Did you mean 'mean_token_accuracy'"):
+        engine.run()
+    engine.close()
+    assert engine.experiment.run(0).step == 0
 
 
 def test_what_a_rule_reads_and_no_run_will_log_is_refused() -> None:
@@ -102,6 +130,18 @@ def test_it_is_said_once_when_there_are_metrics_of_its_kind(caplog: pytest.LogCa
     (record,) = caplog.records
     assert "Run 1 has not logged objective.metric, 'eval_acuracy'" in record.getMessage()
     assert "Did you mean 'eval_accuracy'? There are: eval_accuracy, eval_loss." in record.getMessage()
+
+
+def test_each_objective_of_a_search_is_looked_for(caplog: pytest.LogCaptureFixture) -> None:
+    """One that is there does not hide another that is not."""
+    watch = foresight("loss", Known(is_complete=False), searched=["entropy", "eval_acuracy", "lenght"])
+    for run in range(2):
+        watch.look(run, {"loss": 1.0, "entropy": 1.0, "length": 3.0})
+    (record,) = caplog.records
+    assert "Run 0 has not logged search.objectives[2].metric, 'lenght'" in record.getMessage()
+    watch.look(1, {"loss": 1.0, "eval_accuracy": 0.5})
+    assert "Run 1 has not logged search.objectives[1].metric, 'eval_acuracy'" in caplog.records[-1].getMessage()
+    assert len(caplog.records) == 2
 
 
 def test_nothing_is_said_of_a_metric_that_is_there(caplog: pytest.LogCaptureFixture) -> None:

@@ -81,7 +81,7 @@ class Rules:
                             )
 
     def reads(self, runs: Sequence[RunView]) -> dict[str, str]:
-        """Return the metrics that expressions read, and the rule that does: names that no configuration has."""
+        """Return the metrics that rules read, and which rule does; what a configuration has is none."""
         found: dict[str, str] = {}
         for rule in self.rules:
             expressions = [expression for template in rule.overrides for expression in template.expressions]
@@ -89,6 +89,9 @@ class Rules:
                 for name in map(_bare, expression.names):
                     if name not in (*_OWN, "live") and not any(_has(run.config, name) for run in runs):
                         found.setdefault(name, f"Rule {rule.name!r}")
+            by = rule.select.by if isinstance(rule.select, Ranked) else None
+            if by and by != "eval_loss":  # for which the training loss stands in
+                found.setdefault(by, f"Rule {rule.name!r}")
         return found
 
     def decide(self, scene: Scene) -> list[Decision]:

@@ -20,6 +20,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from rfflow.configuration import read_objectives
 from rfflow.errors import ConfigError, nearest
 from rfflow.search.space import Space
 from rfflow.signatures import check_node
@@ -67,8 +68,7 @@ def read_search(section: Mapping[str, Any] | None) -> SearchSpec | None:
     for name, value in (("n_trials", n_trials), ("budget", n_trials if budget is None else budget)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"search.{name} is {value!r}. Allowed: a whole number from 1 up.")
-    objectives = tuple(Objective(**objective) for objective in section.get("objectives") or ())
-    return SearchSpec(sampler, n_trials, budget, section.get("seed"), objectives)
+    return SearchSpec(sampler, n_trials, budget, section.get("seed"), read_objectives(section))
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,9 @@ def test_rules_say_which_metrics_they_read() -> None:
         {**SICK, "when": "los > 3 * best.loss and chunk > 1 and live > 2 and lr > 0"},
         {**REFINE, "overrides": ["lr=${parent.lr * previous.eval_loss}", "peft.r=${parent.peft.r}"]},
         {"name": "high", "when": "metric('best.rewards/margins') > 1", "do": "stop"},
+        {"name": "low", "at_chunk": 1, "select": {"worst": 1, "by": "eval_rouge_l"}, "do": "stop"},
+        {"name": "weak", "at_chunk": 1, "select": {"worst": 1, "by": "eval_loss"}, "do": "stop"},
+        {"name": "half", "at_chunk": 1, "select": {"worst": "50%"}, "do": "stop"},
     )
     runs = [RunView(0, "queued", 4, config={"lr": 1, "peft": {"r": 8}})]
     assert made.reads(runs) == {
@@ -221,6 +224,7 @@ def test_rules_say_which_metrics_they_read() -> None:
         "loss": "Rule 'sick'",
         "eval_loss": "Rule 'refine'",
         "rewards/margins": "Rule 'high'",
+        "eval_rouge_l": "Rule 'low'",
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rfflow.pilot import make_policy
+from rfflow.spec import Objective
 from tests.test_cli import Shell, rfflow  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
@@ -18,6 +19,14 @@ def test_a_search_is_chosen_by_its_name(rfflow: Shell, search: str) -> None:  # 
     assert len(set(rfflow.labels)) == 3
     rates = [run.spec.config["lr"] for engine in rfflow.engines for run in engine.runs]
     assert all(1e-5 <= rate < 1e-2 for rate in rates)
+
+
+def test_what_a_search_weighs_belongs_to_the_experiment(rfflow: Shell) -> None:  # noqa: F811
+    """So that its metrics are looked for before training."""
+    objectives = "search.objectives=[{metric: eval_loss},{metric: eval_rouge_l,direction: maximize}]"
+    out = rfflow("+recipe=sft", "--multirun", "search=nsga2", "search.n_trials=2", objectives, "lr=interval(1e-5,1e-2)")
+    assert rfflow.status == 0, out
+    assert rfflow.engines[0].spec.searched == (Objective("eval_loss"), Objective("eval_rouge_l", "maximize"))
 
 
 def test_groups_can_be_searched(rfflow: Shell) -> None:  # noqa: F811

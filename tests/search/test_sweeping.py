@@ -190,6 +190,13 @@ def test_several_objectives(tmp_path: Path) -> None:
         ({"n_trials": 0}, "search.n_trials is 0"),
         ({"budgett": 3}, "Did you mean 'budget'"),
         ({"sampler": "cmaes", "objectives": [{"metric": "a"}, {"metric": "b"}]}, "one objective only"),
+        ({"objectives": [{"metric": "a"}, {"metrc": "b"}]}, r"objectives\[1\]\.metrc is not .* mean 'metric'"),
+        (
+            {"objectives": [{"metric": "a", "direction": "up"}]},
+            r"objectives\[0\]\.direction is 'up'. Allowed: min",
+        ),
+        ({"objectives": ["a"]}, r"objectives\[0\] is 'a'. Allowed: {metric"),
+        ({"objectives": "a"}, "search.objectives is 'a'. Allowed: a list"),
     ],
 )
 def test_wrong_settings_are_said(tmp_path: Path, search: Mapping[str, Any], said: str) -> None:
