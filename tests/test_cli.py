@@ -118,6 +118,15 @@ def test_the_libraries_arguments_go_by_their_own_names(rfflow: Shell) -> None:
     assert spec.dataset.split == "test"
 
 
+def test_one_seed_is_every_runs_and_arguments_override_it(rfflow: Shell) -> None:
+    rfflow("+recipe=sft", "--multirun", "seed=7", "lr=1e-3,1e-4", "trainer.args.data_seed=${seed},3")
+    seeds = [(run.spec.trainer.args["seed"], run.spec.trainer.args["data_seed"]) for run in rfflow.engines[0].runs]
+    assert seeds == [(7, 7), (7, 3)] * 2
+    rfflow("+recipe=sft")
+    args = rfflow.engines[1].runs[0].spec.trainer.args
+    assert (args["seed"], args["data_seed"]) == (42, 42)
+
+
 @pytest.mark.parametrize("callbacks", ["my.Callback", "[my.Callback]", "[{_target_: my.Callback}, null]"])
 def test_trainer_callbacks_are_given_in_several_ways(rfflow: Shell, callbacks: str) -> None:
     rfflow("+recipe=sft", f"trainer.callbacks={callbacks}")

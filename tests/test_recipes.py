@@ -76,6 +76,17 @@ def test_a_recipe_trains(
         ("completed", "4", "lr=0.0001"),
     ]
     assert all(0 < float(run["eval_loss"]) < 10 for run in runs)
+    written = {path.relative_to(root).as_posix() for path in root.rglob("*")}
+    everywhere = {
+        "multirun.yaml",
+        "timeline.json",
+        "timeline.png",
+        "experiment.json",
+        "control/status.yaml",
+        "tb/0",
+        "tb/1",
+    }
+    assert everywhere | {"runs/1/.hydra/overrides.yaml", "runs/1/metrics.jsonl"} <= written
     for number in (0, 1):
         assert (root / f"runs/{number}/checkpoints/final/adapter_model.safetensors").is_file()
         log = (root / f"runs/{number}/run.log").read_text()

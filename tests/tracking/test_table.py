@@ -91,12 +91,34 @@ def test_a_failed_run_is_never_the_best(experiment: Experiment) -> None:
     assert rows[0].split()[:2] == ["★", "1"] and rows[-1].split()[0] == "0"
 
 
+def test_what_stands_in_for_the_objective_is_what_the_runs_are_ranked_by(experiment: Experiment) -> None:
+    """Without an evaluation nobody could say what eval_loss was."""
+    story = Story(experiment)
+    story.begin()
+    story.chunk(experiment.runs[0], {"loss": 2.0})
+    assert _lines(ranking(experiment, 80))[0] == "sft: ranked by loss, as nothing was evaluated, minimize"
+    story.chunk(experiment.runs[1], {"loss": 2.0, "eval_loss": 3.0})
+    assert _lines(ranking(experiment, 80))[0] == "sft: ranked by eval_loss, minimize"
+
+
 def test_nothing_is_best_before_anything_was_measured(experiment: Experiment) -> None:
     """No star without a number, nor for NaN."""
     story = Story(experiment)
     story.begin()
     story.chunk(experiment.runs[0], {"loss": float("nan")})
     assert not any("★" in line for line in _lines(ranking(experiment, 80)))
+
+
+def test_the_live_table_tells_how_far_every_run_is(experiment: Experiment) -> None:
+    """And how long it will still take, once a chunk has shown how long one takes."""
+    story = Story(experiment)
+    story.begin()
+    story.chunk(experiment.runs[0], {"loss": 2.0, "eval_loss": 2.5})
+    lines = _lines(live_table(experiment, Console(width=120, height=24), active=1))
+    head, *rows = (line for line in lines if line.split()[0] in ("run", "0", "1"))
+    assert head.split() == ["run", "overrides", "state", "chunk", "step", "loss", "eval_loss", "left"]
+    assert rows[0].split() == ["0", "lr=1e-3", "running", "1/4", "2/8", "2", "2.5", "9", "s"]
+    assert rows[1].split()[-6:] == ["training", "0/4", "0/8", "-", "-", "-"]
 
 
 @pytest.mark.parametrize("objective", [Objective(), Objective("mean_token_accuracy", "maximize")])
