@@ -64,15 +64,19 @@ def read_space(overrides: Sequence[Override]) -> Space:
     Raises:
         ConfigError: if an interval is empty, or its logarithm does not exist.
     """
-    fixed, dimensions, order = [], {}, []
+    fixed: dict[str, str] = {}
+    dimensions: dict[str, BaseDistribution] = {}
+    order: list[str] = []
     for override in overrides:
         key = override.get_key_element()
         order.append(key)
+        fixed.pop(key, None)  # the last one holds, as on any command line of Hydra's
+        dimensions.pop(key, None)
         if override.is_sweep_override():
             dimensions[key] = _dimension(override)
         else:
-            fixed.append(f"{key}={override.get_value_element_as_str()}" if not override.is_delete() else key)
-    return Space(tuple(fixed), dimensions, tuple(dict.fromkeys(order)))
+            fixed[key] = key if override.is_delete() else f"{key}={override.get_value_element_as_str()}"
+    return Space(tuple(fixed.values()), dimensions, tuple(dict.fromkeys(order)))
 
 
 def _dimension(override: Override) -> BaseDistribution:

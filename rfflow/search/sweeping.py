@@ -44,14 +44,14 @@ def make_search(config: DictConfig, config_loader: ConfigLoader, words: Sequence
                     "search=tpe, or list the values: lr=1e-4,3e-4,1e-3."
                 )
         return None
-    if not sweeps:
-        raise ConfigError(
-            "There is nothing to search: no override is a sweep. Give one: lr=tag(log,interval(1e-5,1e-2))"
-        )
-    if all(isinstance(value := override.value(), ChoiceSweep) and value.simple_form for override in sweeps):
+    if sweeps and all(isinstance(value := override.value(), ChoiceSweep) and value.simple_form for override in sweeps):
         log.info("Only lists to go through: this is a grid. Write lr=choice(...) to have it searched.")
         return None
     space = read_space(overrides)
+    if not space.dimensions:
+        raise ConfigError(
+            "There is nothing to search: no override is a sweep. Give one: lr=tag(log,interval(1e-5,1e-2))"
+        )
     return Search(space, spec, _journal(config), spec.objectives or (_objective(config),))
 
 

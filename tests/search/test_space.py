@@ -51,6 +51,14 @@ def test_overrides_keep_their_order_and_their_pluses() -> None:
     assert read.overrides({"lr": 1e-05, "++a.b": "2"}) == ["+recipe=sft", "lr=1e-05", "++a.b=2", "seed=3"]
 
 
+def test_the_last_override_of_a_key_holds() -> None:
+    """So a value that is given twice does not make the same job again and again."""
+    fixed = space("lr=interval(0.0,1.0)", "a=choice(1,2)", "lr=0.5")
+    assert list(fixed.dimensions) == ["a"] and fixed.overrides({"a": "1"}) == ["lr=0.5", "a=1"]
+    swept = space("lr=0.5", "lr=interval(0.0,1.0)")
+    assert swept.fixed == () and swept.overrides({"lr": 0.25}) == ["lr=0.25"]
+
+
 def test_a_space_of_choices_can_be_listed() -> None:
     read = space("a=choice(1,2)", "b=range(0,3)")
     assert read.size == 6 and len(read.all()) == 6
