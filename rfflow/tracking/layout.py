@@ -63,7 +63,9 @@ def ranking(experiment: Experiment, width: int, encoding: str = "utf-8") -> Text
     if runs and runs[0].state is not RunState.FAILED and not objective.sort_key(runs[0].metrics)[0]:
         rows[0]["run"] = f"{star} {runs[0].number}"
         styles[runs[0].number] = "bold green"
-    title = f"{experiment.spec.name}: ranked by {objective.metric}, {objective.direction}"
+    stands_in = objective.metric == "eval_loss" and "eval_loss" not in _metrics(experiment)
+    metric = "loss, as nothing was evaluated" if stands_in else objective.metric
+    title = f"{experiment.spec.name}: ranked by {metric}, {objective.direction}"
     return Text.assemble((f"\n{title}\n\n", "bold"), _table(experiment, runs, rows, width, styles), no_wrap=True)
 
 
