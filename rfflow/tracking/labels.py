@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,6 +48,12 @@ def tell_apart(overrides: Mapping[int, Sequence[str]], width: int | None = None)
     at last goes what a key's values have in common. Where no form keeps the runs apart, lines are cut at the end, the
     shortest overrides in front.
     """
+    return _tell_apart(tuple((number, tuple(parts)) for number, parts in overrides.items()), width)
+
+
+@functools.lru_cache(maxsize=8)  # the live table asks again and again, and up to 20 ms for 64 runs with little room
+def _tell_apart(runs: tuple[tuple[int, tuple[str, ...]], ...], width: int | None) -> Naming:
+    overrides = dict(runs)
     common = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
     distinct = {number: [part for part in parts if part not in common] for number, parts in overrides.items()}
     whole = {number: " ".join(part.lstrip("+") for part in parts) for number, parts in distinct.items()}
