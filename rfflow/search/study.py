@@ -68,7 +68,10 @@ def read_search(section: Mapping[str, Any] | None) -> SearchSpec | None:
     for name, value in (("n_trials", n_trials), ("budget", n_trials if budget is None else budget)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"search.{name} is {value!r}. Allowed: a whole number from 1 up.")
-    return SearchSpec(sampler, n_trials, budget, section.get("seed"), read_objectives(section))
+    seed = section.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32):
+        raise ConfigError(f"search.seed is {seed!r}. Allowed: a whole number from 0 to 2**32 - 1, or null.")
+    return SearchSpec(sampler, n_trials, budget, seed, read_objectives(section))
 
 
 @dataclass(frozen=True)

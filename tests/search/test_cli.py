@@ -29,6 +29,15 @@ def test_what_a_search_weighs_belongs_to_the_experiment(rfflow: Shell) -> None: 
     assert rfflow.engines[0].spec.searched == (Objective("eval_loss"), Objective("eval_rouge_l", "maximize"))
 
 
+def test_a_sampler_of_optunas_is_named_by_its_target(rfflow: Shell) -> None:  # noqa: F811
+    base = "{_target_: optuna.samplers.RandomSampler, seed: 1}"
+    sampler = f"{{_target_: optuna.samplers.PartialFixedSampler, fixed_params: {{lr: 0.003}}, base_sampler: {base}}}"
+    search = ["search=tpe", "search.n_trials=2", f"search.sampler={sampler}"]
+    out = rfflow("+recipe=sft", "--multirun", *search, "lr=interval(1e-5,1e-2)", "chunks=choice(2,3)")
+    assert rfflow.status == 0, out
+    assert sorted(rfflow.labels) == ["lr=0.003 chunks=2", "lr=0.003 chunks=3"]
+
+
 def test_groups_can_be_searched(rfflow: Shell) -> None:  # noqa: F811
     out = rfflow("+recipe=sft", "--multirun", "search=random", "search.n_trials=3", "peft=choice(lora,lora_small,none)")
     assert rfflow.status == 0, out

@@ -189,6 +189,8 @@ def test_several_objectives(tmp_path: Path) -> None:
         ({"sampler": "tep"}, "Did you mean 'tpe'"),
         ({"n_trials": 0}, "search.n_trials is 0"),
         ({"budgett": 3}, "Did you mean 'budget'"),
+        ({"seed": "abc"}, "search.seed is 'abc'. Allowed: a whole number"),
+        ({"seed": -1}, "search.seed is -1. Allowed: a whole number"),
         ({"sampler": "cmaes", "objectives": [{"metric": "a"}, {"metric": "b"}]}, "one objective only"),
         ({"objectives": [{"metric": "a"}, {"metrc": "b"}]}, r"objectives\[1\]\.metrc is not .* mean 'metric'"),
         (
