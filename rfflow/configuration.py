@@ -226,7 +226,19 @@ def _read_model(section: dict[str, Any]) -> ModelSpec:
 
 
 def _read_dataset(section: dict[str, Any]) -> DatasetSpec:
-    spec = DatasetSpec(**_without_none(_settings(section, "dataset", [f.name for f in fields(DatasetSpec)])))
+    settings = _without_none(_settings(section, "dataset", [f.name for f in fields(DatasetSpec)]))
+    for key in ("path", "name", "config", "split", "eval_path", "eval_split"):
+        value = settings.get(key, "")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            settings[key] = value = str(value)  # a configuration called 2024
+        if not isinstance(value, str) or (key == "eval_path" and key in settings and not value.strip()):
+            raise ConfigError(f"dataset.{key} is {value!r}. Allowed: one text, or null where there is none.")
+    if not isinstance(settings.get("columns", {}), Mapping):
+        raise ConfigError(
+            f"dataset.columns is {settings['columns']!r}. "
+            "Allowed: {column in the data: column that the trainer reads}."
+        )
+    spec = DatasetSpec(**settings)
     if bool(spec.path) == bool(spec.name):
         raise ConfigError(
             "Give either dataset.path (a JSONL, JSON, CSV or Parquet file) or dataset.name (a hub data set). "

@@ -156,7 +156,7 @@ def _build_args(spec: TrainerSpec, output_dir: Path, device: torch.device) -> Tr
     values.setdefault("output_dir", str(output_dir))
     if device.type == "cpu":
         values.setdefault("use_cpu", True)
-    for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+    for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if values.get(key, 1) < 1:
             raise ConfigError(f"trainer.args.{key} is {values[key]}. Allowed: a whole number from 1 up.")
     with refusals(f"{spec.args_target} refuses a value"):
@@ -277,11 +277,17 @@ def _class(path: str, kind: type, where: str) -> type[Any]:
 
 @contextlib.contextmanager
 def refusals(what: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn what a library raises while a run is built into one sentence; the trace goes to the run's log."""
+    """Turn what a library raises while a run is built into one sentence; the trace goes to the run's log.
+
+    Args:
+        what: how the sentence begins.
+        kinds: which exceptions, a missing library always among them; without any, all.
+    """
+    kinds = (*kinds, ImportError) if kinds else (Exception,)
     try:
         yield
     except ConfigError:
         raise
-    except kinds or (Exception,) as error:  # noqa: B030 - a tuple in both cases
+    except kinds as error:
         log.error("%s", what, exc_info=error)
         raise ConfigError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error

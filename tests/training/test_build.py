@@ -18,6 +18,7 @@ from rfflow.engine import Engine
 from rfflow.errors import ConfigError
 from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.spec import ControlSpec, ExperimentSpec, RunSpec
+from rfflow.training.build import refusals
 from tests.tiny import run_spec
 
 Spec = Callable[..., RunSpec]
@@ -108,6 +109,15 @@ def test_an_argument_at_the_root_of_the_configuration_is_not_passed_over(
     with pytest.raises(ConfigError) as error:
         train(tmp_path, replace(spec(), unread=("why", key)))
     assert said in str(error.value)
+
+
+def test_a_library_that_is_not_installed_is_said_as_what_is_missing() -> None:
+    """As for ``optim=adamw_8bit`` or ``use_liger_kernel=true``; a bug of the trainer's own keeps its trace."""
+    said = r"^The trainer cannot begin: install it$"
+    with pytest.raises(ConfigError, match=said), refusals("The trainer cannot begin", ValueError):
+        raise ImportError("install it")
+    with pytest.raises(AttributeError), refusals("The trainer cannot begin", ValueError):
+        raise AttributeError("a bug")
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
