@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer
 
-from rfflow.errors import ConfigError, RunFailed
+from rfflow.errors import ConfigError, RunFailed, nearest
 from rfflow.runs import Answer
 from rfflow.spec import GenerateSpec
 from rfflow.training.sources import resolve_function
@@ -31,6 +31,7 @@ class Generation:
         """
         if rows is None:
             raise ConfigError(f"{WHERE} wants rows to answer. Give dataset.eval_path, eval_split or eval_size.")
+        _check_arguments(spec.kwargs)
         self._spec = spec
         self._columns: dict[str, Any] = rows[: spec.samples]
         self.prompts, self.references = _split(self._columns)
@@ -100,6 +101,17 @@ class Generation:
                     said = f"The score {name} returned {number!r}. Allowed: a number, or a dict of them."
                     raise RunFailed(said) from error
         return found
+
+
+def _check_arguments(kwargs: Mapping[str, Any]) -> None:
+    """GenerationConfig itself takes any name for a setting of the model's own, and says nothing."""
+    known = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
+    for key, value in kwargs.items():
+        if key not in known:
+            raise ConfigError(
+                f"{WHERE}.{key} is {value!r}, but GenerationConfig has no {key!r}.{nearest(key, known)} "
+                "All of them: python -c 'from transformers import GenerationConfig as C; help(C)'"
+            )
 
 
 def _split(columns: Mapping[str, Sequence[Any]]) -> tuple[list[Any], list[str]]:

@@ -91,6 +91,10 @@ def test_answers_stand_side_by_side_in_tensorboard(spec: Spec, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (
+            {"generate": {"kwargs": {"temperatur": 1}}},
+            "temperatur is 1, but .* no 'temperatur'. Did you mean 'temperature'",
+        ),
         ({"dataset": {}}, "evaluation.generate wants rows to answer"),
         ({"generate": {"scores": (f"{HERE}.broken",)}}, "The score broken raised TypeError: .* before training"),
         ({"generate": {"scores": ("rfflow.scores.rouge",)}}, r"scores\[0\] is 'rfflow.scores.rouge'.* 'rouge_l'"),
