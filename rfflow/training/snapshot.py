@@ -93,9 +93,7 @@ class Snapshots:
 
         return write_tensors
 
-    def _adapter(
-        self, model: PeftModel, adapter: str, trained: Mapping[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def _adapter(self, model: PeftModel, adapter: str, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the adapter as PEFT saves it."""
         if self._names is not None and trained.keys() == self._names.keys():
             return {name: trained[own].detach() for own, name in self._names.items()}
