@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from rfflow.checkpoints import Checkpoints
 from rfflow.runs import ChunkResult, Experiment, Run, RunState
 from rfflow.tracking.files import shown
 from rfflow.tracking.layout import (
@@ -115,9 +116,13 @@ class LiveTable:
         if console is None:
             return
         console.print(ranking(experiment, console.width, console.encoding))
-        for run in experiment.ranked():
+        for place, run in enumerate(experiment.ranked()):
             if run.state is RunState.COMPLETED:
                 _say(console, f"run {run.number}  {shown(run.paths.final)}")
+            elif run.state is RunState.STOPPED and place == 0:
+                for step in Checkpoints(run.paths.checkpoints).steps()[:1]:
+                    folder = run.paths.checkpoints / f"step-{step}"
+                    _say(console, f"run {run.number}  {shown(folder)}  (stopped)")
         for run in experiment.runs:
             if run.state is RunState.FAILED:
                 _say(console, failure(experiment, run), style="red")

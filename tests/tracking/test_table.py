@@ -80,6 +80,25 @@ def test_the_end_says_who_won_and_where_everything_is(
     ]
 
 
+def test_where_the_best_was_stopped_its_checkpoint_is_named(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Population-based training ends so: the best is a clone whose lineage had its share."""
+    story = Story(experiment, LiveTable())
+    story.begin()
+    for run, loss in zip(experiment.runs, (3.0, 1.0, 2.0, 4.0), strict=False):
+        story.chunk(run, {"eval_loss": loss})
+        for step in (2, 4):
+            (run.paths.checkpoints / f"step-{step}").mkdir(parents=True)
+    for run, state in zip(experiment.runs[:3], (RunState.COMPLETED, RunState.STOPPED, RunState.STOPPED), strict=True):
+        run.state = state
+    story.end()
+    assert [line for line in capsys.readouterr().out.splitlines() if "/checkpoints/" in line] == [
+        "run 1  outputs/sft/runs/1/checkpoints/step-4  (stopped)",
+        "run 0  outputs/sft/runs/0/checkpoints/final",
+    ]
+
+
 def test_a_failed_run_is_never_the_best(experiment: Experiment) -> None:
     """However low its loss was when it died."""
     story = Story(experiment)
