@@ -190,9 +190,10 @@ class _SuspendingCallback(TrainerCallback):
             ends = chunk_ends(steps_per_epoch, self._chunks, state.max_steps, cycle)
         except ValueError as error:
             cycles = -(-steps_per_epoch // cycle)
+            steps = "step" if steps_per_epoch == 1 else "steps"
             whole = f", in {cycles} generation cycles of {cycle}, which are not cut" if cycle > 1 else ""
             raise ConfigError(
-                f"chunks is {self._chunks}, but an epoch has only {steps_per_epoch} optimizer steps{whole}. "
+                f"chunks is {self._chunks}, but an epoch has only {steps_per_epoch} optimizer {steps}{whole}. "
                 f"Allowed: 1 to {cycles}. More data or a smaller batch makes more steps."
             ) from error
         if not ends:
