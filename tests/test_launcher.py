@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,4 +321,20 @@ def test_importing_is_not_held_up_by_the_garbage_collector(is_enabled: bool) -> 
         assert gc.isenabled() is is_enabled
     finally:
         gc.enable() if before else gc.disable()
+        gc.unfreeze()
+
+
+def test_what_composing_has_left_is_not_kept_for_good() -> None:
+    class Node:
+        def __init__(self) -> None:
+            self.itself = self
+
+    left = weakref.ref(Node())
+    is_enabled = gc.isenabled()
+    try:
+        gc.disable()
+        with launcher._leaving_garbage():
+            assert left() is None
+    finally:
+        gc.enable() if is_enabled else gc.disable()
         gc.unfreeze()
