@@ -15,7 +15,6 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,16 +203,10 @@ def _giving_way(write: Callable[[], None]) -> None:
     It lets go of it for every kernel, and by default waits up to 5 ms to get it again while another thread computes in
     Python, as pickling an optimizer does: writing a checkpoint would hold training up for as long as it takes.
     """
-    with _switching_within(_SOON):
-        write()
-
-
-@contextmanager
-def _switching_within(seconds: float) -> Iterator[None]:
     before = sys.getswitchinterval()
-    sys.setswitchinterval(min(seconds, before))
+    sys.setswitchinterval(min(_SOON, before))
     try:
-        yield
+        write()
     finally:
         sys.setswitchinterval(before)
 
