@@ -18,7 +18,7 @@ from rfflow.errors import ConfigError, EngineError
 from rfflow.runs import Callback, Experiment, ExperimentPaths
 from rfflow.spec import ControlSpec, ExperimentSpec, Objective
 from tests.tiny import run_spec
-from tests.toy import put, quick_inbox, toy_engine, toy_spec  # noqa: F401
+from tests.toy import Dies, put, quick_inbox, toy_engine, toy_spec  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 
@@ -38,18 +38,6 @@ class Person(Callback):
         self.chunks += 1
         if self.chunks in self.ops:
             put(experiment.paths.control, f"{self.chunks}.yaml", self.ops[self.chunks])
-
-
-class Dies(Callback):
-    """Ends the process, as far as a test can, after so many chunks."""
-
-    def __init__(self, after: int):
-        self.left = after
-
-    def on_chunk_start(self, experiment: Experiment) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise EngineError("killed")
 
 
 def record(

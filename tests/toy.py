@@ -22,8 +22,8 @@ from lightning_fabric import Fabric
 from rfflow.checkpoints import Writer
 from rfflow.control.inbox import Inbox
 from rfflow.engine import Engine
-from rfflow.errors import ConfigError, OpError
-from rfflow.runs import Callback, ChunkPlan, ExperimentPaths, Run
+from rfflow.errors import ConfigError, EngineError, OpError
+from rfflow.runs import Callback, ChunkPlan, Experiment, ExperimentPaths, Run
 from rfflow.spec import (
     CheckpointSpec,
     ControlSpec,
@@ -211,3 +211,15 @@ def put(control: Path, name: str, content: bytes | str | Mapping[str, Any] | Seq
     aside.write_bytes(content.encode() if isinstance(content, str) else content)
     os.rename(aside, control / name)
     return name
+
+
+class Dies(Callback):
+    """Ends the process, as far as a test can, after so many chunks."""
+
+    def __init__(self, after: int):
+        self.left = after
+
+    def on_chunk_start(self, experiment: Experiment) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise EngineError("killed")

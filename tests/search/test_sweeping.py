@@ -33,7 +33,7 @@ from rfflow.search.space import read_space
 from rfflow.search.study import Search, SearchSpec
 from rfflow.spec import ExperimentSpec, Objective, RunSpec
 from rfflow.training.checkpoint import SafetensorsIO
-from tests.toy import ToyTrainee, put, settle_at_once, toy_spec, write_at_once
+from tests.toy import Dies, ToyTrainee, put, settle_at_once, toy_spec, write_at_once
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 
@@ -273,18 +273,6 @@ def test_a_seed_makes_the_same_trials_again_where_runs_are_replaced(tmp_path: Pa
         app.sweep(PARABOLA, "y=choice(2,4)", task=run_of)
         asked.append([(trial.params, trial.state.name) for trial in app.trials])
     assert asked[0] == asked[1]
-
-
-class Dies(Callback):
-    """Ends the process, as far as a test can, after so many chunks."""
-
-    def __init__(self, after: int):
-        self.left = after
-
-    def on_chunk_start(self, experiment: Experiment) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise EngineError("killed")
 
 
 def test_a_search_goes_on_where_its_process_was_killed(
