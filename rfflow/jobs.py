@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rfflow.configuration import experiment_config
 from rfflow.errors import ConfigError
+from rfflow.job_callbacks import JobNotes
 from rfflow.overrides import on_top, setting_apart
 from rfflow.runs import Run
 from rfflow.spec import EXPERIMENT_KEYS, Node, RunSpec
@@ -44,6 +45,8 @@ class Job:
     result: JobReturn
     shared: Node
     """The part of the resolved configuration that all runs of an experiment share."""
+    notes: JobNotes
+    """What Hydra's callbacks noted of it when it started."""
 
     @property
     def number(self) -> int:
@@ -62,6 +65,14 @@ class Job:
             yield HydraConfig.instance().cfg
         finally:
             HydraConfig.instance().cfg = before
+
+    @contextmanager
+    def working_directory(self) -> Iterator[None]:
+        """Stand where the job's function stood: in a directory of its own, with ``hydra.job.chdir``."""
+        with ExitStack() as stack:
+            if Path(self.result.working_dir).is_dir():
+                stack.enter_context(chdir(self.result.working_dir))
+            yield
 
 
 class Composer:
@@ -157,7 +168,7 @@ class Composer:
         self.waiting.pop(job.number, None)
         job.result.return_value = value
         job.result.status = status
-        with job.hydra_config():
+        with job.hydra_config(), job.working_directory(), job.notes.given_back():
             self._callbacks.on_job_end(config=job.config, job_return=job.result)
 
     def _run(
@@ -187,12 +198,18 @@ class _WaitingCallbacks(Callbacks):
         super().__init__()
         self.callbacks = callbacks.callbacks
         self._waiting = waiting
+        self._notes = JobNotes(self.callbacks)
+
+    def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
+        with self._notes.taken():
+            super().on_job_start(config=config, task_function=task_function, **kwargs)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         spec = job_return._return_value
         if job_return.status is JobStatus.COMPLETED and isinstance(spec, RunSpec):
             assert job_return.cfg is not None
-            job = Job(spec, config, job_return.cfg, job_return, _shared(experiment_config(spec, job_return.cfg)))
+            shared = _shared(experiment_config(spec, job_return.cfg))
+            job = Job(spec, config, job_return.cfg, job_return, shared, self._notes)
             self._waiting[job.number] = job
         else:
             super().on_job_end(config=config, job_return=job_return, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -41,9 +42,11 @@ class Ends(Callback):
     """Hydra callbacks that note when a job ended, and how."""
 
     seen: list[tuple[int, JobStatus, Any]] = []
+    places: list[Path] = []
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         self.seen.append((HydraConfig.get().job.num, job_return.status, job_return._return_value))
+        self.places.append(Path.cwd())
 
 
 class App:
@@ -78,7 +81,7 @@ class App:
 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
-    Ends.seen = []
+    Ends.seen, Ends.places = [], []
     app = App(tmp_path, None)
     monkeypatch.setattr(launcher, "make_engine", app.make_engine)
     return app
@@ -121,6 +124,33 @@ def test_a_job_ends_when_its_run_has_ended_and_not_before(app_with_engine: App) 
         (1, JobStatus.FAILED),
         (2, JobStatus.COMPLETED),
     ]
+
+
+PICKLE = "+hydra.callbacks.pickle._target_=hydra.experimental.callbacks.PickleJobInfoCallback"
+
+
+def pickled(folder: Path) -> dict[str, Any]:
+    """Return what Hydra's own callback, which notes a directory when a job starts, has written when each job ended."""
+    files = {path.parents[1].name: path for path in folder.glob("out/*/*/.hydra/job_return.pickle")}
+    return {number: pickle.loads(path.read_bytes()) for number, path in sorted(files.items())}
+
+
+def test_every_job_ends_with_what_a_callback_noted_when_it_started(cloning: App) -> None:
+    """Clones and later batches included, though all jobs of a batch start before the first ends."""
+    cloning.sweep(run_of, "x=1,2,3", PICKLE, "hydra.sweeper.max_batch_size=2")
+    assert {number: (job.return_value, job.overrides) for number, job in pickled(cloning.folder).items()} == {
+        "0": (0, ["x=1"]),
+        "1": (1, ["x=2"]),
+        "2": (2, ["x=7"]),
+        "3": (3, ["x=3"]),
+        "4": (4, ["x=7"]),
+    }
+
+
+def test_a_job_ends_where_it_stood(app: App) -> None:
+    """A callback may name its files from there."""
+    app.sweep(run_of, "x=1,2", "hydra.job.chdir=true")
+    assert [path.name for path in Ends.places] == ["0", "1"]
 
 
 def test_a_failed_run_is_named_with_its_error_and_its_log(app_with_engine: App) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -186,7 +187,8 @@ def test_the_command_itself(tmp_path: Path, number: signal.Signals) -> None:
         os.utime(root / "control" / "001.yaml", (1, 1))
         line = (
             f"+recipe=sft model=hub model.name={tmp_path}/model dataset=local dataset.path={tmp_path}/sums.jsonl "
-            f"trainer.args.max_length=64 control.idle_timeout=0 --multirun lr=1e-3,1e-4 hydra.sweep.dir={root}"
+            f"trainer.args.max_length=64 control.idle_timeout=0 --multirun lr=1e-3,1e-4 hydra.sweep.dir={root} "
+            "+hydra.callbacks.pickle._target_=hydra.experimental.callbacks.PickleJobInfoCallback"
         )
         process = subprocess.Popen(
             [sys.executable, "-m", "rfflow", *line.split()], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -214,6 +216,10 @@ def test_the_command_itself(tmp_path: Path, number: signal.Signals) -> None:
         adapters[name] = {
             run: (root / f"runs/{run}/checkpoints/final/adapter_model.safetensors").read_bytes() for run in (0, 2, 3)
         }
+        # Hydra's callbacks, too, end every job in its own directory.
+        ended = [pickle.loads((root / f"runs/{run}/.hydra/job_return.pickle").read_bytes()) for run in range(4)]
+        lrs = [float(text[3:]) for job in ended for text in job.overrides if text.startswith("lr=")]
+        assert lrs == [1e-3, 1e-4, 2e-3, 3e-3]
     assert adapters["whole"] == adapters["broken"]
 
 
