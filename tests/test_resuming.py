@@ -124,7 +124,7 @@ def outcome(root: Path) -> dict[str, Any]:
         "filed": sorted(
             str(path.relative_to(paths.control))
             for path in paths.control.rglob("*")
-            if path.is_file() and path.name not in ("status.yaml", ".status.yaml.tmp")
+            if path.is_file() and path.name not in ("status.yaml", ".status.yaml.new")
         ),
     }
 

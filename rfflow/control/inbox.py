@@ -6,6 +6,7 @@ written, huge, a directory, unreadable, or gone a moment later.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rfflow.belonging import check_ours, held
 from rfflow.control.documents import MAX_BYTES, parse_documents
 from rfflow.control.filing import joined, place_for, printable, write_note, write_whole
 from rfflow.control.ops import Op
@@ -124,7 +126,10 @@ class Inbox:
         try:
             self._make_directories()
         except OSError as error:
-            raise ConfigError(f"The control directory {self.directory} cannot be made: {error}.") from error
+            raise ConfigError(
+                f"The control directory {self.directory} cannot be used: {error}. It and its {DONE}/ and {REJECTED}/ "
+                "must be directories and no links, and those two your own. Give another: control.dir=..."
+            ) from error
         self._lock.acquire()
 
     def scan(self) -> list[Item]:
@@ -282,27 +287,36 @@ class Inbox:
         item = verdict.item
         key, source, folder = (item.name, item.identity), self.directory / item.name, self.directory / verdict.folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if verdict.target is None:
-                target = place_for(folder, item.name, verdict.note_suffix, verdict.note)
-                # The note first: whoever sees the file in its new place finds the note too.
-                write_note(folder / joined(target, verdict.note_suffix), verdict.note)
-                verdict.target = target
-            if self._is_still_there(item):
-                os.rename(source, folder / verdict.target)
-            else:  # the file was removed or replaced after it was read; what was read is filed all the same
-                write_whole(folder / verdict.target, item.content)
+            with self._held() as here:
+                _make_folder(here, verdict.folder)
+                with held(verdict.folder, inside=here) as filed:
+                    check_ours(filed, str(folder))
+                    self._file(verdict, here, filed)
         except OSError as error:
             if key not in self._unmoved:
                 log.warning("Cannot move %s to %s/: %s.", printable(str(source)), verdict.folder, error)
             self._unmoved[key] = verdict
             return source
         self._unmoved.pop(key, None)
+        assert verdict.target is not None
         return folder / verdict.target
 
-    def _is_still_there(self, item: Item) -> bool:
+    def _file(self, verdict: _Verdict, here: int, folder: int) -> None:
+        """Do so between two open directories: what takes their place meanwhile is not looked at."""
+        item = verdict.item
+        if verdict.target is None:
+            target = place_for(folder, item.name, verdict.note_suffix, verdict.note)
+            # The note first: whoever sees the file in its new place finds the note too.
+            write_note(folder, joined(target, verdict.note_suffix), verdict.note)
+            verdict.target = target
+        if self._is_still_there(item, here):
+            os.rename(item.name, verdict.target, src_dir_fd=here, dst_dir_fd=folder)
+        else:  # the file was removed or replaced after it was read; what was read is filed all the same
+            write_whole(folder, verdict.target, item.content)
+
+    def _is_still_there(self, item: Item, here: int) -> bool:
         try:
-            there = Identity.of(os.stat(self.directory / item.name, follow_symlinks=False))
+            there = Identity.of(os.stat(item.name, dir_fd=here, follow_symlinks=False))
         except FileNotFoundError:
             return False
         if not item.content:  # it was refused unread, so growing on does not make it another
@@ -312,8 +326,18 @@ class Inbox:
     # --- the directory itself -----------------------------------------------------------------------------------------
 
     def _make_directories(self) -> None:
-        for folder in (DONE, REJECTED):
-            (self.directory / folder).mkdir(parents=True, exist_ok=True)
+        with self._held() as here:
+            for name in (DONE, REJECTED):
+                _make_folder(here, name)
+                with held(name, inside=here) as folder:
+                    check_ours(folder, str(self.directory / name))
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[int]:
+        if not os.path.lexists(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+        with held(self.directory) as here:
+            yield here
 
     def _recreate(self) -> bool:
         """Make the directory again and take its lock; False where another experiment was quicker: it answers."""
@@ -331,6 +355,11 @@ class Inbox:
         if trouble != self._trouble:
             log.error("%s", trouble)
             self._trouble = trouble
+
+
+def _make_folder(inside: int, name: str) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, dir_fd=inside)
 
 
 _KINDS = {

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from rfflow.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 
@@ -50,18 +52,25 @@ class Journal:
         """Write the entries; when this returns they are on the disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(asdict(entry), ensure_ascii=True) + "\n" for entry in entries)
-        with open(self.path, "ab+") as file:
+        with open(self.path, "ab+", opener=_opener) as file:
             self._mend(file.fileno())
             file.write(lines.encode("ascii"))
             file.flush()
             os.fsync(file.fileno())
 
     def read(self) -> list[Entry]:
-        """Return all entries; a line that a crash left torn is passed over with a warning."""
+        """Return all entries; a line that a crash left torn is passed over with a warning.
+
+        Raises:
+            ConfigError: if the file is there and cannot be read; it may be no link.
+        """
         try:
-            lines = self.path.read_bytes().splitlines()
+            with open(self.path, "rb", opener=_opener) as file:
+                lines = file.read().splitlines()
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be read: {error}.") from error
         known = {f.name for f in fields(Entry)}
         entries = []
         for number, line in enumerate(lines, 1):
@@ -86,3 +95,8 @@ class Journal:
             os.ftruncate(file, size - len(torn))
         else:
             os.write(file, b"\n")
+
+
+def _opener(path: str, flags: int) -> int:
+    """Open the file itself, never what a link in its place leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)

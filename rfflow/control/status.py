@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from rfflow.belonging import held
+from rfflow.control.filing import write_whole
 from rfflow.control.inbox import STATUS
 from rfflow.control.journal import now
 
@@ -59,10 +61,9 @@ class StatusFile:
 
     def write(self, status: Status) -> None:
         """Replace the file in one step. A full disk or a missing directory is logged once and stops nothing."""
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
         try:
-            temporary.write_text(_dump(status), encoding="utf-8")
-            os.replace(temporary, self.path)
+            with held(self.path.parent) as directory:
+                write_whole(directory, self.path.name, _dump(status).encode())
         except OSError as error:
             if str(error) != self._trouble:
                 log.warning("Cannot write %s: %s", self.path, error)

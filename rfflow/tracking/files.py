@@ -10,7 +10,9 @@ def replace_text(path: Path, text: str) -> None:
     """Give a file new contents in one move: a reader sees the old text or the new, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.new")
-    aside.write_text(text, encoding="utf-8", newline="")
+    aside.unlink(missing_ok=True)
+    with aside.open("x", encoding="utf-8", newline="") as file:  # "x" writes through no link that stands there
+        file.write(text)
     os.replace(aside, path)
 
 

@@ -15,10 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from watchdog import events
 
+from rfflow.belonging import Marks
+from rfflow.control import filing
 from rfflow.control.documents import MAX_BYTES
 from rfflow.control.inbox import Inbox
 from rfflow.control.ops import Stop
 from rfflow.control.selection import Numbers
+from rfflow.control.status import Status, StatusFile
 from rfflow.errors import ConfigError
 
 
@@ -310,18 +313,18 @@ def test_an_earlier_file_of_the_same_name_is_kept(inbox, clock):
     assert texts == ["op: stop\nrun: 1\n", "op: stop\nrun: 2\n", "op: stop\nrun: 3\n"]
 
 
-@pytest.mark.parametrize("operation", ["write_bytes", "replace", "rename"])
+@pytest.mark.parametrize("operation", ["write_whole", "replace", "rename"])
 def test_a_file_has_its_own_name_however_often_the_process_dies_while_it_is_filed(inbox, monkeypatch, operation):
     """Whoever waits for the answer looks under that name; and no note stands without its file, or half written."""
 
-    def die(*_):
+    def die(*_, **__):
         raise KeyboardInterrupt
 
     drop(inbox, "x.yaml")
     for _ in range(3):
         (item,) = inbox.scan()
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Path if operation == "write_bytes" else os, operation, die)
+            patch.setattr(filing if operation == "write_whole" else os, operation, die)
             inbox.done(item, "Stopped.")
     (item,) = inbox.scan()
     assert inbox.done(item, "Stopped.") == inbox.directory / "done/x.yaml"
@@ -367,7 +370,7 @@ def test_where_moving_fails_the_op_is_not_applied_again_and_moving_is_tried_agai
     (item,) = inbox.scan()
     with monkeypatch.context() as patch:
 
-        def refuse(*_):
+        def refuse(*_, **__):
             raise OSError(30, "Read-only file system")
 
         patch.setattr(os, "rename", refuse)
@@ -454,7 +457,7 @@ def test_another_experiment_that_took_the_deleted_directory_over_answers(inbox):
 
 def test_a_path_that_is_no_directory_is_a_clear_error(tmp_path):
     (tmp_path / "control").write_text("")
-    with pytest.raises(ConfigError, match="cannot be made"):
+    with pytest.raises(ConfigError, match=r"cannot be used.*Not a directory"):
         Inbox(tmp_path / "control")
 
 
@@ -500,7 +503,7 @@ def test_waiting_ends_when_woken_even_if_that_was_before(inbox):
     [
         (events.FileOpenedEvent("x.yaml"), False),
         (events.FileClosedNoWriteEvent("x.yaml"), False),
-        (events.FileMovedEvent(".status.yaml.tmp", "status.yaml"), False),
+        (events.FileMovedEvent(".status.yaml.new", "status.yaml"), False),
         (events.FileCreatedEvent("x.yaml"), True),
         (events.FileMovedEvent(".x", "x.yaml"), True),
         (events.FileClosedEvent("x.yml"), True),
@@ -604,3 +607,81 @@ def test_every_file_ends_exactly_once_in_done_or_rejected(happenings):
         ]
         originals = [name for folder in ("done", "rejected") for name in files(inbox, folder) if name.endswith(".yaml")]
         assert len(notes) == len(originals) == answered
+
+
+# --- links and strangers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "done", "rejected"])
+def test_a_link_in_place_of_a_directory_is_not_followed(tmp_path, name):
+    """Whoever can write into the control directory would have us write where only we can."""
+    outside, control = tmp_path / "outside", tmp_path / "control"
+    outside.mkdir()
+    if name:
+        control.mkdir()
+    os.symlink(outside, control / name if name else control)
+    with pytest.raises(ConfigError, match="symbolic link, which is not followed"):
+        Inbox(control)
+    assert not list(outside.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["done", "rejected"])
+def test_a_link_that_takes_the_place_of_a_directory_later_is_not_followed(inbox, clock, tmp_path, caplog, folder):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    drop(inbox, "x.yaml", "op: stop\nrun: 3\n" if folder == "done" else "op: no\n")
+    clock.now += 1
+    items = inbox.scan()
+    shutil.rmtree(inbox.directory / folder)
+    os.symlink(outside, inbox.directory / folder)
+    answer(inbox, items)
+    assert "symbolic link, which is not followed" in caplog.text
+    assert not list(outside.iterdir()) and inbox.scan() == []
+    (inbox.directory / folder).unlink()
+    assert inbox.scan() == [] and "x.yaml" in files(inbox, folder)
+
+
+def test_a_link_that_takes_the_place_of_the_control_directory_is_not_followed(inbox, tmp_path, caplog):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "x.yaml").write_text("op: stop\nrun: 3\n")
+    inbox.directory.rename(tmp_path / "away")
+    os.symlink(outside, inbox.directory)
+    assert inbox.scan() == []
+    assert "symbolic link" in caplog.text and [path.name for path in outside.iterdir()] == ["x.yaml"]
+
+
+@pytest.mark.parametrize("name", [".x.yaml.outcome.new", "x.yaml.outcome", ".x.yaml.new"])
+def test_links_inside_done_are_not_written_through(inbox, tmp_path, name):
+    secret = tmp_path / "secret"
+    secret.write_text("untouched")
+    path = drop(inbox, "x.yaml")
+    (item,) = inbox.scan()
+    os.symlink(secret, inbox.directory / "done" / name)
+    path.unlink()  # so that its content is written anew
+    inbox.done(item, "untouched")
+    assert secret.read_text() == "untouched"
+    assert any(name.endswith(".yaml") for name in files(inbox, "done"))
+
+
+def test_the_status_is_not_written_through_a_link(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("untouched")
+    for name in ("status.yaml", ".status.yaml.new", ".status.yaml.tmp"):
+        os.symlink(secret, tmp_path / name)
+    StatusFile(tmp_path).write(Status("outputs/sft/now"))
+    assert secret.read_text() == "untouched" and not (tmp_path / "status.yaml").is_symlink()
+
+
+def test_folders_of_another_user_are_not_used(tmp_path, monkeypatch):
+    """He could read what is filed there, and put it back as ops."""
+    (tmp_path / "done").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.stat(tmp_path).st_uid + 1)
+    monkeypatch.setattr("rfflow.belonging.marks_in", lambda _: Marks(os.geteuid(), True))
+    with pytest.raises(ConfigError, match="It belongs to another user"):
+        Inbox(tmp_path)
+
+
+def test_where_a_mount_gives_every_file_one_owner_that_is_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: os.stat(tmp_path).st_uid + 1)
+    Inbox(tmp_path).close()

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rfflow.control.journal import Entry, Journal
+from rfflow.errors import ConfigError
 
 
 @pytest.fixture
@@ -52,3 +53,15 @@ def test_lines_from_another_hand_or_another_version_do_not_hide_the_others(journ
     journal.append(STOPPED)
     assert [entry.run for entry in journal.read()] == [3, 1, 3]
     assert "line 2 is not an entry" in caplog.text
+
+
+def test_a_link_in_its_place_is_neither_read_nor_written_through(journal, tmp_path):
+    other = tmp_path / "other"
+    other.write_text("untouched\n")
+    journal.path.parent.mkdir()
+    journal.path.symlink_to(other)
+    with pytest.raises(OSError):
+        journal.append(STOPPED)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        journal.read()
+    assert other.read_text() == "untouched\n"
