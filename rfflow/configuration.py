@@ -12,9 +12,9 @@ from dataclasses import fields, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from rfflow.errors import ConfigError, nearest
+from rfflow.references import resolved
 from rfflow.spec import (
     EXPERIMENT_KEYS,
     KEEP,
@@ -197,10 +197,7 @@ def _read_checkpoint(section: Any) -> CheckpointSpec:
 
 
 def _to_container(cfg: DictConfig) -> dict[str, Any]:
-    try:
-        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"The configuration is not complete: {error}") from error
+    container = resolved(cfg)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 

@@ -22,6 +22,7 @@ from rfflow.configuration import experiment_config
 from rfflow.errors import ConfigError
 from rfflow.job_callbacks import JobNotes
 from rfflow.overrides import on_top, setting_apart
+from rfflow.references import as_typed, resolved, unresolvable
 from rfflow.runs import Run
 from rfflow.spec import EXPERIMENT_KEYS, Node, RunSpec
 
@@ -139,14 +140,14 @@ class Composer:
 
     def compose_again(self, together: Sequence[str], number: int) -> tuple[RunSpec, tuple[str, ...], Any]:
         """Compose a clone whose overrides are known; otherwise as :meth:`compose_clone`."""
+        config = self.load(number, together)
+        with open_dict(config):
+            config.hydra.sweep.dir = str(self._root)
+            config.hydra.sweep.subdir = f"runs/{number}"
         try:
-            config = self.load(number, together)
-            with open_dict(config):
-                config.hydra.sweep.dir = str(self._root)
-                config.hydra.sweep.subdir = f"runs/{number}"
             result = self._run(number, together, config, configure_logging=False)
         except OmegaConfBaseException as error:
-            raise ConfigError(str(error)) from error
+            raise unresolvable(error, config) from None
         if result.status is JobStatus.FAILED:
             raised = result._return_value
             raise raised if isinstance(raised, HydraException) else ConfigError(f"{type(raised).__name__}: {raised}")
@@ -156,7 +157,7 @@ class Composer:
 
     def setting_apart(self, overrides: Sequence[str]) -> tuple[str, ...]:
         """Return those of a job's overrides that are not every job's."""
-        return setting_apart(overrides, self._config.hydra.overrides.task)
+        return setting_apart(overrides, as_typed(self._config.hydra.overrides.task))
 
     def remember(self, number: int, overrides: Sequence[str]) -> None:
         """Take note of a run that can be cloned."""
@@ -253,4 +254,4 @@ def _check_servers(jobs: Sequence[Job]) -> None:
 def _shared(cfg: DictConfig) -> Node:
     config = OmegaConf.masked_copy(cfg, [key for key in EXPERIMENT_KEYS if key in cfg])
     config._set_parent(cfg)  # for what it refers to elsewhere
-    return cast(Node, OmegaConf.to_container(config, resolve=True))
+    return cast(Node, resolved(config))

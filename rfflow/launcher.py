@@ -29,6 +29,8 @@ from rfflow.errors import ConfigError, RunFailed
 from rfflow.interruption import Interrupted
 from rfflow.jobs import Composer, Job, check_shared, is_composing
 from rfflow.keeping import resume_command
+from rfflow.overrides import as_written
+from rfflow.references import as_typed
 from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.saved import SavedExperiment
 from rfflow.spec import ExperimentSpec, RunSpec
@@ -90,7 +92,7 @@ def _train(cfg: DictConfig, read: Callable[[DictConfig], RunSpec]) -> RunSpec | 
     if is_composing():
         return spec
     hydra = HydraConfig.get()
-    overrides = tuple(escaped_words(hydra.overrides.task))
+    overrides = tuple(as_written(escaped_words(as_typed(hydra.overrides.task))))
     paths = ExperimentPaths(_relative(Path(hydra.runtime.output_dir)))
     config = cast(DictConfig, cast(DictConfig, hydra)._get_parent())
     composer = Composer(config, GlobalHydra.instance().config_loader(), Callbacks(), read, paths.root)
@@ -203,7 +205,7 @@ class Sweep:
         if self.refill is not None:
             numbers = self.refill.number_of(len(job_overrides), first)
         try:
-            jobs = list(zip(numbers, job_overrides, strict=True))
+            jobs = list(zip(numbers, map(as_written, job_overrides), strict=True))
             # All of them before the first one's directory is made: nothing is there of a sweep that has a typo.
             configs = [self._composer.load(number, overrides) for number, overrides in jobs]
             results = [self._compose(*job, config) for job, config in zip(jobs, configs, strict=True)]
@@ -266,7 +268,7 @@ class Sweep:
         """Compose the jobs that a search asks for now, and let their runs take part; one that cannot be has failed."""
         assert self.refill is not None and self._engine is not None
         runs = self._engine.experiment.runs
-        for overrides in self.refill.next(runs):
+        for overrides in map(as_written, self.refill.next(runs)):
             number = max(self._composer.next_number, max(run.number for run in runs) + 1)
             try:
                 result = self._compose(number, overrides, self._composer.load(number, overrides))

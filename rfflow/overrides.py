@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+_ESCAPED = re.compile(r"\\(.)")
 
 
 def setting_apart(job: Sequence[str], sweep: Iterable[str]) -> tuple[str, ...]:
@@ -39,6 +43,23 @@ def on_top(parent: Sequence[str], own: Sequence[str]) -> list[str]:
         needs_plus = any(overrides.pop(old).is_add() for old in same)
         overrides[f"+{text}" if needs_plus and not text.startswith("+") else text] = new
     return list(overrides)
+
+
+def as_written(job: Sequence[str]) -> list[str]:
+    """Return the overrides of a job as people write them: a sweeper hands ``${peft.r}`` on as ``$\\{peft.r\\}``."""
+    return [_plainer(text) if r"$\{" in text else text for text in job]
+
+
+def _plainer(text: str) -> str:
+    key, _, value = text.partition("=")
+    if value[:1] in ("[", "{", "'", '"'):
+        return text
+    written = "=".join((key, _ESCAPED.sub(r"\1", value)))
+    try:
+        _parse(written)
+    except HydraException:
+        return text
+    return written
 
 
 @functools.cache  # half a millisecond each, and the clones and trials of an experiment repeat most of them

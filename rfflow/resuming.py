@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from rfflow import saved
 from rfflow.errors import ConfigError, nearest
 from rfflow.keeping import resume_command, unsaved
+from rfflow.references import as_typed
 from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.saved import SavedExperiment, SavedRun
 from rfflow.tracking.files import replace_text, shown
@@ -183,14 +184,14 @@ def command(arguments: Sequence[str]) -> list[str] | None:
         os.chdir(hydra.runtime.cwd)  # what paths in the configuration are relative to
     _requested = root
     place = "hydra.sweep.dir" if sweep.exists() else "hydra.run.dir"
-    old = [text for text in hydra.overrides.hydra if not text.startswith(("hydra.mode=", f"{place}="))]
+    old = [text for text in as_typed(hydra.overrides.hydra) if not text.startswith(("hydra.mode=", f"{place}="))]
     directory = shown(root).replace("\\", "\\\\").replace("'", "\\'")
     new = ["--multirun"] if sweep.exists() else []
     new += ["--config-name", hydra.job.config_name] if hydra.job.config_name else []
     for source in _sources(hydra):
         if source.provider == "command-line":
             new += ["--config-dir", source.path]
-    again = [*new, *old, f"{place}='{directory}'", *hydra.overrides.task, *others]
+    again = [*new, *old, f"{place}='{directory}'", *as_typed(hydra.overrides.task), *others]
     if not is_ours:
         _become(root, state.program or (), again)
     return again

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rfflow.overrides import on_top, setting_apart
+from rfflow.overrides import as_written, on_top, setting_apart
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,17 @@ def test_runs_are_named_by_what_the_sweep_varies(sweep: list[str], job: list[str
 )
 def test_a_clones_overrides_lie_on_its_parents(parent: list[str], own: list[str], expected: list[str]) -> None:
     assert on_top(parent, own) == expected
+
+
+@pytest.mark.parametrize(
+    "handed_on, written",
+    [
+        (r"peft.lora_alpha=$\{peft.r\}", "peft.lora_alpha=${peft.r}"),
+        (r"+note=$\{oc.env\:X\,'a\ b'\}", "+note=${oc.env:X,'a b'}"),
+        ("a='x ${b}'", "a='x ${b}'"),
+        (r"a=[$\{b\},c]", r"a=[$\{b\},c]"),  # in a list they are left alone
+        ("lr=0.001", "lr=0.001"),
+    ],
+)
+def test_what_a_sweeper_hands_on_is_written_as_people_do(handed_on: str, written: str) -> None:
+    assert as_written([handed_on]) == [written]

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,6 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from rfflow.errors import ConfigError
+from rfflow.references import resolved
 from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.search.space import read_space
 from rfflow.search.study import Search, read_search
@@ -32,8 +33,7 @@ def make_search(config: DictConfig, config_loader: ConfigLoader, words: Sequence
     Raises:
         ConfigError: if the section ``search`` or the space is wrong.
     """
-    section = OmegaConf.to_container(config.search, resolve=True) if config.get("search") else None
-    spec = read_search(cast(dict[str, Any] | None, section))
+    spec = read_search(resolved(config.search) if config.get("search") else None)
     overrides = OverridesParser.create(config_loader=config_loader).parse_overrides(list(words))
     sweeps = [override for override in overrides if override.is_sweep_override()]
     if spec is None or spec.sampler == "grid":
@@ -245,7 +245,7 @@ def _objective(config: DictConfig) -> Objective:
     section = config.get("objective")
     if not section:
         return Objective("value", "minimize")
-    return Objective(**cast(dict[str, Any], OmegaConf.to_container(section, resolve=True)))
+    return Objective(**resolved(section))
 
 
 def _journal(config: DictConfig) -> Path:
