@@ -18,6 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from rfflow.admission import Admission
 from rfflow.configuration import experiment_config
 from rfflow.errors import ConfigError
 from rfflow.job_callbacks import JobNotes
@@ -98,6 +99,7 @@ class Composer:
         self._task_function = task_function
         self._root = root
         self._overrides: dict[int, list[str]] = {}
+        self._admission = Admission(config, config_loader, self._load_apart)
         self.waiting: dict[int, Job] = {}
         """Jobs whose run has not ended, by number."""
         self.next_number = 0
@@ -121,7 +123,14 @@ class Composer:
             overrides: with which its configuration was composed.
             config: what :meth:`load` has returned.
         """
-        return self._run(number, overrides, config)
+        result = self._run(number, overrides, config)
+        if number in self.waiting:
+            self.started_with(self.waiting[number].spec)
+        return result
+
+    def started_with(self, spec: RunSpec) -> None:
+        """Take note of a run that no op has asked for: what it names, clones may name."""
+        self._admission.started_with(spec.config)
 
     def compose_clone(self, parent: Run, overrides: Sequence[str], number: int) -> tuple[RunSpec, tuple[str, ...], Any]:
         """Compose a clone from its parent's overrides and its own.
@@ -132,18 +141,23 @@ class Composer:
         Raises:
             HydraException: if they do not compose.
         """
-        return self.compose_again(on_top(self._overrides[parent.number], overrides), number)
+        before = self._overrides[parent.number]
+        together = on_top(before, overrides)
+        config = self._load_apart(number, together)
+        self._admission.check(config, number, before, overrides)
+        return self._compose_apart(number, together, config)
 
     def overrides_of(self, number: int) -> tuple[str, ...] | None:
         """Return all overrides of a job; None where there is no such job."""
         return tuple(self._overrides[number]) if number in self._overrides else None
 
     def compose_again(self, together: Sequence[str], number: int) -> tuple[RunSpec, tuple[str, ...], Any]:
-        """Compose a clone whose overrides are known; otherwise as :meth:`compose_clone`."""
-        config = self.load(number, together)
-        with open_dict(config):
-            config.hydra.sweep.dir = str(self._root)
-            config.hydra.sweep.subdir = f"runs/{number}"
+        """Compose a clone that was admitted before; otherwise as :meth:`compose_clone`."""
+        return self._compose_apart(number, together, self._load_apart(number, together))
+
+    def _compose_apart(
+        self, number: int, together: Sequence[str], config: DictConfig
+    ) -> tuple[RunSpec, tuple[str, ...], Any]:
         try:
             result = self._run(number, together, config, configure_logging=False)
         except OmegaConfBaseException as error:
@@ -154,6 +168,13 @@ class Composer:
         job = self.waiting[number]
         with job.hydra_config() as hydra:
             return job.spec, self.setting_apart(together), hydra
+
+    def _load_apart(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        config = self.load(number, overrides)
+        with open_dict(config):
+            config.hydra.sweep.dir = str(self._root)
+            config.hydra.sweep.subdir = f"runs/{number}"
+        return config
 
     def setting_apart(self, overrides: Sequence[str]) -> tuple[str, ...]:
         """Return those of a job's overrides that are not every job's."""

@@ -97,6 +97,7 @@ def _train(cfg: DictConfig, read: Callable[[DictConfig], RunSpec]) -> RunSpec | 
     config = cast(DictConfig, cast(DictConfig, hydra)._get_parent())
     composer = Composer(config, GlobalHydra.instance().config_loader(), Callbacks(), read, paths.root)
     composer.remember(0, overrides)
+    composer.started_with(spec)
     state = resuming.state_of(paths.root)
     engine = make_engine(read_experiment(experiment_config(spec, cfg)), paths, composer)
     try:

@@ -2,7 +2,7 @@
 
 Anyone who can write into the control directory can issue ops, so an op may change values and choose among the config
 groups that exist, and no more. The rules hold for the text of an override; that the keys exist and the values fit is
-found by composing the clone.
+found by composing the clone, and :mod:`rfflow.control.code` looks at what has come of it.
 """
 
 from __future__ import annotations
