@@ -11,28 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from peft import PeftConfig, TaskType, get_peft_model
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 
 from rfflow.errors import ConfigError, nearest
-from rfflow.signatures import check_node
 from rfflow.spec import Node, RunSpec, TrainerSpec
 from rfflow.training.arguments import check_values, listed
 from rfflow.training.bases import Base
+from rfflow.training.components import OURS, check_tools, make_callback, make_component, parameters_of
 from rfflow.training.data import Data
 from rfflow.training.fitting import check_generation, check_rows, check_tokenized
 from rfflow.training.heads import seeded_as_if_loaded
 from rfflow.training.reference import shared_log_probs
 from rfflow.training.reward_functions import load_rewards, try_rewards
-from rfflow.training.sources import import_object, resolve_function
+from rfflow.training.sources import import_object
 from rfflow.unread import check_misplaced
 
 log = logging.getLogger(__name__)
-
-CALLED = ("compute_loss_func", "compute_metrics", "data_collator", "formatting_func", "preprocess_logits_for_metrics")
-"""What a trainer calls, of what it is made with."""
 
 
 def build_trainer(
@@ -65,34 +60,26 @@ def build_trainer(
     if hasattr(args, "num_generations"):  # as TRL loads it where it is to generate
         tokenizer.padding_side = tokenizer.truncation_side = "left"
     check_rows(args, data, tokenizer)
-    parameters = _parameters(trainer_class)
+    parameters = parameters_of(trainer_class)
     kwargs: dict[str, Any] = {
         "model": model,
         "args": args,
         "train_dataset": data.train,
         "eval_dataset": data.eval,
         "processing_class": tokenizer,
-        "callbacks": [_callback(node) for node in spec.trainer.callbacks],
+        "callbacks": [make_callback(node) for node in spec.trainer.callbacks],
     }
+    _check_keys(spec.trainer, args, parameters)
     given: dict[str, Any] = {}
     for key, node in spec.trainer.kwargs.items():
         if key == "reward_funcs":
-            loading = {"trust_remote_code": getattr(args, "trust_remote_code", False)}
-            given[key] = load_rewards(node, loading | (getattr(args, "model_init_kwargs", None) or {}))
-            check_generation(args, data, given[key])
-            try_rewards(given[key], data.train, device)
+            given[key] = _rewards(node, spec.trainer, args, data, device)
         else:
-            given[key] = (
-                _function(node, key, tokenizer) if key in CALLED else _component(node, f"trainer.{key}", tokenizer)
-            )
+            given[key] = make_component(key, node, parameters[key], tokenizer, args.learning_rate)
+    if hasattr(args, "num_generations"):
+        check_generation(args, data, given)
     if reference is not None or (peft_config is None and _wants_reference(args, parameters)):
         given["ref_model"] = (reference or base).structure()
-    for key in given:
-        if key not in parameters:
-            hint = (
-                f" {type(args).__name__} does: trainer.args.{key}." if hasattr(args, key) else nearest(key, parameters)
-            )
-            raise ConfigError(f"trainer.{key}: {spec.trainer.target} takes no {key!r}.{hint}")
     # With an adapter that rewrites its base, what is left when it is off is not the base.
     compared = reference or (None if peft_config is not None and not shares else base)
     with (
@@ -108,6 +95,7 @@ def build_trainer(
             kwargs["model"] = get_peft_model(model, peft_config)
         trainer = trainer_class(**kwargs, **given)
     check_tokenized(trainer, data)
+    check_tools(trainer)
     if peft_config is not None:
         copied = base.unshare(trainer.model)
         if copied:
@@ -129,17 +117,24 @@ def call_builder(build: Callable[[], Any]) -> Trainer:
     return trainer
 
 
-def _parameters(trainer_class: type[Trainer]) -> dict[str, inspect.Parameter]:
-    """Return what a trainer is made with; one of a user's own may hand most of it on to TRL's by ``**kwargs``."""
-    parameters: dict[str, inspect.Parameter] = {}
-    for cls in trainer_class.__mro__:
-        if "__init__" not in vars(cls):
-            continue
-        own = inspect.signature(vars(cls)["__init__"]).parameters
-        parameters = {**own, **parameters}
-        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in own.values()):
-            break
-    return parameters
+def _check_keys(spec: TrainerSpec, args: TrainingArguments, parameters: Mapping[str, Any]) -> None:
+    """Every key of the section is an argument of the trainer, and none that rfflow gives itself."""
+    for key in spec.kwargs:
+        if key in OURS:
+            raise ConfigError(f"trainer.{key} is not read: rfflow gives the trainer its own. {OURS[key]}")
+        if key not in parameters:
+            hint = (
+                f" {type(args).__name__} does: trainer.args.{key}." if hasattr(args, key) else nearest(key, parameters)
+            )
+            raise ConfigError(f"trainer.{key}: {spec.target} takes no {key!r}.{hint}")
+
+
+def _rewards(node: Any, spec: TrainerSpec, args: TrainingArguments, data: Data, device: torch.device) -> list[Any]:
+    loading = {"trust_remote_code": getattr(args, "trust_remote_code", False)}
+    rewards = load_rewards(node, loading | (getattr(args, "model_init_kwargs", None) or {}))
+    if not any(spec.kwargs.get(key) for key in ("environment_factory", "rollout_func")):
+        try_rewards(rewards, data.train, device)  # otherwise they may need what an environment or a rollout has left
+    return rewards
 
 
 def _wants_reference(args: TrainingArguments, parameters: Mapping[str, Any]) -> bool:
@@ -221,51 +216,6 @@ def _linear_layers(model: torch.nn.Module) -> list[str]:
 
 def _is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit", "Linear8bitLt")
-
-
-def _callback(node: Node) -> TrainerCallback:
-    import_object(str(node["_target_"]), "trainer.callbacks")  # for its better message
-    callback = _instantiate(node, "trainer.callbacks")
-    if not isinstance(callback, TrainerCallback):
-        raise ConfigError(
-            f"trainer.callbacks: {node['_target_']} is not a transformers.TrainerCallback. What hears rfflow's own "
-            f"events goes elsewhere: +callbacks.mine._target_={node['_target_']}"
-        )
-    return callback
-
-
-def _function(node: Any, key: str, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Make something that a trainer calls; a function may be given by its dotted path alone."""
-    made = _component({"_target_": node} if isinstance(node, str) else node, f"trainer.{key}", tokenizer)
-    if not callable(made):
-        raise ConfigError(f"trainer.{key} is {node!r}, which makes nothing that could be called.")
-    return made
-
-
-def _component(node: Any, where: str, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Turn a node into what a trainer's argument wants: an object of the class, or the function itself."""
-    if isinstance(node, list):
-        return [_component(item, where, tokenizer) for item in node]
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        return node
-    target = import_object(node["_target_"], where)
-    if not inspect.isclass(target):
-        return resolve_function(node, where)
-    node = dict(node)
-    parameters = inspect.signature(target).parameters
-    for name in ("processing_class", "tokenizer"):
-        if name in parameters and name not in node:  # a collator needs the run's own
-            return _instantiate(node, where, **{name: tokenizer})
-    return _instantiate(node, where)
-
-
-def _instantiate(node: Node, where: str, **kwargs: Any) -> Any:
-    check_node(node, where)
-    try:
-        return instantiate(dict(node), **kwargs, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        raise ConfigError(f"{where}: cannot make {node.get('_target_')!r}: {cause}") from error
 
 
 def _class(path: str, kind: type, where: str) -> type[Any]:

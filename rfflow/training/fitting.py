@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -69,12 +69,26 @@ def check_tokenized(trainer: Trainer, data: Data) -> None:
         )
 
 
-def check_generation(args: TrainingArguments, data: Data, reward_funcs: Sequence[Any]) -> None:
+def check_generation(args: TrainingArguments, data: Data, given: Mapping[str, Any]) -> None:
     """Check what trainers need that generate their own answers.
 
+    Args:
+        args: the trainer's.
+        data: the rows.
+        given: what else the trainer is made with.
+
     Raises:
-        ConfigError: naming both of two figures that do not fit.
+        ConfigError: naming both of two figures that do not fit, and tools that nobody would be shown.
     """
+    row = data.train[0] if len(data.train) else {}
+    for key in ("tools", "environment_factory"):
+        if given.get(key) and "prompt" in row and not _is_conversation(row["prompt"]):
+            raise ConfigError(
+                f"trainer.{key} is given, but the column 'prompt' holds text, and only in a conversation is the model "
+                "shown what tools there are. Make the prompts [{role: user, content: ...}], by a "
+                "dataset.formatting_func say."
+            )
+    reward_funcs: Sequence[Any] = given.get("reward_funcs") or []
     weights = getattr(args, "reward_weights", None)
     if weights is not None and len(weights) != len(reward_funcs):
         raise ConfigError(

@@ -88,14 +88,27 @@ def load_base(
         model = create_model_from_path(name, **given)
         model.rfflow_random_state = torch.get_rng_state()
     _check_placement(model, kwargs.get("device_map"))
-    hub = {key: kwargs[key] for key in ("trust_remote_code", "token", "cache_dir", "revision") if key in kwargs}
-    if spec.tokenizer is not None:
-        where = f"{spec.where}.tokenizer"
-        name = _locate(spec.tokenizer, where)
-        hub.pop("revision", None)  # the model's own
-    with _refusals(where, spec.tokenizer or spec.name, name, part="tokenizer"), _no_progress_bars():
-        tokenizer = AutoProcessor.from_pretrained(name, **hub)
-    return model, tokenizer
+    hub: dict[str, Any] = {
+        key: kwargs[key] for key in ("trust_remote_code", "token", "cache_dir", "revision") if key in kwargs
+    }
+    if spec.tokenizer is None:
+        return model, _load_tokenizer(name, spec.name, where, hub)
+    hub.pop("revision", None)  # the model's own
+    return model, load_tokenizer(spec.tokenizer, f"{spec.where}.tokenizer", **hub)
+
+
+def load_tokenizer(name: str, where: str, **hub: Any) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that stands alone in the configuration, by the forms in which models are named.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    return _load_tokenizer(_locate(name, where), name, where, hub)
+
+
+def _load_tokenizer(located: str, written: str, where: str, hub: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    with _refusals(where, written, located, part="tokenizer"), _no_progress_bars():
+        return AutoProcessor.from_pretrained(located, **hub)
 
 
 def _check_placement(model: torch.nn.Module, device_map: Any) -> None:
@@ -154,7 +167,7 @@ def _find_gguf(name: str, where: str, gguf_file: str, revision: str | None) -> P
 
 
 def _check_folder(folder: Path, name: str, where: str) -> None:
-    if (folder / "config.json").exists() or (where.endswith(".tokenizer") and (folder / "tokenizer.json").exists()):
+    if (folder / "config.json").exists() or (not where.endswith(".name") and (folder / "tokenizer.json").exists()):
         return
     if (folder / "adapter_config.json").exists():
         base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")

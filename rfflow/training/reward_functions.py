@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -19,11 +16,10 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import is_async_callable
 
 from rfflow.errors import ConfigError, RunFailed
-from rfflow.signatures import check_arguments
 from rfflow.spec import Node
 from rfflow.training.context import unmoved_random_state
 from rfflow.training.reward_models import reward_model, try_reward_model
-from rfflow.training.sources import existing_path, import_object, instantiate_values, listing, resolve_function
+from rfflow.training.sources import import_object, make_object, resolve_function
 
 WHERE = "trainer.reward_funcs"
 _TRIED_ROWS = 4
@@ -54,24 +50,11 @@ def _load(node: Node | str, where: str, model_kwargs: Node) -> Any:
     target = node.get("_target_") if isinstance(node, Mapping) else node
     if not isinstance(target, str) or not target:
         raise ConfigError(f"{where} is {node!r}. Give a dotted path, file.py:function, or either as _target_.")
-    file, colon, name = target.rpartition(":")
     function: Any
-    if colon and file.endswith(".py"):
-        function = _from_file(file, name, where)
-        arguments = dict(node) if isinstance(node, Mapping) else {}
-        check_arguments(function, arguments, where)
-        arguments.pop("_target_", None)
-        if inspect.isclass(function):
-            try:
-                function = function(**arguments)
-            except Exception as error:  # a user's own class may raise anything
-                raise ConfigError(f"{where}: cannot make {target}: {type(error).__name__}: {error}.") from error
-        elif arguments:
-            function = functools.wraps(function)(functools.partial(function, **arguments))
-    elif "/" in target:
-        return reward_model(target, where, model_kwargs)
+    if names_reward_model(node):
+        function = reward_model(target, where, model_kwargs)
     elif _makes_something(import_object(target, where)):
-        function = instantiate_values({where: node if isinstance(node, Mapping) else {"_target_": target}}, "")[where]
+        function = make_object(node if isinstance(node, Mapping) else {"_target_": target}, where)
     else:
         function = resolve_function(node, where)
     if isinstance(function, PreTrainedModel):
@@ -84,29 +67,15 @@ def _load(node: Node | str, where: str, model_kwargs: Node) -> Any:
     return AsyncReward(function) if is_async_callable(function) else Reward(function)
 
 
+def names_reward_model(node: Any) -> bool:
+    """Whether one of the reward functions is a model: it has a slash in its name, and is no file of Python."""
+    target = node.get("_target_") if isinstance(node, Mapping) else node
+    return isinstance(target, str) and "/" in target and not target.rpartition(":")[0].endswith(".py")
+
+
 def _makes_something(found: Any) -> bool:
     """Whether it is called once, for what it returns, and not as the reward function itself."""
     return inspect.isclass(found) or getattr(found, "__name__", "") == "from_pretrained"
-
-
-def _from_file(file: str, name: str, where: str) -> Callable[..., Any]:
-    path = existing_path(file, where).resolve()
-    module_name = f"rfflow_rewards_{path.stem}_{abs(hash(path))}"
-    if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:  # a user's own file may raise anything
-            del sys.modules[module_name]
-            raise ConfigError(f"{where}: importing {file} fails: {type(error).__name__}: {error}.") from error
-    function = getattr(sys.modules[module_name], name, None)
-    if not callable(function):
-        names = [key for key, value in vars(sys.modules[module_name]).items() if inspect.isfunction(value)]
-        raise ConfigError(f"{where} is {file}:{name}, but there is no function {name!r}. There: {listing(names)}.")
-    return function
 
 
 class Reward:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import pkgutil
 import sys
@@ -106,7 +108,7 @@ def listing(names: Iterable[str], limit: int = 8) -> str:
 
 
 def resolve_function(node: Node | str, where: str = "_target_") -> Callable[..., Any]:
-    """Return the function that a dotted path, or a node with a ``_target_``, names.
+    """Return the function that a dotted path, ``file.py:function``, or a node with either as ``_target_``, names.
 
     The node's other keys become keyword arguments of the function. Modules in the current directory are found too.
 
@@ -117,12 +119,15 @@ def resolve_function(node: Node | str, where: str = "_target_") -> Callable[...,
     node = {"_target_": node} if isinstance(node, str) else dict(node)
     target = node.get("_target_")
     if not isinstance(target, str) or not target:
-        raise ConfigError(f"{where} is {target!r}. Give the dotted path of a function, such as my_module.my_function.")
+        raise ConfigError(
+            f"{where} is {target!r}. Give the dotted path of a function, such as my_module.my_function, or "
+            "file.py:function."
+        )
     function = import_object(target, where)
     if not callable(function):
         raise ConfigError(f"{where}: {target} is of type {type(function).__name__}, not a function.")
     try:
-        deferred = instantiate({**node, "_partial_": True}, _convert_="all")
+        deferred = instantiate({**_for_hydra(node, function), "_partial_": True}, _convert_="all")
     except InstantiationException as error:
         raise ConfigError(f"{where}: {' '.join(str(error).split())}") from error
     check_arguments(function, node, where)
@@ -134,12 +139,42 @@ def resolve_function(node: Node | str, where: str = "_target_") -> Callable[...,
     return bound
 
 
+def make_object(node: Node, where: str, **kwargs: Any) -> Any:
+    """Return what the class, or function, that a node names returns; the node's other keys are its arguments.
+
+    Args:
+        node: with a dotted path or ``file.py:name`` as its ``_target_``.
+        where: where it stands in the configuration.
+        kwargs: arguments that no configuration can give.
+
+    Raises:
+        ConfigError: if it cannot be imported, does not take the arguments, or raises.
+    """
+    target = str(node.get("_target_"))
+    maker = import_object(target, where)
+    if not callable(maker):
+        raise ConfigError(f"{where}: {target} is of type {type(maker).__name__}, neither a class nor a function.")
+    check_arguments(maker, node, where)
+    try:
+        return instantiate(_for_hydra(node, maker), **kwargs, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise ConfigError(f"{where}: cannot make {target}: {type(cause).__name__}: {cause}") from error
+
+
+def _for_hydra(node: Node, found: Any) -> dict[str, Any]:
+    """Return the node as Hydra takes it: it knows no files, and looks at dotted paths before it lets them pass."""
+    return {**node, "_target_": found if _file_and_name(str(node["_target_"])) else node["_target_"]}
+
+
 def import_object(path: str, where: str = "_target_") -> Any:
-    """Return what a dotted path names, also from modules in the current directory.
+    """Return what a dotted path, or ``file.py:name``, names, also from modules in the current directory.
 
     Raises:
         ConfigError: if there is no such thing, with the nearest names, or if its module raises while it is imported.
     """
+    if in_file := _file_and_name(path):
+        return _from_file(*in_file, where)
     _make_current_directory_importable()
     parts = path.split(".")
     if not all(part.isidentifier() for part in parts):
@@ -156,6 +191,36 @@ def import_object(path: str, where: str = "_target_") -> Any:
         names = [name for name in dir(found) if not name.startswith("_")]
         raise ConfigError(f"{where} is {path!r}, but {owner} has no {part!r}.{nearest(part, names) or _offer(names)}")
     return found
+
+
+def _file_and_name(path: str) -> tuple[str, str] | None:
+    file, colon, name = path.rpartition(":")
+    return (file, name) if colon and file.endswith(".py") else None
+
+
+def _from_file(file: str, name: str, where: str) -> Any:
+    path = existing_path(file, where).resolve()
+    # A name of the path alone, the same in every process: functions are pickled, and rows remembered, by it.
+    module_name = f"rfflow_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # a user's own file may raise anything
+            del sys.modules[module_name]
+            raise ConfigError(f"{where}: importing {file} fails: {type(error).__name__}: {error}.") from error
+    function = getattr(sys.modules[module_name], name, None)
+    if not callable(function):
+        kinds = (inspect.isfunction, inspect.isclass)
+        names = [key for key, value in vars(sys.modules[module_name]).items() if any(kind(value) for kind in kinds)]
+        raise ConfigError(
+            f"{where} is {file}:{name}, but there is no function or class {name!r}.{nearest(name, names)} "
+            f"There: {listing(names)}."
+        )
+    return function
 
 
 def _import_module(name: str, path: str, where: str) -> ModuleType:
@@ -197,16 +262,7 @@ def _make_current_directory_importable() -> None:
 
 def instantiate_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the values with every node that has a ``_target_`` made into its object."""
-    made = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and "_target_" in value:
-            place = f"{where}.{key}" if where else key
-            made_from = import_object(str(value["_target_"]), f"{place}._target_")  # for its better message
-            check_arguments(made_from, value, place)
-            try:
-                value = instantiate(dict(value), _convert_="all")
-            except InstantiationException as error:
-                cause = error.__cause__ or error
-                raise ConfigError(f"{place}: cannot make {value['_target_']}: {cause}") from error
-        made[key] = value
-    return made
+    return {
+        key: make_object(value, f"{where}.{key}") if isinstance(value, Mapping) and "_target_" in value else value
+        for key, value in values.items()
+    }

@@ -53,19 +53,19 @@ class Outcome:
         return sorted(found)
 
 
-def train_alone(spec: RunSpec, output_dir: Path) -> Outcome:
-    """Train one configuration with TRL and nothing else, from paths to weights."""
+def train_alone(spec: RunSpec, output_dir: Path, **given: Any) -> Outcome:
+    """Train one configuration with TRL and nothing else, from paths to weights; ``given`` goes to the trainer."""
     AcceleratorState._reset_state(reset_partial_state=True)
     args = get_object(spec.trainer.args_target)(output_dir=str(output_dir), **spec.trainer.args)
     rows = load_dataset("json", data_files=spec.dataset.path, split="train")
     assert isinstance(rows, Dataset)
     peft = {key: value for key, value in spec.peft.items() if key != "_target_"} if spec.peft else None
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = dict(given)
     if spec.dataset.eval_path:
         more["eval_dataset"] = load_dataset("json", data_files=spec.dataset.eval_path, split="train")
     if spec.trainer.ref_model:
         more["ref_model"] = create_model_from_path(spec.trainer.ref_model.name, device_map=None)
-    if "reward_funcs" in spec.trainer.kwargs:
+    if "reward_funcs" in spec.trainer.kwargs and "reward_funcs" not in given:
         more["reward_funcs"] = [
             name if "/" in name else get_object(name) for name in spec.trainer.kwargs["reward_funcs"]
         ]

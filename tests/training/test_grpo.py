@@ -300,7 +300,7 @@ def test_rewards_come_from_a_file_too(spec: Spec, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot make .*my_rewards.py:Short: TypeError: .* 'limit'"):
         train_together([nameless], tmp_path / "nameless")
     wrong = replace(run, trainer=replace(run.trainer, kwargs={"reward_funcs": [f"{file}:shrt"]}))
-    with pytest.raises(ConfigError, match=r"there is no function 'shrt'. There: short"):
+    with pytest.raises(ConfigError, match=r"there is no function or class 'shrt'. .* There: Short, short"):
         train_together([wrong], tmp_path / "wrong")
 
 

@@ -58,7 +58,7 @@ def test_what_is_no_function_is_refused(node: object, said: str) -> None:
 def test_nodes_among_values_are_made() -> None:
     made = instantiate_values({"a": 1, "b": {"_target_": "fractions.Fraction", "numerator": 3}, "c": {"x": 1}}, "model")
     assert made["a"] == 1 and made["b"] == 3 and made["c"] == {"x": 1}
-    with pytest.raises(ConfigError, match=r"model\.b: cannot make fractions\.Fraction: both arguments"):
+    with pytest.raises(ConfigError, match=r"model\.b: cannot make fractions\.Fraction: TypeError: both arguments"):
         instantiate_values({"b": {"_target_": "fractions.Fraction", "numerator": "x", "denominator": 3}}, "model")
 
 
