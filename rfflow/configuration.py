@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from rfflow.dataset_section import read_dataset
 from rfflow.errors import ConfigError, nearest
 from rfflow.references import resolved
 from rfflow.spec import (
@@ -46,7 +47,7 @@ def read_run(cfg: DictConfig) -> RunSpec:
         model = replace(model, kwargs={**head, **model.kwargs})
     return RunSpec(
         model=model,
-        dataset=_read_dataset(_section(config, "dataset")),
+        dataset=read_dataset(_section(config, "dataset")),
         trainer=trainer,
         peft=_read_peft(config.get("peft")),
         chunks=_whole_number(config.get("chunks", 1), "chunks"),
@@ -220,30 +221,6 @@ def _read_model(section: dict[str, Any]) -> ModelSpec:
         )
     tokenizer = section.pop("tokenizer", None)
     return ModelSpec(name=name, tokenizer=tokenizer, kwargs=_without_none(section))
-
-
-def _read_dataset(section: dict[str, Any]) -> DatasetSpec:
-    settings = _without_none(_settings(section, "dataset", [f.name for f in fields(DatasetSpec)]))
-    for key in ("path", "name", "config", "split", "eval_path", "eval_split"):
-        value = settings.get(key, "")
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            settings[key] = value = str(value)  # a configuration called 2024
-        if not isinstance(value, str) or (key == "eval_path" and key in settings and not value.strip()):
-            raise ConfigError(f"dataset.{key} is {value!r}. Allowed: one text, or null where there is none.")
-    if not isinstance(settings.get("columns", {}), Mapping):
-        raise ConfigError(
-            f"dataset.columns is {settings['columns']!r}. "
-            "Allowed: {column in the data: column that the trainer reads}."
-        )
-    spec = DatasetSpec(**settings)
-    if bool(spec.path) == bool(spec.name):
-        raise ConfigError(
-            "Give either dataset.path (a JSONL, JSON, CSV or Parquet file) or dataset.name (a hub data set). "
-            f"Seen: path={spec.path!r}, name={spec.name!r}."
-        )
-    if spec.sample_by not in ("line", "paragraph", "document"):
-        raise ConfigError(f"dataset.sample_by is {spec.sample_by!r}. Allowed: line, paragraph, document.")
-    return spec
 
 
 def _read_trainer(section: dict[str, Any], model: ModelSpec) -> TrainerSpec:

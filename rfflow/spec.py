@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+Paths = str | tuple[str, ...]
 Node = Mapping[str, Any]  # a plain mapping with a `_target_`, instantiated by Hydra where it is needed
 
 
@@ -40,18 +41,19 @@ class ModelSpec:
 class DatasetSpec:
     """Where the rows come from and how they become the columns that the trainer reads."""
 
-    path: str | None = None
-    """A JSONL, JSON, CSV, Parquet or .txt file, a folder of them or saved by ``datasets``, or ``pkg://package/file``."""
+    path: str | tuple[str, ...] | None = None
+    """A JSONL, JSON, CSV, Parquet or .txt file, a folder of them or saved by ``datasets``, ``pkg://package/file``, or a
+    pattern such as ``data/*.jsonl``; several are read one after the other."""
     name: str | None = None
     """A data set on the Hugging Face hub."""
     config: str | None = None
     """The hub data set's configuration name."""
     split: str = "train"
     """The hub data set's (or the saved folder's) split to train on."""
-    eval_path: str | None = None
-    """A second file to evaluate on."""
-    eval_split: str | None = None
-    """A second split to evaluate on."""
+    eval_path: Paths | Mapping[str, Paths] | None = None
+    """What to evaluate on, as ``path``; by name for several sets, each of which has its own metrics."""
+    eval_split: str | Mapping[str, str] | None = None
+    """A second split to evaluate on; by name for several."""
     eval_size: float | int = 0
     """Without an evaluation file or split: rows (int) or share (float) held out of the training rows."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -63,12 +65,32 @@ class DatasetSpec:
     max_samples: int | None = None
     """Train on the first so many rows."""
     max_eval_samples: int | None = None
-    """Evaluate on the first so many rows."""
+    """Evaluate on the first so many rows, of each set."""
+    datasets: tuple[DatasetSpec, ...] = ()
+    """Several data sets for one, as in TRL's ``DatasetMixtureConfig``, in the place of ``path`` or ``name``."""
+    fraction: float | None = None
+    """Of one of ``datasets``: its share of the mixture, which takes no row twice (TRL's ``DatasetConfig``)."""
+    probabilities: tuple[float, ...] | None = None
+    """How often the next row comes from each of several (``datasets.interleave_datasets``)."""
+    stopping_strategy: str | None = None
+    """When interleaving ends: ``first_exhausted``, ``all_exhausted`` or ``all_exhausted_without_replacement``."""
+    seed: int | None = None
+    """Draws by ``probabilities``; ``None`` is the experiment's."""
 
     @property
     def key(self) -> str:
         """Equal for two runs exactly when they train on the same rows."""
-        return json.dumps([getattr(self, f.name) for f in fields(self)], sort_keys=True, default=str)
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        mixture = [[name, given.pop(name)] for name in _MIXTURE]  # apart, so that older experiments know their rows
+        said = [*given.values(), *(pair for pair in mixture if pair[1] not in (None, ()))]
+        return json.dumps(said, sort_keys=True, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if isinstance(value, DatasetSpec) else str(value)
+
+
+_MIXTURE = ("datasets", "fraction", "probabilities", "stopping_strategy", "seed")
 
 
 @dataclass(frozen=True)

@@ -222,8 +222,9 @@ def test_a_failed_single_run_ends_with_status_1(rfflow: Shell, monkeypatch: pyte
         ("-m name=a,b", "name belongs to the whole experiment"),
         ("-m engine.device=0,1", "engine belongs to the whole experiment"),
         ("-m +x=1 chunks=two,3", "chunks is 'two'"),
-        ("dataset=local dataset.path=[a.jsonl,b.jsonl]", "dataset.path is ['a.jsonl', 'b.jsonl']. Allowed: one text"),
-        ("dataset.eval_path=", "dataset.eval_path is ''. Allowed: one text, or null"),
+        ("dataset=local dataset.path=[]", "dataset.path is an empty list"),
+        ("dataset.eval_path=", "dataset.eval_path is ''. Allowed: a path, or null"),
+        ("dataset.probabilities=[0.5,0.5]", "dataset.probabilities mixes several data sets, and there is one"),
         (
             "dataset.columns=prompt",
             "dataset.columns is 'prompt'. Allowed: {column in the data: column that the trainer",

@@ -6,23 +6,25 @@ disk: runs that tokenize the same rows in the same way then find the first one's
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 import numpy as np
-from datasets import Dataset, Json, Value
+from datasets import Dataset
 
 from rfflow.errors import ConfigError, nearest
 from rfflow.spec import DatasetSpec, TrainerSpec
-from rfflow.training.reading import read_hub, read_path, shortened, store
-from rfflow.training.sources import existing_path, import_object, listing, looks_local, resolve_function
-
-log = logging.getLogger(__name__)
+from rfflow.training.contents import as_text, check_filled, labels_as_booleans
+from rfflow.training.mixing import mixed
+from rfflow.training.reading import Source, joined, read_hub, read_path, together
+from rfflow.training.sources import existing_path, import_object, looks_local, resolve_function
+from rfflow.training.storing import store
+from rfflow.training.tables import shortened
 
 # The columns that each trainer of TRL can train on. A trainer that is not here checks its columns itself.
 FORMS: Mapping[str, Sequence[tuple[str, ...]]] = {
@@ -40,14 +42,22 @@ class Data:
     """Rows to train and to evaluate on, not yet tokenized."""
 
     train: Dataset
-    eval: Dataset | None = None
+    eval: Dataset | dict[str, Dataset] | None = None
+    """By name where there are several sets."""
+
+    def evaluation_sets(self) -> dict[str, Dataset]:
+        """Return the sets to evaluate on; one alone is called "evaluation"."""
+        if self.eval is None:
+            return {}
+        return self.eval if isinstance(self.eval, dict) else {"evaluation": self.eval}
 
 
 def load_data(spec: DatasetSpec, seed: int, trainer: TrainerSpec | None = None) -> Data:
     """Load the rows of a run.
 
     In this order: ``columns``, then the rows held out by ``eval_size`` (drawn with ``seed``, the others keep their
-    order), then ``max_samples``, then ``formatting_func``, and last rows with an empty column are dropped.
+    order), then the mixture of several data sets, then ``max_samples``, and last ``formatting_func``, which one of
+    several that has its own has been through before it was mixed. No row is left out that TRL alone would train on.
 
     Args:
         spec: where the rows come from.
@@ -60,106 +70,217 @@ def load_data(spec: DatasetSpec, seed: int, trainer: TrainerSpec | None = None) 
     datasets.disable_progress_bars()
     try:
         return _load(spec, seed, trainer)
-    except UnicodeDecodeError as error:  # `datasets` reads JSON without a look at the letters in it
-        names = " or ".join(filter(None, (_source(spec), spec.eval_path)))
+    except UnicodeDecodeError as error:  # of Parquet, say, which nobody has looked into before
+        names = " or ".join([_source(spec), *([str(spec.eval_path)] if spec.eval_path else [])])
         raise ConfigError(f"The data set {names} is not UTF-8 text: {error}. Save it as UTF-8.") from error
 
 
 def _load(spec: DatasetSpec, seed: int, trainer: TrainerSpec | None) -> Data:
     for key in ("max_samples", "max_eval_samples"):
         value = getattr(spec, key)
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"dataset.{key} is {value!r}. Allowed: a whole number from 1 up.")
-    train = _select_columns(_read_train(spec), spec)
-    held_out = _read_eval(spec)
-    rows = np.arange(len(train))
-    if held_out is not None:
-        held_out = _select_columns(held_out, spec)
-        eval_rows = np.arange(len(held_out))
-    elif spec.eval_size:
-        held_out = train
-        rows, eval_rows = _hold_out(len(train), spec.eval_size, seed)
-    train = _finish(train, rows[: spec.max_samples], spec, trainer, f"The data set {_source(spec)}")
-    if held_out is not None:
-        source = f"The evaluation set {spec.eval_path or spec.eval_split or f'held out of {_source(spec)}'}"
-        held_out = _finish(held_out, eval_rows[: spec.max_eval_samples], spec, trainer, source)
-    return Data(train, held_out)
+    parts = [_read(part, trainer) for part in _parts(spec)]
+    sets = {name: _read(part, trainer) for name, part in _evaluation_parts(spec).items()}
+    count = sum(len(part.source.rows) for part in parts)
+    rows, held_out = np.arange(count), np.arange(0)
+    if not sets and spec.eval_size:
+        rows, held_out = _hold_out(count, spec.eval_size, seed)
+    if len(parts) == 1:
+        train = _finish(parts[0], rows[: spec.max_samples], trainer).rows
+    else:
+        train = mixed([_finish(part, own, trainer) for part, own in _by_part(parts, rows)], spec, seed)
+        train = train.select(range(min(spec.max_samples or len(train), len(train))))
+    if sets:
+        first = slice(spec.max_eval_samples)
+        made = {
+            name: _finish(part, np.arange(len(part.source.rows))[first], trainer).rows for name, part in sets.items()
+        }
+        return Data(train, made.get("", made))
+    if not len(held_out):
+        return Data(train)
+    name = f"The evaluation set held out of {_source(spec)}"
+    held = [
+        _finish(replace(part, title=name), own, trainer)
+        for part, own in _by_part(parts, held_out[: spec.max_eval_samples])
+        if len(own)
+    ]
+    return Data(train, joined(held, name).rows)
 
 
 def fingerprint(data: Data) -> str:
     """Return a fingerprint of the rows: their number, their columns, and up to 20,000 of them, evenly chosen."""
     digest = hashlib.sha256()
-    for rows in (data.train, data.eval):
+    named = data.eval if isinstance(data.eval, dict) else {"": data.eval}
+    for name, rows in [("", data.train), *named.items()]:
         if rows is None:
             continue
-        digest.update(f"{len(rows)} {rows.column_names}\n".encode())
+        digest.update(f"{name}{len(rows)} {rows.column_names}\n".encode())
         step = -(-len(rows) // 20_000)
         for batch in (rows if step == 1 else rows.select(range(0, len(rows), step))).iter(1000):
             digest.update(json.dumps(batch, default=str).encode())
     return digest.hexdigest()[:32]
 
 
-def _finish(dataset: Dataset, rows: np.ndarray, spec: DatasetSpec, trainer: TrainerSpec | None, source: str) -> Dataset:
-    """Keep these rows, formatted, without the empty ones."""
-    if len(rows) < len(dataset):
-        dataset = dataset.select(rows)
-    if spec.formatting_func is not None:
-        dataset = _format(dataset, spec.formatting_func, rows)
-    check_columns(dataset, trainer, source)
-    read = [column for column in _text_columns(_forms(trainer)) if column in dataset.column_names]
-    filled = _drop_empty(_integers_to_text(dataset, read), read, rows)
-    if not len(filled):
-        why = f": in each of {len(dataset)}, {' or '.join(read)} is empty" if len(dataset) else ""
-        raise ConfigError(f"{source} has no rows to work with{why}.")
-    return filled
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _PartSpec:
+    """One of the data sets that are mixed, or the only one; or an evaluation set."""
+
+    spec: DatasetSpec
+    title: str
+    """How messages about its rows begin."""
+    where: str = "dataset.path"
+    split_key: str = "split"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """... as it was read."""
+
+    spec: DatasetSpec
+    title: str
+    source: Source
 
 
 def _source(spec: DatasetSpec) -> str:
-    return str(spec.path or spec.name)
+    if spec.datasets:
+        return " and ".join(map(_source, spec.datasets))
+    return " and ".join(spec.path) if isinstance(spec.path, tuple) else str(spec.path or spec.name)
 
 
-def _read_train(spec: DatasetSpec) -> Dataset:
-    if spec.path is not None:
-        return read_path(spec.path, spec.split, "dataset.path", sample_by=spec.sample_by)
-    assert spec.name is not None
-    if looks_local(spec.name):
-        raise ConfigError(f"dataset.name is {spec.name!r}, which looks like a file: give it as dataset.path.")
-    return read_hub(spec.name, spec.config, spec.split)
-
-
-def _read_eval(spec: DatasetSpec) -> Dataset | None:
-    if spec.eval_path is not None:
-        return read_path(spec.eval_path, spec.eval_split or "train", "dataset.eval_path", sample_by=spec.sample_by)
-    if spec.eval_split is None:
-        return None
-    if spec.path is not None:
-        if existing_path(spec.path, "dataset.path").is_file():
-            raise ConfigError(
-                f"dataset.eval_split is {spec.eval_split!r}, but {spec.path} is one file and has no splits. "
-                "Give dataset.eval_path or dataset.eval_size."
+def _parts(spec: DatasetSpec) -> list[_PartSpec]:
+    """Return what is mixed, each with what it takes over from the whole."""
+    title = "The data set {}".format
+    if spec.datasets:
+        return [
+            _PartSpec(
+                replace(
+                    part,
+                    columns=part.columns or spec.columns,
+                    sample_by=spec.sample_by if part.sample_by == DatasetSpec.sample_by else part.sample_by,
+                    formatting_func=part.formatting_func or spec.formatting_func,
+                ),
+                title(_source(part)),
+                f"dataset.datasets[{index}].path",
             )
-        return read_path(spec.path, spec.eval_split, "dataset.path", "eval_split")
-    assert spec.name is not None
-    return read_hub(spec.name, spec.config, spec.eval_split)
+            for index, part in enumerate(spec.datasets)
+        ]
+    if isinstance(spec.path, tuple) and (spec.probabilities is not None or spec.stopping_strategy is not None):
+        return [
+            _PartSpec(replace(spec, path=path), title(path), f"dataset.path[{index}]")
+            for index, path in enumerate(spec.path)
+        ]
+    return [_PartSpec(spec, title(_source(spec)))]
+
+
+def _evaluation_parts(spec: DatasetSpec) -> dict[str, _PartSpec]:
+    """Return what is evaluated on, by name; one alone is called nothing."""
+    if spec.eval_path is not None:
+        named = spec.eval_path if isinstance(spec.eval_path, Mapping) else {"": spec.eval_path}
+        split = spec.eval_split if isinstance(spec.eval_split, str) else "train"
+        sets = {name: replace(spec, path=path, name=None, datasets=(), split=split) for name, path in named.items()}
+        keys = ("dataset.eval_path", "split")
+    elif spec.eval_split is None:
+        return {}
+    elif spec.datasets or isinstance(spec.path, tuple):
+        raise ConfigError(
+            f"dataset.eval_split is {spec.eval_split!r}, but there are several data sets. Give dataset.eval_path or "
+            "dataset.eval_size."
+        )
+    elif spec.path is not None and not glob.has_magic(spec.path) and existing_path(spec.path, "dataset.path").is_file():
+        raise ConfigError(
+            f"dataset.eval_split is {spec.eval_split!r}, but {spec.path} is one file and has no splits. "
+            "Give dataset.eval_path or dataset.eval_size."
+        )
+    else:
+        splits = spec.eval_split if isinstance(spec.eval_split, Mapping) else {"": spec.eval_split}
+        sets = {name: replace(spec, split=split) for name, split in splits.items()}
+        keys = ("dataset.path", "eval_split")
+    titles = {name: (_source(part) if spec.eval_path is not None else part.split) for name, part in sets.items()}
+    return {
+        name: _PartSpec(
+            part,
+            f"The evaluation set {titles[name]}" + (f" ({name})" if name else ""),
+            f"{keys[0]}.{name}" if name and spec.eval_path is not None else keys[0],
+            keys[1],
+        )
+        for name, part in sets.items()
+    }
+
+
+def _read(part: _PartSpec, trainer: TrainerSpec | None) -> _Part:
+    """Read all rows of a part, with the columns that were chosen, and what is to be text as text."""
+    spec = part.spec
+    if spec.path is not None:
+        paths = spec.path if isinstance(spec.path, tuple) else (spec.path,)
+        sources = [
+            source
+            for path in paths
+            for source in read_path(path, spec.split, part.where, part.split_key, spec.sample_by)
+        ]
+    else:
+        assert spec.name is not None
+        if looks_local(spec.name):
+            raise ConfigError(f"dataset.name is {spec.name!r}, which looks like a file: give it as dataset.path.")
+        sources = [read_hub(spec.name, spec.config, spec.split)]
+    sources = [_select_columns(source, spec) for source in together(sources)]
+    if spec.formatting_func is None:
+        read = _text_columns(_forms(trainer))
+        sources = [replace(source, rows=as_text(source.rows, read, source.place)) for source in sources]
+    return _Part(spec, part.title, joined(sources, _source(spec)))
+
+
+def _by_part(parts: Sequence[_Part], rows: np.ndarray) -> list[tuple[_Part, np.ndarray]]:
+    """Return each part with the numbers of its rows, where ``rows`` counts through all parts."""
+    first, found = 0, []
+    for part in parts:
+        end = first + len(part.source.rows)
+        found.append((part, rows[(rows >= first) & (rows < end)] - first))
+        first = end
+    return found
+
+
+def _finish(part: _Part, rows: np.ndarray, trainer: TrainerSpec | None) -> Source:
+    """Keep these rows, formatted and checked."""
+    dataset, source = part.source.rows, part.source
+    if len(rows) < len(dataset):
+        dataset = dataset.select(rows)
+
+    def place(index: int) -> str:
+        return source.place(int(rows[index]))
+
+    read = _text_columns(_forms(trainer))
+    if part.spec.formatting_func is not None:
+        dataset = as_text(_format(dataset, part.spec.formatting_func, place), read, place)
+    check_columns(dataset, trainer, part.title)
+    if not len(dataset):
+        raise ConfigError(f"{part.title} has no rows to work with.")
+    if "label" in dataset.column_names and any("label" in form for form in _forms(trainer)):
+        dataset = labels_as_booleans(dataset, part.title, place)
+    check_filled(dataset, [column for column in read if column in dataset.column_names], part.title, place)
+    return Source(dataset, source.name)
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
-def _select_columns(dataset: Dataset, spec: DatasetSpec) -> Dataset:
+def _select_columns(source: Source, spec: DatasetSpec) -> Source:
     if not spec.columns:
-        return dataset
-    present = dataset.column_names
+        return source
+    present = source.rows.column_names
     for column in spec.columns:
         if column not in present:
             raise ConfigError(
-                f"dataset.columns: there is no column {column!r} in {_source(spec)}.{nearest(column, present)} "
+                f"dataset.columns: there is no column {column!r} in {source.name}.{nearest(column, present)} "
                 f"Columns there: {', '.join(present)}."
             )
     wanted = list(spec.columns.values())
     if len(set(wanted)) < len(wanted):
         raise ConfigError(f"dataset.columns gives two columns the same name: {', '.join(wanted)}.")
-    return dataset.select_columns(list(spec.columns)).rename_columns(dict(spec.columns))
+    return replace(source, rows=source.rows.select_columns(list(spec.columns)).rename_columns(dict(spec.columns)))
 
 
 def _hold_out(count: int, size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -178,30 +299,32 @@ def _hold_out(count: int, size: float, seed: int) -> tuple[np.ndarray, np.ndarra
 # --- formatting -------------------------------------------------------------------------------------------------------
 
 
-def _format(dataset: Dataset, node: Mapping[str, Any], rows: np.ndarray) -> Dataset:
+def _format(dataset: Dataset, node: Mapping[str, Any], place_of: Callable[[int], str]) -> Dataset:
     function = resolve_function(node, "dataset.formatting_func")
     name = node["_target_"] if isinstance(node, Mapping) else node
     expected: set[str] = set()
 
     def apply(row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        place = f"dataset.formatting_func {name}, row {rows[index]} (from 0)"
+        def place() -> str:
+            return f"dataset.formatting_func {name}, {place_of(index)}"
+
         values = dict(row)  # reads it from the file, which may fail for another reason than the function does
         try:
             result = function(values)
         except Exception as error:
             raise ConfigError(
-                f"{place}: {type(error).__name__}: {error}. Columns of the row: {', '.join(row)}."
+                f"{place()}: {type(error).__name__}: {error}. Columns of the row: {', '.join(row)}."
             ) from error
         if isinstance(result, str):
             result = {"text": result}
         if not isinstance(result, Mapping) or not result:
             raise ConfigError(
-                f"{place}: returned {shortened(repr(result))} of type {type(result).__name__}. "
+                f"{place()}: returned {shortened(repr(result))} of type {type(result).__name__}. "
                 "Allowed: a string (the text), or a dict of columns."
             )
         if expected and expected != set(result):
             raise ConfigError(
-                f"{place}: returned the columns {', '.join(result)}, earlier rows {', '.join(sorted(expected))}."
+                f"{place()}: returned the columns {', '.join(result)}, earlier rows {', '.join(sorted(expected))}."
             )
         expected.update(result)
         return dict(result)
@@ -268,51 +391,3 @@ def _class_name(trainer: TrainerSpec) -> str:
 def _text_columns(forms: Sequence[tuple[str, ...]]) -> list[str]:
     columns = dict.fromkeys(column for form in forms for column in form)
     return [column for column in columns if column not in ("label", "input_ids")]
-
-
-def _integers_to_text(dataset: Dataset, read: list[str]) -> Dataset:
-    """A CSV file has no way to say that the answer 42 is text."""
-    for column in read:
-        feature = dataset.features[column]
-        if isinstance(feature, Json):
-            raise ConfigError(
-                f"The column {column!r} holds text in some rows and something else in others. "
-                "Make it text with a dataset.formatting_func."
-            )
-        if not isinstance(feature, Value) or feature.dtype in ("string", "large_string", "null"):
-            continue
-        if not feature.dtype.startswith(("int", "uint")):
-            raise ConfigError(
-                f"The column {column!r} holds {feature.dtype}, not text. Make it text with a dataset.formatting_func."
-            )
-        log.info("The column %r holds numbers; they are read as text", column)
-        dataset = dataset.cast_column(column, Value("string"))
-    return dataset
-
-
-def _drop_empty(dataset: Dataset, read: list[str], rows: np.ndarray) -> Dataset:
-    """Drop the rows in which a column that trainers read is missing, blank or an empty list.
-
-    There is nothing to learn from half a row, and a missing value stops TRL in the midst of tokenizing.
-    """
-    if not read:
-        return dataset
-    kept: list[int] = []
-    for start, batch in enumerate(dataset.select_columns(read).iter(1000)):
-        columns = [batch[column] for column in read]
-        kept += [start * 1000 + index for index, values in enumerate(zip(*columns, strict=True)) if _filled(values)]
-    if len(kept) == len(dataset):
-        return dataset
-    dropped = np.delete(rows[: len(dataset)], kept)
-    log.warning(
-        "%d of %d rows are dropped, with nothing in %s: row %s (from 0)",
-        len(dropped),
-        len(dataset),
-        " or ".join(read),
-        listing(str(row) for row in dropped),
-    )
-    return dataset.select(kept)
-
-
-def _filled(values: Sequence[Any]) -> bool:
-    return all(bool(value.strip() if isinstance(value, str) else value) for value in values)

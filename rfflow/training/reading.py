@@ -1,22 +1,33 @@
-"""Read rows from files, folders and the hub, and keep them on disk where `datasets` finds what it made of them."""
+"""Read rows from files, folders and the hub: what is text there is text here."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator
+import glob
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    Value,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
 from datasets.exceptions import DatasetsError
 
 from rfflow.errors import ConfigError
-from rfflow.training.sources import cache_folder, existing_path, listing
+from rfflow.training.sources import PACKAGE, existing_path, listing, what_is_there
+from rfflow.training.storing import store
+from rfflow.training.tables import COMPRESSED, Unreadable, check_packing, line_of, read_csv, read_json
+
+log = logging.getLogger(__name__)
 
 BUILDERS = {
     ".jsonl": "json",
@@ -28,52 +39,158 @@ BUILDERS = {
     ".arrow": "arrow",
     ".txt": "text",
 }
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
-def read_path(location: str, split: str, where: str, split_key: str = "split", sample_by: str = "paragraph") -> Dataset:
-    path = existing_path(location, where)
-    if path.is_dir():
-        return _read_folder(path, split, where, split_key, sample_by)
-    suffixes = [suffix for suffix in path.suffixes if suffix not in COMPRESSED]
-    builder = BUILDERS.get(suffixes[-1]) if suffixes else None
+@dataclass(frozen=True)
+class Source:
+    """Rows, and where each of them stands."""
+
+    rows: Dataset
+    name: str
+    """What the user calls them."""
+    files: tuple[tuple[Path, int], ...] = ()
+    """Their files, in order, with the number of rows of each; empty where they are not known."""
+
+    def place(self, row: int) -> str:
+        """Say where a row stands: its number, its file where there are several, and its line."""
+        for path, count in self.files:
+            if row < count:
+                line = line_of(path, row)
+                inside = f" of {path}" if len(self.files) > 1 else ""
+                return f"row {row} (from 0){inside}" + (f", line {line}" if line else "")
+            row -= count
+        return f"row {row} (from 0)"
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def read_path(
+    location: str, split: str, where: str, split_key: str = "split", sample_by: str = "paragraph"
+) -> list[Source]:
+    """Read a file, a folder, or all files that match a pattern such as ``data/*.jsonl``, in the order of their names.
+
+    Raises:
+        ConfigError: naming what is not there, or cannot be read.
+    """
+    return [
+        _read_folder(path, split, where, split_key, sample_by)
+        if path.is_dir()
+        else _read_file(path, where, name, sample_by)
+        for path, name in _matches(location, where)
+    ]
+
+
+def _matches(location: str, where: str) -> list[tuple[Path, str]]:
+    """Return what a path or a pattern names, each with how it would be written by itself."""
+    path = Path(location).expanduser()
+    if location.startswith(PACKAGE) or not glob.has_magic(location) or path.exists():
+        return [(existing_path(location, where), location)]
+    found = sorted(glob.glob(str(path), recursive=True))
+    if not found:
+        raise ConfigError(f"{where} is {location!r}: nothing matches the pattern.{what_is_there(path)}")
+    return [(Path(name), name) for name in found]
+
+
+def _read_file(path: Path, where: str, name: str, sample_by: str) -> Source:
+    what = f"{where} is {name!r}"
+    builder = _builder(path)
     if builder is None:
-        raise ConfigError(f"{where} is {location!r}. Readable files end in {', '.join(BUILDERS)} (or are packed: .gz).")
+        raise ConfigError(f"{what}. Readable files end in {', '.join(BUILDERS)} (or are packed: .gz).")
     if path.stat().st_size == 0:
-        raise ConfigError(f"{where} is {location!r}: the file is empty.")
-    options = {".tsv": {"sep": "\t"}, ".txt": {"sample_by": sample_by}}.get(suffixes[-1], {})
-    with _refusals(f"{where} is {location!r}", path):
-        return load_dataset(builder, data_files=str(path), split="train", **options)
+        raise ConfigError(f"{what}: the file is empty.")
+    with _refusals(what):
+        rows = _read_rows(path, builder, where, sample_by)
+    return Source(rows, name, ((path, len(rows)),))
 
 
-def _read_folder(folder: Path, split: str, where: str, split_key: str, sample_by: str) -> Dataset:
+def _builder(path: Path) -> str | None:
+    kinds = [suffix for suffix in map(str.lower, path.suffixes) if suffix not in COMPRESSED]
+    return BUILDERS.get(kinds[-1]) if kinds else None
+
+
+def _read_rows(path: Path, builder: str, where: str, sample_by: str, separator: str | None = None) -> Dataset:
+    check_packing(path, where)
+    if builder == "csv":
+        return read_csv(path, "\t" if ".tsv" in map(str.lower, path.suffixes) else separator)
+    if builder == "json":
+        return read_json(path)
+    # A mark of the encoding at the beginning of a file is not text.
+    options = {"sample_by": sample_by, "encoding": "utf-8-sig"} if builder == "text" else {}
+    return load_dataset(builder, data_files=str(path), split="train", **options)
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def _read_folder(folder: Path, split: str, where: str, split_key: str, sample_by: str) -> Source:
     names = sorted(entry.name for entry in folder.iterdir())
-    with _refusals(f"{where} is {str(folder)!r}", folder):
+    with _refusals(f"{where} is {str(folder)!r}"):
         if "dataset_dict.json" in names or "state.json" in names:
             saved = load_from_disk(str(folder))
             if isinstance(saved, DatasetDict):
-                if split not in saved:
-                    raise ConfigError(
-                        f"dataset.{split_key} is {split!r}, which {folder} does not have. Splits: {', '.join(saved)}."
-                    )
-                saved = saved[split]
+                saved = saved[_split_of(saved, split, folder, split_key)]
             # What map makes of rows is kept beside them: not in the user's folder.
-            return store(saved.with_format("arrow"), _same, batched=True)
-        if not any(suffix in BUILDERS for name in names for suffix in Path(name).suffixes):
+            return Source(store(saved.with_format("arrow"), _same, batched=True), str(folder))
+        if not any(_builder(Path(name)) or (folder / name).is_dir() for name in names):
             raise ConfigError(
                 f"{where} is {str(folder)!r}, a folder that `datasets` did not save and without files to read "
                 f"({', '.join(BUILDERS)}). In it: {listing(names)}."
             )
         texts = _only_texts(folder)
         if not texts:
-            return load_dataset(str(folder), split=split)
+            return _read_splits(folder, split, where, split_key, sample_by)
         if split != "train":
             raise ConfigError(
                 f"dataset.{split_key} is {split!r}, but {folder} holds plain text, which has no splits. Give "
                 "dataset.eval_path or dataset.eval_size."
             )
         # Named one by one: `datasets` would take what is called test.txt for a split of its own, and not train on it.
-        return load_dataset("text", data_files=texts, split="train", sample_by=sample_by)
+        return _one([_read_file(Path(text), where, text, sample_by) for text in texts], str(folder))
+
+
+def _read_splits(folder: Path, split: str, where: str, split_key: str, sample_by: str) -> Source:
+    """Read a split of a folder of files, which `datasets` tells by their names or by the folder's README."""
+    config = load_dataset_builder(str(folder)).config
+    files = {str(name): [Path(path) for path in paths] for name, paths in config.data_files.items()}
+    wanted = [_split_of(files, part.partition("[")[0], folder, split_key) for part in split.split("+")]
+    read = {path.resolve() for paths in files.values() for path in paths}
+    aside = [
+        str(path.relative_to(folder))
+        for path in sorted(folder.rglob("[!.]*"))
+        if _builder(path) and path.is_file() and path.resolve() not in read
+    ]
+    if aside:
+        log.warning("%s: of the folder %s these files are not read: %s", where, folder, listing(aside))
+    if not {_builder(path) for name in wanted for path in files[name]} <= {"csv", "json"}:
+        return Source(load_dataset(str(folder), split=split), str(folder))
+    separator = config.sep if getattr(config, "sep", ",") != "," else None
+    sources: dict[str, Source] = {}
+    for name in wanted:
+        made = []
+        for path in files[name]:
+            with _refusals(f"{where} is {str(folder)!r}, file {path.relative_to(folder.resolve())}"):
+                rows = _read_rows(path, str(_builder(path)), where, sample_by, separator)
+            made.append(Source(rows, str(path), ((path, len(rows)),)))
+        sources[name] = joined(together(made), str(folder))
+    if wanted == [split]:
+        return sources[split]
+    instruction = datasets.ReadInstruction.from_spec(split)  # such as train[:10%] or train+validation
+    parts = instruction.to_absolute({name: len(source.rows) for name, source in sources.items()})
+    return _one([_part(sources[part.splitname], part.from_, part.to) for part in parts], str(folder))
+
+
+def _part(source: Source, first: int | None, end: int | None) -> Source:
+    rows = source.rows.select(range(first or 0, len(source.rows) if end is None else end))
+    return Source(rows, source.name)
+
+
+def _split_of(splits: Any, split: str, folder: Path, split_key: str) -> str:
+    if split not in splits:
+        raise ConfigError(
+            f"dataset.{split_key} is {split!r}, which {folder} does not have. Splits: {', '.join(splits)}."
+        )
+    return split
 
 
 def _only_texts(folder: Path) -> list[str]:
@@ -83,14 +200,116 @@ def _only_texts(folder: Path) -> list[str]:
     return [str(path) for path in readable] if all(path.suffix == ".txt" for path in readable) else []
 
 
-def read_hub(name: str, config: str | None, split: str) -> Dataset:
-    with _refusals(f"dataset.name is {name!r} (config {config!r}, split {split!r})", None):
-        return load_dataset(name, config, split=split)
+def _same(rows: Any) -> Any:
+    return rows
+
+
+# --- several ----------------------------------------------------------------------------------------------------------
+
+
+def joined(sources: Sequence[Source], name: str) -> Source:
+    """Return the rows of several sources, one after the other.
+
+    Raises:
+        ConfigError: if they do not fit together.
+    """
+    check_alike(sources)
+    return _one(sources, name)
+
+
+def check_alike(sources: Sequence[Source]) -> None:
+    """Check that the rows of several sources have the same columns, of the same types.
+
+    Raises:
+        ConfigError: naming the first two that differ, and in what.
+    """
+    first, *others = sources
+    for other in others:
+        mine, theirs = first.rows.features, other.rows.features
+        alone = {first.name: mine.keys() - theirs.keys(), other.name: theirs.keys() - mine.keys()}
+        if any(alone.values()):
+            only = "; ".join(f"only {name} has {', '.join(sorted(own))}" for name, own in alone.items() if own)
+            raise ConfigError(
+                f"{first.name} and {other.name} differ in their columns: {only}. Keep those that all have and give "
+                "them one name (dataset.columns), or make them alike, each by its own columns or formatting_func "
+                "(dataset=mixture)."
+            )
+        for column, feature in mine.items():
+            try:
+                datasets.features.features._check_if_features_can_be_aligned(
+                    [Features({column: feature}), Features({column: theirs[column]})]
+                )
+            except ValueError as error:
+                raise ConfigError(
+                    f"{first.name} and {other.name} differ in the column {column!r}: {_said(feature)} there, "
+                    f"{_said(theirs[column])} here. Make them alike with a formatting_func."
+                ) from error
+
+
+def together(sources: Sequence[Source]) -> list[Source]:
+    """Return sources of JSON with types that hold for all: messages of one may have keys that those of others lack."""
+    names = [source.rows.column_names for source in sources]
+    features = [source.rows.features for source in sources]
+    nested = any(
+        each[column] != features[0][column]
+        and not (isinstance(each[column], Value) and isinstance(features[0][column], Value))
+        for each in features[1:]
+        for column in each.keys() & features[0].keys()
+    )
+    files = [file for source in sources for file in source.files]
+    if not nested or not all(source.files for source in sources) or any(_builder(path) != "json" for path, _ in files):
+        return list(sources)
+    whole, first, made = read_json(*(path for path, _ in files)), 0, []
+    for source, columns in zip(sources, names, strict=True):
+        rows = whole.select(range(first, first + len(source.rows))).select_columns(columns)
+        first += len(source.rows)
+        made.append(replace(source, rows=rows))
+    return made
+
+
+def _one(sources: Sequence[Source], name: str) -> Source:
+    if len(sources) == 1:
+        return replace(sources[0], name=name)
+    files = tuple(file for source in sources for file in source.files)
+    known = all(source.files or not len(source.rows) for source in sources)
+    return Source(datasets.concatenate_datasets([s.rows for s in sources]), name, files if known else ())
+
+
+def _said(feature: Any) -> str:
+    return str(getattr(feature, "dtype", None) or feature)
+
+
+# --- the hub ----------------------------------------------------------------------------------------------------------
+
+
+def read_hub(name: str, config: str | None, split: str) -> Source:
+    """Read a split of a data set of the hub."""
+    with _refusals(f"dataset.name is {name!r} (config {config!r}, split {split!r})", hub=True):
+        rows = load_dataset(name, config, split=split)
+        kind = rows.info.builder_name
+        if kind == "csv" and not _is_text(rows):
+            # What pandas took for a number or for nothing; read again as text.
+            features = Features(dict.fromkeys(rows.column_names, Value("string")))
+            rows = load_dataset(name, config, split=split, features=features, na_filter=False)
+        dates = [column for column, feature in rows.features.items() if "timestamp" in str(feature)]
+        if kind == "json" and dates:
+            raise ConfigError(
+                f"dataset.name is {name!r}: `datasets` takes the text in {', '.join(dates)} for times. Download the "
+                "file and give it as dataset.path, which reads text as text."
+            )
+    return Source(rows, name)
+
+
+def _is_text(rows: Dataset) -> bool:
+    return all(
+        feature == Value("string") and not rows.data.column(column).null_count
+        for column, feature in rows.features.items()
+    )
 
 
 @contextlib.contextmanager
-def _refusals(what: str, path: Path | None) -> Iterator[None]:
-    """Turn what `datasets` raises into one sentence, with the line where it is a file that cannot be parsed."""
+def _refusals(what: str, hub: bool = False) -> Iterator[None]:
+    """Turn what `datasets` raises into one sentence."""
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the sentence below says it better
     try:
@@ -99,70 +318,14 @@ def _refusals(what: str, path: Path | None) -> Iterator[None]:
         cause: BaseException = error
         while isinstance(cause, DatasetsError) and cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = _bad_line(path) or f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+        reason = " ".join(str(cause).split())
+        if not isinstance(cause, Unreadable):
+            reason = f"{type(cause).__name__}: {reason}"
         if "corresponds to no data" in reason:
             reason = "There are no rows in it."
         if isinstance(cause, UnicodeDecodeError):
             reason += ". Save it as UTF-8."
-        hint = "" if path else " Check the name and the network, or give a local file as dataset.path."
+        hint = " Check the name and the network, or give a local file as dataset.path." if hub else ""
         raise ConfigError(f"{what}: cannot read it. {reason}{hint}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
-
-
-def _bad_line(path: Path | None) -> str | None:
-    """Find the first line of a JSONL file that is not a JSON object."""
-    if path is None or path.suffix not in (".jsonl", ".ndjson", ".json") or not path.is_file():
-        return None
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if number == 1 and line.lstrip().startswith("[") and path.suffix == ".json":
-                return None  # one array, not lines
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                return f"Line {number} is not JSON ({error.msg}, column {error.colno}): {shortened(line)}"
-            if not isinstance(row, dict):
-                return f"Line {number} is not a JSON object with columns: {shortened(line)}"
-    return None
-
-
-def shortened(text: str, length: int = 60) -> str:
-    text = text.strip()
-    return text if len(text) <= length else text[:length] + "..."
-
-
-def _same(rows: Any) -> Any:
-    return rows
-
-
-def store(dataset: Dataset, function: Callable[..., Any], **kwargs: Any) -> Dataset:
-    """Map a function over the rows and keep the result in our cache under the name of its content.
-
-    `datasets` would name it after the function, whose code it does not see when it comes from a module: an edited
-    function would find the rows of the old one.
-
-    Args:
-        dataset: the rows.
-        function: what to make of each.
-        kwargs: for ``Dataset.map``.
-    """
-    folder = cache_folder("data")
-    handle, made = tempfile.mkstemp(dir=folder, suffix=".partial")
-    os.close(handle)
-    try:
-        mapped = dataset.map(
-            function, cache_file_name=made, load_from_cache_file=False, new_fingerprint="unnamed", **kwargs
-        )
-        if not len(mapped):
-            return mapped
-        with Path(made).open("rb") as content:
-            stored = folder / f"{hashlib.file_digest(content, 'sha256').hexdigest()[:32]}.arrow"
-        Path(made).replace(stored)
-    finally:
-        Path(made).unlink(missing_ok=True)
-    # The fingerprint is how `datasets` finds what was made of these rows: two data sets must never share one.
-    opened = Dataset.from_file(str(stored))
-    return Dataset(opened.data, info=opened.info, fingerprint=stored.stem)

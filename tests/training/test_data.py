@@ -100,22 +100,22 @@ def test_plain_text_is_read_by_paragraph_document_or_line(tmp_path: Path) -> Non
     path = tmp_path / "book.txt"
     path.write_bytes("Once upon\r\na time.\n\n\n\nThe \u00e9nd.\n".encode())
     assert [row.strip() for row in load(path).train["text"]] == ["Once upon\na time.", "The \u00e9nd."]
-    assert load(path, sample_by="line").train["text"][:] == ["Once upon", "a time.", "The \u00e9nd."]
+    assert load(path, sample_by="line").train["text"][:] == ["Once upon", "a time.", "", "", "", "The \u00e9nd."]
     assert load(path, sample_by="document").train["text"][:] == ["Once upon\na time.\n\n\n\nThe \u00e9nd.\n"]
     evaluated = load(path, eval_path=str(path), sample_by="line").eval
-    assert evaluated is not None and len(evaluated) == 3
+    assert evaluated is not None and len(evaluated) == 6
     path.write_bytes(b"caf\xe9")
     assert "can't decode byte 0xe9" in refused(path) and "Save it as UTF-8." in refused(path)
 
 
 @pytest.mark.parametrize("formatted", [False, True])
 def test_json_in_another_encoding_is_refused(tmp_path: Path, module, formatted: bool) -> None:
-    """`datasets` itself reads it without complaint, until somebody looks at a row."""
+    """`datasets` itself would read it without complaint, until somebody looks at a row."""
     path = tmp_path / "latin.jsonl"
     path.write_bytes('{"text": "caf\xe9"}\n'.encode("latin-1") * 4)
     settings = {"formatting_func": {"_target_": module("def f(row): return row") + ".f"}} if formatted else {}
     message = refused(path, **settings)
-    assert "latin.jsonl is not UTF-8 text: " in message and "Save it as UTF-8." in message
+    assert "latin.jsonl'" in message and "Line 1 is not UTF-8 text: " in message and "Save it as UTF-8." in message
 
 
 def test_every_text_of_a_folder_is_trained_on(tmp_path: Path) -> None:
@@ -211,12 +211,24 @@ def test_a_count_below_one_is_refused(tiny_data: Path) -> None:
     assert "dataset.max_samples is 0" in refused(tiny_data, max_samples=0)
 
 
-def test_rows_with_an_empty_column_are_dropped_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows: list[dict] = [*make_rows(4), {"prompt": "why", "completion": " "}, {"prompt": None, "completion": "so"}]
+def test_empty_text_is_text_and_only_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """TRL trains on it: on an empty prompt as on any, on an empty completion to learn where to end."""
+    rows = [*make_rows(4), {"prompt": "", "completion": "so"}, {"prompt": "why", "completion": " "}]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     with caplog.at_level(logging.WARNING, "rfflow"):
-        assert load(path).train.to_list() == make_rows(4)
-    assert "2 of 6 rows" in caplog.text and "row 4, 5" in caplog.text
+        assert load(path).train.to_list() == rows
+    assert "1 of 6 rows have empty text in 'completion', first row 5 (from 0), line 6" in caplog.text
+    assert "'prompt'" not in caplog.text
+
+
+def test_a_row_with_nothing_is_refused_with_its_line(tmp_path: Path) -> None:
+    """TRL would stop at it in the midst of tokenizing; it leaves no row out, nor do we."""
+    rows: list[dict] = [*make_rows(4), {"prompt": None, "completion": "so"}, {"completion": "so"}]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    path.write_text("\n\n" + path.read_text())
+    assert "2 of 6 rows have nothing in 'prompt', first row 4 (from 0), line 7." in refused(path)
+    chat = [{"messages": [{"role": "user", "content": "hi"}]}, {"messages": []}]
+    assert "1 of 2 rows have nothing in 'messages', first row 1" in refused(write_jsonl(tmp_path / "chat.jsonl", chat))
 
 
 def test_columns_that_the_trainer_does_not_read_may_be_empty(tmp_path: Path) -> None:
@@ -224,12 +236,15 @@ def test_columns_that_the_trainer_does_not_read_may_be_empty(tmp_path: Path) -> 
     assert len(load(path, GRPO).train) == 1
 
 
-def test_numbers_are_read_as_text(tmp_path: Path) -> None:
-    path = tmp_path / "sums.csv"
-    path.write_text("prompt,completion\n2+2=,4\n2+3=,5\n")
-    assert load(path).train["completion"][:] == ["4", "5"]
-    path.write_text("prompt,completion\n1/2=,0.5\n")
+def test_whole_numbers_are_read_as_text(tmp_path: Path) -> None:
+    path = write_jsonl(
+        tmp_path / "sums.jsonl", [{"prompt": "2+2=", "completion": 4}, {"prompt": "-1=", "completion": -1}]
+    )
+    assert load(path).train["completion"][:] == ["4", "-1"]
+    write_jsonl(path, [{"prompt": "1/2=", "completion": 0.5}])
     assert "'completion' holds float64" in refused(path)
+    write_jsonl(path, [{"prompt": "1=1", "completion": True}])
+    assert "'completion' holds bool" in refused(path)
 
 
 # --- formatting functions ---------------------------------------------------------------------------------------------
@@ -266,7 +281,7 @@ def test_an_edited_formatting_function_gives_new_rows(tmp_path: Path, module) ->
     [
         (
             "def f(row): return row['prmopt']",
-            "row 0 (from 0): KeyError: 'prmopt'. Columns of the row: prompt, completion",
+            "row 0 (from 0), line 1: KeyError: 'prmopt'. Columns of the row: prompt, completion",
         ),
         ("def f(row): return 'x' * int(1 / (row['prompt'][8] != '2'))", "ZeroDivisionError"),
         ("def f(row): return None", "of type NoneType. Allowed: a string"),
@@ -286,7 +301,7 @@ def test_the_row_number_of_a_failure_counts_in_the_file(tmp_path: Path, module) 
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     name = module("def f(row):\n    assert row['text'] != '31', 'here'\n    return row")
     for seed in range(3):
-        with pytest.raises(ConfigError, match=r"row 31 \(from 0\): AssertionError: here"):
+        with pytest.raises(ConfigError, match=r"row 31 \(from 0\), line 32: AssertionError: here"):
             load(path, seed=seed, formatting_func={"_target_": f"{name}.f"}, eval_size=10)
 
 
@@ -316,12 +331,9 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, content: str) -> None:
 
 def test_a_column_of_mixed_kinds_is_refused(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [*make_rows(2), {"prompt": "why", "completion": ["so"]}])
-    assert "'completion' holds text in some rows" in refused(path)
-
-
-def test_a_file_of_empty_rows_is_refused(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "", "completion": ""}] * 3)
-    assert f"The data set {path} has no rows" in refused(path)
+    message = refused(path)
+    assert "'completion' holds text in some rows" in message and "'column" not in message
+    assert "row 2 (from 0), line 3 has ['so'], a list" in message
 
 
 def test_an_unparsable_line_is_refused_with_its_number(tmp_path: Path) -> None:
@@ -362,14 +374,14 @@ def test_wrong_columns_are_refused_and_both_sides_named(tmp_path: Path, trainer:
 def test_a_wrong_evaluation_set_is_told_from_the_training_set(tiny_data: Path, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "eval.jsonl", [{"question": "why"}])
     assert f"The evaluation set {path} has the columns question" in refused(tiny_data, eval_path=str(path))
-    path = write_jsonl(tmp_path / "blank.jsonl", [{"prompt": " ", "completion": "so"}])
-    assert f"The evaluation set {path} has no rows" in refused(tiny_data, eval_path=str(path))
+    path = write_jsonl(tmp_path / "none.jsonl", [{"prompt": None, "completion": "so"}])
+    assert f"The evaluation set {path}: 1 of 1 rows have nothing in 'prompt'" in refused(tiny_data, eval_path=str(path))
 
 
 def test_the_trainers_own_text_field_is_respected(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "rows.jsonl", [{"content": "once"}, {"content": ""}])
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"content": 1}, {"content": 2}])
     trainer = TrainerSpec("trl.SFTTrainer", "trl.SFTConfig", args={"dataset_text_field": "content"})
-    assert load(path, trainer).train.to_list() == [{"content": "once"}]
+    assert load(path, trainer).train.to_list() == [{"content": "1"}, {"content": "2"}]
     assert "or content" in refused(write_jsonl(tmp_path / "other.jsonl", [{"text": "once"}]), trainer)
 
 

@@ -14,7 +14,7 @@ from rfflow.engine import Engine
 from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.spec import ExperimentSpec, RunSpec
 from rfflow.training.coroutine import TrainerCoroutine
-from tests.tiny import make_data, run_spec
+from tests.tiny import make_data, make_rows, run_spec, write_jsonl
 from tests.training.plain import Outcome, train_alone
 
 Spec = Callable[..., RunSpec]
@@ -134,3 +134,17 @@ def test_the_comparison_notices_a_missing_context_switch(
     variant = spec(chunks=4, evaluate=False)
     _, together = train_together([variant, variant], tmp_path / "experiment")
     assert together["0"].differences(train_alone(variant, tmp_path / "alone"))
+
+
+@pytest.mark.parametrize("kind", ["SFT", "DPO"])
+def test_rows_with_empty_text_are_trained_on_as_trl_does(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    """None is left out: steps, schedule and weights are those of TRL alone."""
+    rows = [{**row, "prompt": row["prompt"] if index % 2 else ""} for index, row in enumerate(make_rows(12))]
+    rows[5]["completion"] = ""
+    if kind == "DPO":
+        rows = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "What?"} for row in rows]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    variant = run_spec(tiny_model, file, chunks=3, trainer=f"trl.{kind}Trainer", args_target=f"trl.{kind}Config")
+    (run,), together = train_together([variant], tmp_path / "experiment")
+    assert run.plan is not None and run.plan.steps == 3
+    assert not together["0"].differences(train_alone(variant, tmp_path / "alone"))
