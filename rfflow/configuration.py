@@ -234,11 +234,33 @@ def _read_trainer(section: dict[str, Any], model: ModelSpec) -> TrainerSpec:
     return TrainerSpec(
         target=target,
         args_target=args["_target_"],
-        args={key: value for key, value in args.items() if key != "_target_"},
+        args=_read_checkpointing({key: value for key, value in args.items() if key != "_target_"}),
         callbacks=_read_trainer_callbacks(section.pop("callbacks", None)),
         ref_model=_read_reference(section.pop("ref_model", None), model),
         kwargs=_without_none(section),
     )
+
+
+def _read_checkpointing(args: dict[str, Any]) -> dict[str, Any]:
+    """Read the name that activation checkpointing had before.
+
+    Where the new one says something, too (in conf/, or as the default of TRL's class), transformers passes over it.
+    """
+    for old, new in _CHECKPOINTING.items():
+        if (value := args.pop(old, None)) is None:
+            continue
+        if args.get(new) and args[new] != value:
+            raise ConfigError(
+                f"trainer.args.{old} is {value!r} and {new} is {args[new]!r}: two names of the same. Say one."
+            )
+        args[new] = value
+    return args
+
+
+_CHECKPOINTING = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 
 
 def _read_trainer_callbacks(given: Any) -> tuple[Node, ...]:

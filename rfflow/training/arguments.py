@@ -11,6 +11,7 @@ from dataclasses import Field, fields
 from typing import Any
 
 from rfflow.errors import ConfigError, nearest
+from rfflow.training.unread import GONE
 
 
 def check_values(cls: type, values: Mapping[str, Any], where: str) -> None:
@@ -28,6 +29,8 @@ def check_values(cls: type, values: Mapping[str, Any], where: str) -> None:
     except Exception:  # some library annotated with a name that it does not import; its own checks remain
         hints = {}
     for key, value in values.items():
+        if key not in known and where == "trainer.args" and key in GONE:
+            raise ConfigError(f"{where}.{key} is not an argument of {cls.__name__} any more. {GONE[key]}")
         if key not in known:
             raise ConfigError(
                 f"{where}.{key} is not an argument of {cls.__name__}.{nearest(key, known)} "

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from rfflow.errors import ConfigError, nearest
 from rfflow.spec import Node, RunSpec, TrainerSpec
+from rfflow.training.answers import Place, check_callbacks, check_read
 from rfflow.training.arguments import check_values, listed
 from rfflow.training.bases import Base
 from rfflow.training.components import OURS, check_tools, make_callback, make_component, parameters_of
@@ -47,7 +48,8 @@ def build_trainer(
         ConfigError: for anything that TRL, transformers or PEFT refuse.
     """
     trainer_class = _class(spec.trainer.target, Trainer, "trainer._target_")
-    args = _build_args(spec.trainer, output_dir, device)
+    place = Place(spec, device, base.model.config.to_dict(), evaluates=data.eval is not None)
+    args = _build_args(place, output_dir)
     peft_config = _build_peft_config(spec.peft) if spec.peft else None
     check_misplaced(spec.unread, {"trainer.args": args} | ({"peft": peft_config} if peft_config else {}))
     if peft_config is not None and "ForSequenceClassification" in type(base.model).__name__:
@@ -70,6 +72,7 @@ def build_trainer(
         "callbacks": [make_callback(node) for node in spec.trainer.callbacks],
     }
     _check_keys(spec.trainer, args, parameters)
+    check_callbacks(kwargs["callbacks"], type(args), spec.trainer.args)
     given: dict[str, Any] = {}
     for key, node in spec.trainer.kwargs.items():
         if key == "reward_funcs":
@@ -119,7 +122,7 @@ def call_builder(build: Callable[[], Any]) -> Trainer:
 
 def _check_keys(spec: TrainerSpec, args: TrainingArguments, parameters: Mapping[str, Any]) -> None:
     """Every key of the section is an argument of the trainer, and none that rfflow gives itself."""
-    for key in spec.kwargs:
+    for key in [*spec.kwargs, *(["ref_model"] if spec.ref_model is not None else [])]:
         if key in OURS:
             raise ConfigError(f"trainer.{key} is not read: rfflow gives the trainer its own. {OURS[key]}")
         if key not in parameters:
@@ -143,11 +146,13 @@ def _wants_reference(args: TrainingArguments, parameters: Mapping[str, Any]) -> 
     return "ref_model" in parameters and not moves and not getattr(args, "precompute_ref_log_probs", False)
 
 
-def _build_args(spec: TrainerSpec, output_dir: Path, device: torch.device) -> TrainingArguments:
+def _build_args(place: Place, output_dir: Path) -> TrainingArguments:
+    spec, device = place.spec.trainer, place.device
     args_class = _class(spec.args_target, TrainingArguments, "trainer.args._target_")
     values = dict(spec.args)
     values = listed(args_class, values)
     check_values(args_class, values, "trainer.args")
+    check_read(args_class, place)
     values.setdefault("output_dir", str(output_dir))
     if device.type == "cpu":
         values.setdefault("use_cpu", True)

@@ -46,7 +46,7 @@ def train(root: Path, *specs: RunSpec) -> list[Run]:
         ({"args": {"warmup_step": 3}}, "trainer.args.warmup_step is not an argument of SFTConfig"),
         ({"args": {"lr_scheduler_type": "cosin"}}, "trainer.args.lr_scheduler_type is 'cosin'. Did you mean 'cosine'"),
         ({"args": {"loss_type": "nlll"}}, "Invalid `loss_type` nlll passed. Supported values are 'nll' and 'dft'"),
-        ({"args": {"eval_strategy": "steps"}}, "trl.SFTTrainer refuses the configuration"),
+        ({"args": {"eval_strategy": "steps"}}, "eval_strategy is 'steps', and there is nothing to evaluate on"),
         ({"args": {"eval_on_start": True}}, "eval_on_start is true, and there is nothing to evaluate on"),
         ({"peft": {"lora_rank": 3}}, "peft.lora_rank is not an argument of LoraConfig"),
         ({"peft": {"r": 0}}, "`r` should be a positive integer value"),
