@@ -25,6 +25,8 @@ CONF = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"  #
 
 _MODES = ("run", "multirun", "cfg", "info", "shell_completion")
 """Of Hydra's flags, those that say what is to be done at all."""
+_SHOWING = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+"""Those that train nothing."""
 
 
 def main() -> None:
@@ -44,6 +46,7 @@ def main() -> None:
         from rfflow import new
 
         sys.exit(new.main(sys.argv[2:]))
+    _settle()
     if any(argument.startswith("resume=") for argument in sys.argv[1:]):
         _resume()
     parser = _parser()
@@ -56,6 +59,20 @@ def main() -> None:
     except KeyboardInterrupt:  # while it reads configurations and loads libraries; the engine hears for itself
         print("Interrupted before anything was trained.", file=sys.stderr)
         sys.exit(130)
+
+
+def _settle() -> None:
+    """Say before anything is loaded or written that this is not the only process, unless nothing is to be trained."""
+    from rfflow.errors import RfflowError
+    from rfflow.process import outlive_viewers, settle
+
+    outlive_viewers()
+    if "COMP_LINE" in os.environ or any(argument in _SHOWING for argument in sys.argv[1:]):
+        return
+    try:
+        settle()
+    except RfflowError as error:
+        sys.exit(str(error))
 
 
 def _resume() -> None:

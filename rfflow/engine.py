@@ -22,7 +22,7 @@ from rfflow.errors import ConfigError, EngineError
 from rfflow.foresight import Foresight
 from rfflow.interruption import Interruption
 from rfflow.keeping import Keeper, is_disk_trouble, resume_command, unsaved
-from rfflow.reporting import make_fabric, namespaced
+from rfflow.reporting import Audience, make_fabric, namespaced
 from rfflow.roster import Roster
 from rfflow.runs import ChunkResult, Experiment, ExperimentPaths, Run, RunPaths, RunState
 from rfflow.saved import Answer, SavedExperiment, SavedRun
@@ -76,6 +76,7 @@ class Engine:
         _make_directory(paths.root)
         self.experiment = Experiment(spec, paths)
         self.fabric = fabric or make_fabric(spec)
+        self._audience = Audience(self.fabric)
         self.fabric.seed_everything(spec.seed, workers=False, verbose=False)
         self._composer = composer
         self._scheduler = Scheduler()
@@ -183,8 +184,7 @@ class Engine:
             self._is_open = False
             try:
                 self._call("on_experiment_end")
-            except OSError as error:
-                raise unsaved("how the runs ended", error, self.experiment.paths.root) from error
+                self._audience.sum_up()
             finally:
                 self._let_go()
         else:
@@ -329,8 +329,7 @@ class Engine:
             trainee.keep_weights()
         # In this order: what was logged is in the files; it is on record that the run has come here; everybody hears
         # of it; and only then there is a checkpoint that makes it needless to come here again.
-        for logger in self.fabric.loggers:
-            logger.save()
+        self._audience.save()
         self.save()
         self._call("on_chunk_end", run=run, result=result)
         if isinstance(boundary, Finished):
@@ -410,7 +409,7 @@ class Engine:
             run.metrics.update(metrics)
             run.step = max(run.step, step)
             self._evaluated[run.number] += sum(value for key, value in metrics.items() if _EVALUATING.fullmatch(key))
-            self.fabric.log_dict(namespaced(run.name, metrics), step=step)
+            self._audience.log(namespaced(run.name, metrics), step)
             self._call("on_log", run=run, metrics=metrics, step=step)
 
     def _fail(self, run: Run, error: Exception | SystemExit) -> None:
@@ -489,7 +488,7 @@ class Engine:
             self._steering = None
 
     def _call(self, hook: str, **kwargs: Any) -> None:
-        self.fabric.call(hook, experiment=self.experiment, **kwargs)
+        self._audience.call(hook, experiment=self.experiment, **kwargs)
 
 
 def _make_directory(path: Path) -> None:

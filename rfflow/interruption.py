@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: once to stop in order, twice to leave at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: once to stop in order, Ctrl-C or SIGTERM twice to leave at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(f"by {signal.Signals(number).name}")
         self.number = number
         self.exit_status = 128 + number
-        """130 for Ctrl-C, 143 for SIGTERM, as shells have it."""
+        """130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, as shells have it."""
 
 
 class Interruption:
@@ -30,7 +30,8 @@ class Interruption:
 
     The first one is a request: whoever trains is told to hurry to a place that can be saved, and the engine asks
     :attr:`number`. Where nothing trains it raises. The second one ends the process at once, and so does the end of
-    ``grace`` seconds after a SIGTERM, because whoever sent it will not wait.
+    ``grace`` seconds after a SIGTERM, because whoever sent it will not wait. SIGHUP, which says that the terminal was
+    closed, is a request only: shells and the system send it several times, and beside a SIGTERM.
     """
 
     def __init__(self, grace: float, hurry: Callable[[], None], farewell: Callable[[], str]):
@@ -47,6 +48,8 @@ class Interruption:
         self._hurry = hurry
         self._farewell = farewell
         self._may_raise = False
+        self._demands = 0
+        """How many signals came that are sent by somebody who waits."""
         self._timer: threading.Timer | None = None
 
     @contextmanager
@@ -56,8 +59,8 @@ class Interruption:
             yield
             return
         before: dict[int, Any] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # in the background of a shell it is ignored
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or in the background of a shell
                 before[number] = signal.signal(number, self._on_signal)
         try:
             yield
@@ -87,13 +90,17 @@ class Interruption:
             raise Interrupted(self.number)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
-            self._leave(128 + number)
-        self.number = number
+        if number != signal.SIGHUP:
+            self._demands += 1
+            if self._demands > 1:
+                self._leave(128 + number)
         if number == signal.SIGTERM:
             self._timer = threading.Timer(self._grace, self._leave, [128 + number])
             self._timer.daemon = True
             self._timer.start()
+        if self.number is not None:
+            return
+        self.number = number
         if self._may_raise:
             self._may_raise = False
             raise Interrupted(number)

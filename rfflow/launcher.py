@@ -30,6 +30,7 @@ from rfflow.interruption import Interrupted
 from rfflow.jobs import Composer, Job, check_shared, is_composing
 from rfflow.keeping import resume_command
 from rfflow.overrides import as_written
+from rfflow.process import settle
 from rfflow.references import as_typed
 from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.saved import SavedExperiment
@@ -91,6 +92,7 @@ def _train(cfg: DictConfig, read: Callable[[DictConfig], RunSpec]) -> RunSpec | 
     spec = read(cfg)
     if is_composing():
         return spec
+    settle()
     hydra = HydraConfig.get()
     overrides = tuple(as_written(escaped_words(as_typed(hydra.overrides.task))))
     paths = ExperimentPaths(_relative(Path(hydra.runtime.output_dir)))

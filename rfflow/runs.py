@@ -261,7 +261,8 @@ class Callback:
     """The events of an experiment. Subclass it or write any class with some of these methods.
 
     Callbacks are named in the ``callbacks`` config group by ``_target_`` and called through ``Fabric.call``, which
-    passes only the arguments that a method names. They are called while no run's context is active.
+    passes only the arguments that a method names. They are called while no run's context is active. One that raises
+    costs a warning, and training goes on; ``rfflow.errors.EngineError`` is for one that means to end the experiment.
     """
 
     def on_experiment_start(self, experiment: Experiment) -> None:

@@ -8,7 +8,8 @@ import time
 from bisect import bisect_left
 from collections.abc import Mapping
 
-from rfflow.runs import Run
+from rfflow.keeping import is_disk_trouble, unsaved
+from rfflow.runs import Experiment, Run
 
 
 class MetricsLog:
@@ -16,10 +17,10 @@ class MetricsLog:
 
     A line is ``{"time": seconds since the epoch, "step": optimizer steps done, "chunk": which chunk of the run, from 1,
     "metrics": {name: value}}``. JSON has no NaN and no infinity: they are the strings "NaN", "Infinity" and
-    "-Infinity", which ``float()`` reads.
+    "-Infinity", which ``float()`` reads. A disk without room ends the experiment: it is the one of the checkpoints.
     """
 
-    def on_log(self, run: Run, metrics: Mapping[str, float], step: int) -> None:
+    def on_log(self, experiment: Experiment, run: Run, metrics: Mapping[str, float], step: int) -> None:
         """Append one line."""
         line = {
             "time": round(time.time(), 3),
@@ -27,10 +28,15 @@ class MetricsLog:
             "chunk": chunk_at(run, step),
             "metrics": {name: _json_value(value) for name, value in metrics.items()},
         }
-        run.paths.metrics.parent.mkdir(parents=True, exist_ok=True)
-        # Opened anew each time: a handle a run would be many, and a line is on disk as soon as it is logged.
-        with run.paths.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        try:
+            run.paths.metrics.parent.mkdir(parents=True, exist_ok=True)
+            # Opened anew each time: a handle a run would be many, and a line is on disk as soon as it is logged.
+            with run.paths.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            if is_disk_trouble(error):  # of the disk that holds the checkpoints: the line would be missing for good
+                raise unsaved(f"what run {run.number} logs", error, experiment.paths.root) from error
+            raise
 
 
 def chunk_at(run: Run, step: int) -> int | None:

@@ -8,7 +8,6 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from rfflow.checkpoints import Checkpoints
 from rfflow.runs import ChunkResult, Experiment, Run, RunState
+from rfflow.streams import NEAREST, stream_handlers
 from rfflow.tracking.files import shown
 from rfflow.tracking.layout import (
     chunk_line,
@@ -28,6 +28,13 @@ from rfflow.tracking.layout import (
     rough,
     tensorboard_command,
 )
+
+
+class _Screen(Console):
+    """Leaves it to others to say that nobody reads any more; rich would end the process with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # rich calls this while it handles the error
 
 
 class LiveTable:
@@ -56,11 +63,9 @@ class LiveTable:
     def on_experiment_start(self, experiment: Experiment) -> None:
         """Show every run as queued."""
         # Bound to the stream of this moment: while a run trains, sys.stdout may be its log file.
-        console = self._console = self._console or Console(file=sys.stdout, highlight=False)
+        console = self._console = self._console or _Screen(file=sys.stdout, highlight=False)
         if isinstance(console.file, io.TextIOWrapper):
-            console.file.reconfigure(
-                errors="replace"
-            )  # a shortened label must not end an experiment in an ASCII locale
+            console.file.reconfigure(errors=NEAREST)  # an ASCII locale has no lines and no stars
         if console.is_terminal and not console.is_dumb_terminal:
             self._open(experiment, console)
         else:
@@ -155,7 +160,7 @@ class LiveTable:
         self._live = Live(console=console, auto_refresh=False, redirect_stdout=True, redirect_stderr=True)
         self._live.start()
         # Log handlers hold the streams that Live has just put its own in front of.
-        for handler in _stream_handlers():
+        for handler in stream_handlers():
             if handler.stream is out or handler.stream is err:
                 self._handlers.append((handler, handler.stream))
                 handler.setStream(sys.stdout if handler.stream is out else sys.stderr)
@@ -171,12 +176,3 @@ class LiveTable:
 def _say(console: Console, line: str, style: str | None = None) -> None:
     """Print a line whole: no markup, no wrapping, so that a path can be copied."""
     console.print(Text(line, style=style or ""), soft_wrap=True)
-
-
-def _stream_handlers() -> Iterator[logging.StreamHandler[TextIO]]:
-    loggers = [logging.root, *logging.Logger.manager.loggerDict.values()]
-    for logger in loggers:
-        for handler in getattr(logger, "handlers", ()):
-            # A FileHandler is a StreamHandler too, but its stream is its own.
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-                yield handler

@@ -24,7 +24,10 @@ class RfflowLauncher(Launcher):
         """What gives more jobs as runs end (``rfflow.search.sweeping.Refill``); a sweeper may set it."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Remember what Hydra says before the first :meth:`launch`."""
+        """Remember what Hydra says before the first :meth:`launch`; nothing of a sweep is written yet."""
+        from rfflow.process import settle
+
+        settle()
         self._setup = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
