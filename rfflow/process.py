@@ -46,8 +46,8 @@ def be_alone(environ: MutableMapping[str, str] = os.environ) -> None:
         ConfigError: where there are other processes, which would train the same runs into the same directory.
     """
     _check_alone(environ)
-    found = sorted(name for name in environ if name in _IGNORED or name.startswith("TORCHELASTIC_"))
-    for name in found:
+    found = [name for name in _IGNORED if name in environ]
+    for name in (*found, *(name for name in environ if name.startswith("TORCHELASTIC_"))):
         del environ[name]
     if found:
         log.warning("Ignored, since an experiment is one process: %s", ", ".join(found))
