@@ -90,6 +90,19 @@ def test_a_directory_that_cannot_be_made_is_said(rfflow: Shell) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("mode", [(), ("--multirun",)])
+def test_one_of_several_processes_begins_nothing(
+    rfflow: Shell, mode: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a directory is made nor anything loaded; what only shows something is not refused."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="rfflow was started as 2 processes: WORLD_SIZE is 2"):
+        monkeypatch.setattr(sys, "argv", ["rfflow", "+recipe=sft", *mode])
+        cli.main()
+    assert not list(Path().iterdir())
+    assert "lr: 0.0002" in rfflow("+recipe=sft", "--cfg", "job")
+
+
 def test_several_keys_and_groups_are_swept(rfflow: Shell) -> None:
     rfflow("+recipe=sft", "--multirun", "peft=lora_small,lora_large", "lr=1e-3,1e-4", "trainer.args.warmup_steps=0,5")
     runs = rfflow.engines[0].runs

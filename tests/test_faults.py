@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
+import os
 import random
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric.loggers import Logger
 from transformers import TrainerCallback
 
 from rfflow import resuming, saved
@@ -23,6 +27,10 @@ from rfflow.engine import Engine
 from rfflow.errors import ConfigError, EngineError
 from rfflow.runs import Callback, ChunkResult, Experiment, ExperimentPaths, Run, RunState
 from rfflow.spec import CheckpointSpec, ExperimentSpec, RunSpec
+from rfflow.tracking.metrics_log import MetricsLog
+from rfflow.tracking.runs_csv import RunsTable
+from rfflow.tracking.table import LiveTable
+from rfflow.tracking.timeline import Timeline
 from tests import chance
 from tests.test_resuming import Disk, Killed, differences, no_room, operations, outcome, play, uninterrupted
 from tests.tiny import run_spec
@@ -266,21 +274,103 @@ def test_a_directory_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     engine.close()
 
 
-def test_a_writer_that_fails_stops_training(tmp_path: Path) -> None:
-    """A logger or table on a broken disk: not silently without curves, but with a way to go on."""
+class Broken(Callback):
+    """Fails in every hook, as a user's own mistake or a disk that is not the experiment's does."""
 
-    class Broken(Callback):
-        def on_log(self, experiment: Experiment, run: Run, metrics: Any, step: int) -> None:
-            if (run.number, step) == (1, 6):
-                raise OSError(errno.EIO, "Input/output error", "events.out.tfevents")
+    def __getattribute__(self, name: str) -> Any:
+        def fail(**_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error") if name == "on_log" else KeyError(name)
 
-    engine = toy_engine(tmp_path, [toy_spec(), toy_spec()], [Broken()], checkpoint=CheckpointSpec())
-    with pytest.raises(EngineError, match=r"Input/output error.*resume="):
+        return fail if name.startswith("on_") else super().__getattribute__(name)
+
+
+class BrokenLogger(Broken, Logger):
+    """Fails in whatever it is given to do."""
+
+    name = version = None
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        raise RuntimeError("no connection")
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def save(self) -> None:
+        raise RuntimeError("no connection")
+
+
+class Gone(io.StringIO):
+    """A terminal, or a pipe's end, that is closed after some lines."""
+
+    def __init__(self, error: int):
+        super().__init__()
+        self.error, self.left = error, 3
+
+    def write(self, text: str, /) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(self.error, os.strerror(self.error))
+        return super().write(text)
+
+    def isatty(self) -> bool:
+        return self.error == errno.EIO
+
+
+def test_whoever_looks_on_and_fails_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Callbacks and loggers that raise whatever they hear: said once for each hook, and at the end how often."""
+    engine = toy_engine(tmp_path, [toy_spec(), toy_spec()], [Broken(), RunsTable(), Timeline()])
+    engine.fabric._loggers.append(BrokenLogger())
+    with caplog.at_level(logging.WARNING):
+        engine.run()
+        engine.close()
+    assert {run.state for run in engine.experiment.runs} == {RunState.COMPLETED}
+    assert engine.experiment.paths.timeline_picture.exists()
+    assert engine.experiment.paths.runs_table.read_text().count("completed") == 2
+    said = [record.getMessage() for record in caplog.records]
+    for what in ("Broken failed in on_log and training goes on: OSError", "BrokenLogger failed in save and training"):
+        assert sum(what in line for line in said) == 1
+    assert "Broken failed 8 times in on_chunk_end" in said
+    assert sum("on_experiment_start" in line for line in said) == 1
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EPIPE, errno.ENOSPC], ids=["terminal", "pipe", "log file"])
+def test_a_table_that_nobody_sees_is_missed_by_nobody(
+    tmp_path: Path, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training goes on, what stands behind the table hears everything, and the streams are given back."""
+    monkeypatch.setattr(sys, "stdout", Gone(error))
+    monkeypatch.setenv("TERM", "xterm")
+    before = sys.stdout, sys.stderr
+    engine = toy_engine(tmp_path, [toy_spec(), toy_spec()], [LiveTable(), Timeline()])
+    engine.run()
+    engine.close()
+    assert {run.state for run in engine.experiment.runs} == {RunState.COMPLETED}
+    assert engine.experiment.paths.timeline_picture.exists()
+    assert (sys.stdout, sys.stderr) == before
+
+
+def test_a_callback_may_mean_to_end_the_experiment(tmp_path: Path) -> None:
+    class Enough(Callback):
+        def on_chunk_end(self, experiment: Experiment) -> None:
+            raise EngineError("It is enough.")
+
+    engine = toy_engine(tmp_path, [toy_spec()], [Enough()])
+    with pytest.raises(EngineError, match="It is enough"):
         engine.run()
     engine.close()
-    play(tmp_path, plan={})
-    state = saved.read(ExperimentPaths(tmp_path).state)
-    assert state is not None and {run.state for run in state.runs} == {RunState.COMPLETED}
+
+
+def test_a_line_without_room_beside_the_checkpoints_ends_training(tmp_path: Path) -> None:
+    """It would be missing for good; a file that cannot be written for another reason costs a warning."""
+    engine = toy_engine(tmp_path, [toy_spec(), toy_spec()], [MetricsLog()], checkpoint=CheckpointSpec())
+    first, second = (run.paths.metrics for run in engine.experiment.runs)
+    first.mkdir()
+    second.symlink_to("/dev/full")
+    with pytest.raises(EngineError, match=r"Cannot write what run 1 logs: .*No space left.*resume="):
+        engine.run()
+    engine.close()
+    first.rmdir()
+    second.unlink()
+    goes_on(tmp_path)
 
 
 def test_a_bug_of_the_engine_is_loud_and_everything_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,14 @@ def test_a_job_returns_the_objective_of_its_run(app: App) -> None:
     assert [(result.status, result.return_value) for result in results] == [(JobStatus.COMPLETED, n) for n in (0, 1, 2)]
 
 
+def test_one_of_several_processes_makes_no_directory(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an app of one's own, too: the second would write into the first one's."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="rfflow was started as 2 processes"):
+        app.sweep(run_of, "x=1,2,3")
+    assert not (app.folder / "out").exists() and not app.made
+
+
 def test_runs_are_named_by_what_sets_them_apart(app: App) -> None:
     app.sweep(run_of, "x=1,2", "+y=[q, v]", "+z='a b',c")
     assert app.engine is not None

@@ -19,6 +19,7 @@ from rfflow import resuming, saved
 from rfflow.control.ownership import Lock
 from rfflow.engine import Engine
 from rfflow.errors import ConfigError, EngineError
+from rfflow.keeping import unsaved
 from rfflow.runs import Callback, ChunkResult, Experiment, ExperimentPaths, Run, RunState
 from rfflow.spec import CheckpointSpec
 from rfflow.tracking.metrics_log import MetricsLog
@@ -61,7 +62,10 @@ class Person(Callback):
         for index, op in enumerate(self.plan.get((run, chunk), ())):
             name, control = f"{run}-{chunk}-{index}.yaml", experiment.paths.control
             if not any(control.rglob(name)):
-                put(control, name, op)
+                try:
+                    put(control, name, op)
+                except OSError as error:  # what a person cannot ask for must not be missing in silence
+                    raise unsaved("an op", error, experiment.paths.root) from error
 
 
 def experiment(root: Path, plan: Ops = PLAN, *, checkpoint: CheckpointSpec | None = None, runs: int = 3) -> Engine:

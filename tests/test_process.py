@@ -1,0 +1,102 @@
+"""Whoever starts it, an experiment is one process."""
+
+from __future__ import annotations
+
+import logging
+import resource
+from pathlib import Path
+
+import pytest
+
+from rfflow import process
+from rfflow.errors import ConfigError
+from rfflow.process import be_alone
+
+BATCH = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+TORCHRUN = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29500",
+    "TORCHELASTIC_RUN_ID": "none",
+}
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({**TORCHRUN, "WORLD_SIZE": "2"}, "2 processes: WORLD_SIZE is 2, as torchrun and accelerate launch set it"),
+        ({**BATCH, "SLURM_STEP_NUM_TASKS": "4"}, "4 processes: SLURM_STEP_NUM_TASKS is 4, as srun sets it"),
+        ({**BATCH, "SLURM_PROCID": "3"}, "4 processes: SLURM_NTASKS is 4 and SLURM_PROCID 3"),
+        ({"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "0"}, "8 processes: OMPI_COMM_WORLD_SIZE is 8"),
+        ({"PMI_SIZE": "2"}, "2 processes: PMI_SIZE is 2"),
+        ({"MV2_COMM_WORLD_SIZE": "2"}, "2 processes: MV2_COMM_WORLD_SIZE is 2"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "a part of FSDP: ACCELERATE_USE_FSDP is true"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "a part of DeepSpeed: ACCELERATE_USE_DEEPSPEED is true"),
+    ],
+)
+def test_one_of_several_processes_is_refused(environ: dict[str, str], said: str) -> None:
+    """They would train the same runs into the same directory, or wait for one another for ever."""
+    before = dict(environ)
+    with pytest.raises(ConfigError) as refused:
+        be_alone(environ)
+    assert str(refused.value).startswith(f"rfflow was started as {said}")
+    assert "python -m rfflow" in str(refused.value) and "unset " in str(refused.value)
+    assert environ == before
+
+
+@pytest.mark.parametrize(
+    ("environ", "ignored"),
+    [
+        (TORCHRUN, "RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "3", "MASTER_ADDR": "10.0.0.9", "WORLD_SIZE": ""}, "RANK, WORLD_SIZE, MASTER_ADDR"),
+        (BATCH, ""),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, ""),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "PMI_SIZE": "1"}, ""),
+        ({"ACCELERATE_USE_FSDP": "false", "ACCELERATE_MIXED_PRECISION": "no"}, ""),
+        ({}, ""),
+    ],
+    ids=["torchrun", "left over", "sbatch", "srun", "mpirun", "accelerate launch", "plain"],
+)
+def test_what_is_said_to_a_single_process_is_ignored(
+    environ: dict[str, str], ignored: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Libraries would set up communication by it, or count on processes that are not there."""
+    environ = dict(environ)
+    with caplog.at_level(logging.INFO):
+        be_alone(environ)
+    assert environ == {name: value for name, value in environ.items() if name not in TORCHRUN}
+    assert [record.getMessage() for record in caplog.records] == (
+        [f"Ignored, since an experiment is one process: {ignored}"] if ignored else []
+    )
+
+
+def test_fabric_counts_on_no_other_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the script of a batch job SLURM says how many tasks were asked for, and Fabric would take that for a fault."""
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    from rfflow.reporting import make_fabric
+    from rfflow.spec import ExperimentSpec
+
+    for name, value in {**BATCH, "SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 3)  # loggers of another rank write nothing
+    fabric = make_fabric(ExperimentSpec(name="x", accelerator="cpu"))
+    assert (fabric.world_size, fabric.global_rank, rank_zero_only.rank) == (1, 0, 0)
+
+
+def test_as_many_files_may_be_open_as_the_system_grants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run keeps its log and its curves open; shells grant 1024, some 256."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    monkeypatch.setattr(process, "_MANY", 300)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        process.allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+        process.allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (400, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
