@@ -307,11 +307,12 @@ class Engine:
             self.roster.active = None
         trainee = self.roster.trainees[run.number]
         self.roster.workshop.memory.observe()
+        run.reach(boundary.step, boundary.metrics, boundary.running)
         result = ChunkResult(
             run=run.number,
             chunk=assignment.chunk,
             step=boundary.step,
-            metrics=boundary.metrics,
+            metrics=dict(run.metrics),
             answers=boundary.answers,
             started=started,
             ended=time.time(),
@@ -319,7 +320,6 @@ class Engine:
             evaluation=self._evaluated.pop(run.number, 0.0),
         )
         run.chunks.append(replace(result, answers=()))  # they are for people to read, and not kept
-        run.metrics.update(result.metrics)
         self._foresight.look(run.number, run.metrics)
         self._scheduler.finish(assignment)
         if isinstance(boundary, Finished):
@@ -406,7 +406,7 @@ class Engine:
             if self._to_skip[run.number]:
                 self._to_skip[run.number] -= 1
                 continue
-            run.metrics.update(metrics)
+            run.note(metrics, step)
             run.step = max(run.step, step)
             self._evaluated[run.number] += sum(value for key, value in metrics.items() if _EVALUATING.fullmatch(key))
             self._audience.log(namespaced(run.name, metrics), step)

@@ -224,6 +224,7 @@ class Keeper:
     def _take_over(self, run: Run, checkpoint: Checkpoint) -> None:
         run.chunks = saved.chunks_from(checkpoint.progress["chunks"])
         run.metrics = dict(checkpoint.progress["metrics"])
+        run.logged_at = dict(checkpoint.progress.get("logged_at", {}))
         run.step = checkpoint.step
         self._saved_step[run.number] = checkpoint.step
         if run.state is RunState.QUEUED:  # it was stopped and resumed before it got the device again

@@ -155,10 +155,7 @@ class Pilot:
 
     def _history(self, run: Run) -> list[Mapping[str, float]]:
         known = self._histories.setdefault(run.number, [])
-        for result in run.chunks[len(known) :]:
-            before = known[-1] if known else {}
-            is_latest = len(known) + 1 == len(run.chunks)
-            known.append({**before, **result.metrics, **(run.metrics if is_latest else {})})
+        known += [result.metrics for result in run.chunks[len(known) :]]
         return known
 
 

@@ -7,6 +7,7 @@ sweep: ``policy=halving,hyperband,median policy.eta=2,3``.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
@@ -148,12 +149,15 @@ def read_record(root: Path) -> Record:
     except OSError as error:
         raise ConfigError(f"{shown(root)}: {_why_not(root)}") from error
     births = _births(paths)
+    steps: dict[int, dict[int, int]] = defaultdict(dict)
+    for chunk in _timeline(paths.timeline):
+        steps[chunk["run"]][chunk["chunk"]] = chunk["step"]
     curves: list[Curve] = []
     left_out: set[int] = set()
     silent: list[int] = []
     for row in rows:
         number, parent = int(row["run"]), int(row["parent"]) if row["parent"] else None
-        history = _history(paths.run(number).metrics)
+        history = _history(paths.run(number).metrics, steps.get(number, {}))
         if row.get("chunk"):
             del history[int(row["chunk"]) :]  # logged in a chunk that did not end
         if parent is not None and (number not in births or parent in left_out):
@@ -208,28 +212,48 @@ def _births(paths: ExperimentPaths) -> dict[int, tuple[dict[int, int], bool]]:
     return births
 
 
-def _history(path: Path) -> list[dict[str, float]]:
-    """Return the latest value of everything logged by the end of each chunk."""
+def _history(path: Path, ends: Mapping[int, int]) -> list[dict[str, float]]:
+    """Return what was known of a run at the end of each chunk, as :meth:`rfflow.runs.Run.reach` has it.
+
+    Args:
+        path: the run's ``metrics.jsonl``.
+        ends: the step that ends each chunk, where it is known.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-    by_chunk: dict[int, dict[str, float]] = defaultdict(dict)
+    by_chunk: dict[int, list[tuple[int, dict[str, float]]]] = defaultdict(list)
     for line in lines:
         try:
             entry = json.loads(line)
-            chunk = int(entry["chunk"])
+            chunk, step = int(entry["chunk"]), int(entry["step"])
         except (ValueError, TypeError, KeyError):
-            continue  # torn by a crash, or logged before the first step
-        for name, value in entry["metrics"].items():
-            try:
-                by_chunk[chunk][name] = float(value)  # "NaN" and "Infinity" too
-            except (TypeError, ValueError):
-                continue
-    history: list[dict[str, float]] = []
-    for chunk in range(1, max(by_chunk, default=0) + 1):
-        history.append({**(history[-1] if history else {}), **by_chunk.get(chunk, {})})
-    return history
+            continue  # torn by a crash
+        if step > 0:
+            by_chunk[chunk].append((step, _numbers_in(entry["metrics"])))
+    return [_known(by_chunk[chunk], ends.get(chunk)) for chunk in range(1, max(by_chunk, default=0) + 1)]
+
+
+def _numbers_in(metrics: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {}
+    for name, value in metrics.items():
+        with contextlib.suppress(TypeError, ValueError):
+            numbers[name] = float(value)  # "NaN" and "Infinity" too
+    return numbers
+
+
+def _known(logs: Sequence[tuple[int, Mapping[str, float]]], end: int | None) -> dict[str, float]:
+    """Return what was known at a chunk's end: what was evaluated there, and logged in the chunk."""
+    end = max((step for step, _ in logs), default=0) if end is None else end
+    known = {
+        name: value
+        for step, metrics in logs
+        for name, value in metrics.items()
+        if step == end or not name.startswith("eval_")
+    }
+    losses = [metrics["loss"] for _, metrics in logs if "loss" in metrics]
+    return known | ({"loss": sum(losses) / len(losses)} if losses else {})  # the table's loss is of all of the chunk
 
 
 def _config(root: Path) -> dict[str, Any]:
@@ -292,6 +316,7 @@ def report(root: Path, record: Record, outcome: Outcome, objective: Objective, w
 def _loss(record: Record, outcome: Outcome, objective: Objective) -> str:
     ended = [curve for curve in record.curves if curve.fails_at is None] or record.curves
     best = min(ended, key=lambda c: (*objective.sort_key(c.metrics[-1]), c.number))
+    objective = objective.standing(curve.metrics[-1] for curve in ended)
     is_whole = all(len(c.metrics) >= record.planned.get(c.number, 0) for c in ended)
     among = "of all runs trained to the end" if is_whole else "of all runs, each as far as it was trained"
     value = objective.value(best.metrics[-1])

@@ -111,6 +111,7 @@ class ChunkResult:
     step: int
     """Optimizer steps done."""
     metrics: Mapping[str, float]
+    """All that was known of the run there."""
     started: float
     """Seconds since the epoch at which the run got the device."""
     ended: float
@@ -148,7 +149,9 @@ class Run:
         """Known once the trainer has counted its steps."""
         self.step = 0
         self.metrics: dict[str, float] = {}
-        """The latest value of everything logged or evaluated, by the trainer's own names."""
+        """What is known of the run as it stands, by the trainer's own names: see :meth:`note` and :meth:`reach`."""
+        self.logged_at: dict[str, int] = {}
+        """The step at which each of the metrics was logged."""
         self.chunks: list[ChunkResult] = []
         self.error: BaseException | None = None
 
@@ -169,6 +172,32 @@ class Run:
     def seconds(self) -> float:
         """Time spent on the device so far."""
         return sum(chunk.seconds for chunk in self.chunks)
+
+    def note(self, metrics: Mapping[str, float], step: int) -> None:
+        """Take in what was logged at a step. At step 0 nothing is trained: that says nothing of the configuration."""
+        if step > 0:
+            self.metrics.update(metrics)
+            self.logged_at.update(dict.fromkeys(metrics, step))
+
+    def reach(self, step: int, metrics: Mapping[str, float], running: Mapping[str, float] | None = None) -> None:
+        """Come to a boundary, and forget what is older: nobody shall be ranked by it.
+
+        An evaluation is of the weights at one step, so it must be of this one; what a trainer logs of its steps must
+        be of the chunk that ends here.
+
+        Args:
+            step: optimizer steps done.
+            metrics: what the boundary has found.
+            running: what the trainer has counted since it logged last, for what it has not logged in the chunk.
+        """
+        began = self.chunks[-1].step if self.chunks else 0
+        current = {
+            name: value
+            for name, value in self.metrics.items()
+            if self.logged_at.get(name, 0) >= (step if name.startswith("eval_") else began + 1)
+        }
+        self.metrics = {**current, **{k: v for k, v in (running or {}).items() if k not in current}, **metrics}
+        self.logged_at = dict.fromkeys(self.metrics, step)
 
     def move_to(self, state: RunState) -> None:
         """Change state.

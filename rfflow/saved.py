@@ -226,7 +226,8 @@ def versions() -> dict[str, str]:
 
 def progress_of(run: Run) -> dict[str, Any]:
     """Return how far a run is, for its checkpoint."""
-    return {"chunks": [_chunk(chunk) for chunk in run.chunks], "metrics": dict(run.metrics)}
+    metrics, logged_at = dict(run.metrics), dict(run.logged_at)
+    return {"chunks": [_chunk(chunk) for chunk in run.chunks], "metrics": metrics, "logged_at": logged_at}
 
 
 def chunks_from(plain: Sequence[Mapping[str, Any]]) -> list[ChunkResult]:

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 Paths = str | tuple[str, ...]
@@ -162,10 +162,18 @@ class Objective:
     direction: Literal["minimize", "maximize"] = "minimize"
 
     def value(self, metrics: Mapping[str, float]) -> float | None:
-        """Return the metric; without an evaluation set the training loss stands in for ``eval_loss``."""
-        if self.metric == "eval_loss" and "eval_loss" not in metrics:
-            return metrics.get("loss")
-        return metrics.get(self.metric)
+        """Return the metric; where nothing was evaluated the training loss stands in for ``eval_loss``."""
+        return metrics.get(self.standing([metrics]).metric)
+
+    def standing(self, runs: Iterable[Mapping[str, float]]) -> Objective:
+        """Return the objective by its true name: the training loss, where that stands in for all runs' ``eval_loss``.
+
+        Args:
+            runs: the metrics of each.
+        """
+        if self.metric != "eval_loss" or any("eval_loss" in metrics for metrics in runs):
+            return self
+        return replace(self, metric="loss")
 
     def sort_key(self, metrics: Mapping[str, float]) -> tuple[bool, bool, float]:
         """Order from best to worst.

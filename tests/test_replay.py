@@ -90,7 +90,7 @@ def test_it_says_what_would_have_been_chosen_saved_and_lost(recorded: Path, caps
     assert "4 runs, 16 chunks recorded" in out
     assert "  stop run 2: place 3 of 4 after chunk 1; 2 go on" in out
     assert "Saved: 50 % of the chunks (8 of 16)" in out and "of the time on the device" in out
-    assert "Chosen: run 0 with eval_loss 1 after 4 chunks. It is the best of all" in out
+    assert "Chosen: run 0 with loss 1 after 4 chunks. It is the best of all" in out
 
 
 def test_policies_can_be_compared_by_a_sweep(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,7 +173,7 @@ def test_an_experiment_may_have_failed_in_part_been_killed_and_gone_on_with(
     assert replay.main([str(root), "policy=halving", "policy.min_chunks=2"], cli.CONF) == 0
     out = capsys.readouterr().out
     assert "5 runs, 15 chunks recorded" in out and "Not over" not in out
-    assert "Chosen: run 1 with eval_loss 1 after 4 chunks. It is the best of all runs, each as far" in out, "0 failed"
+    assert "Chosen: run 1 with loss 1 after 4 chunks. It is the best of all runs, each as far" in out, "0 failed"
     assert "Known only as far as they were trained, which is not to the end: 0, 3." in out
 
 

@@ -169,8 +169,9 @@ def select(op: _Op, runs: Iterable[Candidate], objective: Objective) -> tuple[in
 
     Numbers keep the order given; ``all`` goes by number; ``best`` and ``worst`` begin with the best or the worst. These
     choose among the runs that the op can act on. A diverged run (NaN) is worse than any other. A run that has not
-    logged the metric yet cannot be ranked, so it is taken last from either end. Ties go by number. A share rounds up
-    for ``best`` and down for ``worst``: the two never overlap, and ``worst: 50%`` of a single run is nobody.
+    logged the metric at its last boundary or since cannot be ranked, so it is taken last from either end. Ties go by
+    number. A share rounds up for ``best`` and down for ``worst``: the two never overlap, and ``worst: 50%`` of a single
+    run is nobody.
 
     Raises:
         OpError: where a run does not exist or is in the wrong state, or where nobody is meant.
@@ -204,7 +205,9 @@ def _check_numbers(op: _Op, target: Numbers, runs: Sequence[Candidate], able: Se
 def _rank(op: _Op, target: Ranked, able: Sequence[Candidate], objective: Objective) -> list[Candidate]:
     by = target.by or objective.metric
     objective = replace(objective, metric=by, direction=_direction(target, by, objective))
-    values = {run.number: objective.value(run.metrics) for run in able}
+    # The training loss that stands in for eval_loss is compared with its own kind only.
+    standing = objective.standing(run.metrics for run in able).metric
+    values = {run.number: run.metrics.get(standing) for run in able}
     if all(value is None for value in values.values()):
         seen = sorted({name for run in able for name in run.metrics})
         raise OpError(

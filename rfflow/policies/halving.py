@@ -61,6 +61,8 @@ class Halving:
             return []  # it was judged, and all have gone on
         numbers = {run.number for run in cohort}
         there = [run for run in scene.ranked_at(rung) if run.number in numbers]
+        if all(scene.objective.value(run.history[rung - 1]) is None for run in there):
+            return []  # nothing was evaluated there, say: nobody is worse than the others
         room = math.ceil(len(there) / self.eta)
         able = [run for run in there if is_number(scene.objective.value(run.history[rung - 1]))]
         able = [run for run in able if run not in lost]

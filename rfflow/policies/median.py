@@ -8,6 +8,7 @@ from rfflow.control.ops import Stop
 from rfflow.control.selection import Numbers
 from rfflow.policies.halving import at_least, is_number
 from rfflow.policies.scene import Decision, RunView, Scene
+from rfflow.spec import Objective
 
 
 class Median:
@@ -32,7 +33,8 @@ class Median:
             there = scene.ranked_at(chunk)
             if len(there) < self.min_runs or not scene.is_due(chunk):
                 continue
-            values = {run.number: _badness(scene, run, chunk) for run in there}
+            objective = scene.objective.standing(metrics for run in there for metrics in run.history[:chunk])
+            values = {run.number: _badness(objective, run, chunk) for run in there}
             averages = {number: fmean(own) for number, own in values.items() if own}
             for run in there:
                 if run.is_live and run.chunk == chunk and (why := self._weakness(scene, run, values, averages)):
@@ -51,8 +53,8 @@ class Median:
         return f"its best is worse than the median of the others' averages over {run.chunk} chunks"
 
 
-def _badness(scene: Scene, run: RunView, chunks: int) -> list[float]:
+def _badness(objective: Objective, run: RunView, chunks: int) -> list[float]:
     """Return a run's values, turned so that less is better; those that are no numbers are left out."""
-    sign = 1 if scene.objective.direction == "minimize" else -1
-    values = [scene.objective.value(metrics) for metrics in run.history[:chunks]]
+    sign = 1 if objective.direction == "minimize" else -1
+    values = [metrics.get(objective.metric) for metrics in run.history[:chunks]]
     return [sign * value for value in values if value is not None and is_number(value)]

@@ -31,7 +31,7 @@ class RunView:
     chunks: int
     """How many chunks the run has in all."""
     history: tuple[Mapping[str, float], ...] = ()
-    """The latest value of everything it had logged at the end of each chunk done."""
+    """What was known of it at the end of each chunk done: what was evaluated there, and logged in that chunk."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Its resolved configuration."""
     parent: int | None = None
@@ -46,7 +46,7 @@ class RunView:
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """The latest value of everything it has logged."""
+        """What was known of it at the end of its last chunk."""
         return self.history[-1] if self.history else {}
 
     @property

@@ -109,6 +109,8 @@ class Search:
     asked: int = 0
     earlier: list[Asked] = field(default_factory=list)
     """What a process that is gone had asked for and launched."""
+    _is_settled: bool = False
+    """Whether it is known what a run has to show."""
     _unlaunched: list[Asked] = field(default_factory=list)
     """What it had asked for only."""
 
@@ -122,14 +124,41 @@ class Search:
             directions=[objective.direction for objective in self.objectives],
             load_if_exists=True,
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # the names are for the dashboard only
-            self.study.set_metric_names([objective.metric for objective in self.objectives])
+        if any(trial.state is TrialState.COMPLETE for trial in self.study.get_trials(deepcopy=False)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                self._settle_on(self.study.metric_names or [])
+        self._name_metrics()
         self._take_over()
         budget = self.spec.budget or self.spec.n_trials
         self.budget = int(min(max(budget, self.spec.n_trials), self.space.size))
         if budget > self.space.size:
             log.warning("The space has %d configurations, so %d are trained.", self.space.size, self.budget)
+
+    def values(self, metrics: Mapping[str, float]) -> list[float | None]:
+        """Return the values of the objectives."""
+        if self._is_settled:
+            return [metrics.get(objective.metric) for objective in self.objectives]
+        return [objective.value(metrics) for objective in self.objectives]
+
+    def settle(self, metrics: Mapping[str, float]) -> None:
+        """Keep to what the first run that ends has: its training loss, say, where nothing is evaluated.
+
+        All trials are compared with each other, so all of them are told the same thing, and it is called by its name.
+        """
+        if not self._is_settled:
+            self._settle_on([objective.standing([metrics]).metric for objective in self.objectives])
+            self._name_metrics()
+
+    def _settle_on(self, names: Sequence[str]) -> None:
+        self._is_settled = True
+        pairs = zip(self.objectives, names, strict=False)
+        self.objectives = [replace(objective, metric=name) for objective, name in pairs] or self.objectives
+
+    def _name_metrics(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # the names are for the dashboard only
+            self.study.set_metric_names([objective.metric for objective in self.objectives])
 
     def is_open(self, trial: int) -> bool:
         """Whether the study waits to be told of a trial."""

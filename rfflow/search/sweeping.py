@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,14 +200,14 @@ class Refill:
         self._search.add(params, last, notes, curve=values, is_stopped=is_stopped)
 
     def _last(self, run: Run) -> list[float | None]:
-        return [objective.value(run.metrics) for objective in self._search.objectives]
+        if run.state is RunState.COMPLETED:
+            self._search.settle(run.metrics)
+        return self._search.values(run.metrics)
 
     def _record(self, run: Run) -> list[float | None]:
-        """Return the objective at each chunk done; between two looks at most one has been added."""
+        """Return the objective at each chunk done."""
         known = self._ranks.setdefault(run.number, [])
-        for result in run.chunks[len(known) :]:
-            metrics: Mapping[str, float] = {**run.metrics, **result.metrics}
-            known.append(self._search.objectives[0].value(metrics))
+        known += [self._search.values(result.metrics)[0] for result in run.chunks[len(known) :]]
         return known
 
 

@@ -56,17 +56,29 @@ def ranking(experiment: Experiment, width: int, encoding: str = "utf-8") -> Text
     """Return the final table: best first by the objective, the best one marked; runs that failed come last."""
     objective = experiment.spec.objective
     star = "★" if encoding.lower().startswith("utf") else "*"
-    runs = [run for run in experiment.ranked() if run.state is not RunState.DELETED]
-    runs.sort(key=lambda run: run.state is RunState.FAILED)
+    runs = standings(experiment)
     rows = [_cells(experiment, run) | {"time": duration(run.seconds)} for run in runs]
     styles: dict[int, str] = {}
-    if runs and runs[0].state is not RunState.FAILED and not objective.sort_key(runs[0].metrics)[0]:
-        rows[0]["run"] = f"{star} {runs[0].number}"
-        styles[runs[0].number] = "bold green"
-    stands_in = objective.metric == "eval_loss" and "eval_loss" not in _metrics(experiment)
+    if (best := leader(experiment)) is not None:
+        rows[0]["run"] = f"{star} {best.number}"
+        styles[best.number] = "bold green"
+    stands_in = objective.standing(run.metrics for run in experiment.runs) != objective
     metric = "loss, as nothing was evaluated" if stands_in else objective.metric
     title = f"{experiment.spec.name}: ranked by {metric}, {objective.direction}"
     return Text.assemble((f"\n{title}\n\n", "bold"), _table(experiment, runs, rows, width, styles), no_wrap=True)
+
+
+def standings(experiment: Experiment) -> list[Run]:
+    """Return the runs from best to worst; those that failed come last, and those that were deleted are left out."""
+    runs = [run for run in experiment.ranked() if run.state is not RunState.DELETED]
+    return sorted(runs, key=lambda run: run.state is RunState.FAILED)
+
+
+def leader(experiment: Experiment) -> Run | None:
+    """Return the best run, where there is one that can be ranked."""
+    best = next(iter(standings(experiment)), None)
+    is_ranked = best is not None and not experiment.spec.objective.sort_key(best.metrics)[0]
+    return best if is_ranked and best is not None and best.state is not RunState.FAILED else None
 
 
 def chunk_line(experiment: Experiment, run: Run, result: ChunkResult) -> str:

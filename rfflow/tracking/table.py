@@ -23,9 +23,11 @@ from rfflow.tracking.layout import (
     chunk_line,
     count_runs,
     failure,
+    leader,
     live_table,
     ranking,
     rough,
+    standings,
     tensorboard_command,
 )
 
@@ -121,10 +123,11 @@ class LiveTable:
         if console is None:
             return
         console.print(ranking(experiment, console.width, console.encoding))
-        for place, run in enumerate(experiment.ranked()):
+        best = leader(experiment)
+        for run in standings(experiment):
             if run.state is RunState.COMPLETED:
                 _say(console, f"run {run.number}  {shown(run.paths.final)}")
-            elif run.state is RunState.STOPPED and place == 0:
+            elif run.state is RunState.STOPPED and run is best:
                 for step in Checkpoints(run.paths.checkpoints).steps()[:1]:
                     folder = run.paths.checkpoints / f"step-{step}"
                     _say(console, f"run {run.number}  {shown(folder)}  (stopped)")

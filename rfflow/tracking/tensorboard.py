@@ -80,7 +80,8 @@ class TensorBoardLogger(Logger):
             if name in self._removed:
                 continue
             if name in self._runs:
-                self._metrics.setdefault(tag)
+                if step != 0:  # of the untrained model; as a column it would be compared with what others have learnt
+                    self._metrics.setdefault(tag)
                 self._writer(name).add_scalar(tag, value, self._runs[name].step if step is None else step)
             else:
                 self._writer("").add_scalar(key, value, step)
@@ -191,11 +192,11 @@ class TensorBoardLogger(Logger):
 
         They go to a directory of a new name, because TensorBoard reads no second record in a directory it knows.
         """
-        made_of = (*self._runs, *self._metrics)
+        tags = _ordered(self._metrics, experiment.spec.objective.standing(run.metrics for run in self._runs.values()))
+        made_of = (*self._runs, *tags)
         if made_of == self._shared_columns:
             return
         self._shared_columns = made_of
-        tags = _ordered(self._metrics, experiment.spec.objective)
         old = f"{SHARED}-{self._shared_number}"
         self._shared_number += 1
         writer = self._writer(f"{SHARED}-{self._shared_number}")

@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Boundary:
     logs: tuple[Log, ...]
     metrics: Mapping[str, float]
     answers: tuple[Answer, ...] = ()
+    running: Mapping[str, float] = field(default_factory=dict)
+    """Means of what a TRL trainer has counted since it logged last."""
     is_finite: bool = True
     """Whether the weights that are trained are all numbers."""
 
@@ -215,11 +217,7 @@ class _SuspendingCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step in self._ends:
             self._boundary_is_due = True
-            assert self.chunk_began is not None
-            # The mean over the chunk: a single step's loss says more about its rows than about the run.
-            (first, before), total = self.chunk_began, _sum_of_losses(self._coroutine.trainer)
-            self._loss = (total - before) / max(state.global_step - first, 1)
-            self.chunk_began = (state.global_step, total)
+            self._end_chunk(state)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -244,6 +242,11 @@ class _SuspendingCallback(TrainerCallback):
         # iterator, which draws. In the middle of an epoch it restores them behind the fetch of the first batch.
         self._pause_if_due(state, can_checkpoint=True)
 
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        assert self.chunk_began is not None
+        if state.global_step > self.chunk_began[0]:  # a callback of the user's ends the run in the middle of a chunk
+            self._end_chunk(state)
+
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # The first moment after a step at which the trainer has logged, evaluated and saved.
         within = state.global_step % self._steps_per_epoch
@@ -255,6 +258,13 @@ class _SuspendingCallback(TrainerCallback):
             self._pause(self._make_boundary(Boundary))
         elif is_hurried or (self._logs and time.monotonic() - self._last_pause >= self._progress_every):
             self._pause(Progress(state.global_step, self._take_logs(), can_checkpoint))
+
+    def _end_chunk(self, state: TrainerState) -> None:
+        assert self.chunk_began is not None
+        # The mean over the chunk: a single step's loss says more about its rows than about the run.
+        (first, before), total = self.chunk_began, _sum_of_losses(self._coroutine.trainer)
+        self._loss = (total - before) / max(state.global_step - first, 1)
+        self.chunk_began = (state.global_step, total)
 
     def last_boundary(self) -> Finished:
         """Return the run's end; called when ``train()`` has returned."""
@@ -283,7 +293,7 @@ class _SuspendingCallback(TrainerCallback):
                 scores, answers = self._coroutine.generate(trainer)
             metrics.update(scores)
             self._logs.append((trainer.state.global_step, scores))
-        return kind(trainer.state.global_step, self._take_logs(), metrics, answers)
+        return kind(trainer.state.global_step, self._take_logs(), metrics, answers, _running_means(trainer))
 
     def _evaluate_here(self, trainer: Trainer) -> dict[str, float]:
         step = trainer.state.global_step
@@ -327,6 +337,13 @@ def _steps_per_epoch(args: TrainingArguments, state: TrainerState, dataloader: A
     except TypeError:  # a streaming data set has no epochs that could be counted: the whole run is one
         return state.max_steps
     return max(-(-batches // args.gradient_accumulation_steps), 1)
+
+
+def _running_means(trainer: Trainer) -> dict[str, float]:
+    """Return the means of what one of TRL's trainers has counted since it logged last. Reading them moves nothing."""
+    counted: Mapping[str, Sequence[float]] = (getattr(trainer, "_metrics", None) or {}).get("train", {})
+    numbers = {name: [value for value in values if value == value] for name, values in counted.items()}
+    return {name: float(sum(values) / len(values)) for name, values in numbers.items() if values}
 
 
 def _sum_of_losses(trainer: Trainer) -> float:

@@ -477,6 +477,30 @@ def test_runs_are_weighed_by_several_objectives(tmp_path: Path, engines: Any, sa
         assert trial.values == (None if failed else [run.metrics["eval_loss"], run.metrics["loss"]])
 
 
+def test_where_nothing_is_evaluated_the_study_names_the_training_loss(
+    tmp_path: Path, engines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on by it in another process; a value of the other kind, which cannot be compared, is none."""
+    resume_toy = ToyTrainee.resume
+
+    def resume(trainee: ToyTrainee) -> Any:
+        boundary = resume_toy(trainee)
+        return replace(boundary, metrics={"loss": boundary.metrics["eval_loss"]})
+
+    said: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(ToyTrainee, "resume", resume)
+    monkeypatch.setattr("rfflow.search.sweeping.log.info", lambda *words: said.append(words))
+    engines()
+    app = App(tmp_path, n_trials=2)
+    app.sweep(PARABOLA, task=run_of)
+    assert app.states() == ["COMPLETE"] * 2
+    assert said[-1][0].startswith("Best of the search") and said[-1][2] == "loss"
+    space = read_space(OverridesParser.create().parse_overrides([PARABOLA]))
+    again = Search(space, SearchSpec(n_trials=2), app.folder / "out" / "study.journal", [Objective()], "rfflow")
+    assert again.study.metric_names == ["loss"]
+    assert again.values({"loss": 1.0, "eval_loss": 2.0}) == [1.0] and again.values({"eval_loss": 2.0}) == [None]
+
+
 def test_a_clone_joins_the_study_with_its_parent(tmp_path: Path, engines: Any) -> None:
     cold = {"op": "clone", "run": 0, "overrides": ["x=1.5"]}
     _, made = engines(ops={3: cold, 4: {**cold, "overrides": ["x=1.6"], "warm_start": True}})

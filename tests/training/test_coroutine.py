@@ -353,3 +353,33 @@ def test_an_interruption_leaves_the_engine_able_to_close(tmp_path: Path, monkeyp
     assert heard == [KeyboardInterrupt] and sorted(closed) == [0, 1, 2]
     assert not (tmp_path / "control" / ".lock").exists()
     assert all(run.state is RunState.RUNNING and run.error is None for run in engine.experiment.runs)
+
+
+# --- what a boundary knows --------------------------------------------------------------------------------------------
+
+
+def test_the_loss_of_a_run_that_ends_early_is_of_its_own_last_steps(make: Make) -> None:
+    """Not of the chunk before: that is older than the run's end."""
+    trainer = make(callbacks=[StopAt(8)])
+    last = pauses(TrainerCoroutine(trainer, 4))[-1]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert isinstance(last, Finished) and last.step == 8
+    assert last.metrics["loss"] == pytest.approx(sum(losses[6:8]) / 2, rel=1e-3)
+
+
+def test_a_boundary_tells_what_is_counted_and_not_yet_logged(make: Make) -> None:
+    """So that runs can be ranked by TRL's metrics at every chunk's end, however seldom they are logged."""
+
+    class Counts(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            self._metrics["train"].setdefault("reward", []).append(float(self.state.global_step))
+            return super().training_step(*args, **kwargs)
+
+        def log(self, logs: Any, *args: Any, **kwargs: Any) -> None:
+            self._metrics["train"].clear()
+            super().log(logs, *args, **kwargs)
+
+    trainer = make(kind=Counts, logging_steps=10)
+    trainer._metrics = {"train": {}, "eval": {}}
+    seen = [pause.running for pause in pauses(TrainerCoroutine(trainer, 4)) if isinstance(pause, Boundary)]
+    assert seen == [{"reward": 2.5}, {"reward": 10.5}, {"reward": 13.5}, {}]
