@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rfflow.admission import Admission
+from rfflow.claims import Claims, check_alone, claims_of
 from rfflow.configuration import experiment_config
 from rfflow.errors import ConfigError
 from rfflow.job_callbacks import JobNotes
@@ -251,25 +252,19 @@ def check_shared(jobs: Sequence[Job]) -> None:
                     f"{key} belongs to the whole experiment and cannot differ between its runs. Seen: {seen!r} (run "
                     f"{first.number}) and {value!r} (run {job.number}). Sweep it in experiments of their own."
                 )
-    _check_servers(jobs)
 
 
-def _check_servers(jobs: Sequence[Job]) -> None:
-    """Check that no two runs generate on the same vLLM server: it has the weights of one at a time."""
-    owners: dict[Any, int] = {}
+def check_claims(jobs: Sequence[Job]) -> None:
+    """Check that jobs that are to train at once get out of each other's way.
+
+    Raises:
+        ConfigError: naming what two of them would have to share.
+    """
+    claims = Claims()
     for job in jobs:
-        args = job.spec.trainer.args
-        if not args.get("use_vllm") or args.get("vllm_mode") != "server":
-            continue
-        place = args.get("vllm_server_host", "0.0.0.0"), args.get("vllm_server_port", 8000)  # TRL's own defaults
-        server = args.get("vllm_server_base_url") or "http://{}:{}".format(*place)
-        for key, value in (("server", server), ("vllm_group_port", args.get("vllm_group_port", 51216))):
-            if (owner := owners.setdefault((key, value), job.number)) != job.number:
-                raise ConfigError(
-                    f"Runs {owner} and {job.number} both generate with the vLLM {key} {value}, and a server has the "
-                    "weights of one run. Give each its own (trainer.args.vllm_server_port and vllm_group_port), or "
-                    "let them generate where they train: trainer.args.vllm_mode=colocate."
-                )
+        arguments = job.spec.trainer.args.get
+        check_alone(arguments)
+        claims.take(job.number, claims_of(arguments, Path(job.result.working_dir)))
 
 
 def _shared(cfg: DictConfig) -> Node:

@@ -8,13 +8,16 @@ when the run gives it back, so that a run never notices the others. What turns o
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import gc
 import io
 import logging
 import os
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +26,10 @@ import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from hydra.core.hydra_config import HydraConfig
+
+from rfflow.training.clients import Clients, read_clients, set_clients
+from rfflow.training.signals import Handlers, give_handlers, own_handlers, read_handlers, set_handlers
+from rfflow.training.torch_settings import read_torch_settings, set_torch_settings
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +80,16 @@ class GlobalState:
 
     random: RandomState
     accelerate: tuple[dict[str, Any], ...]
-    torch_flags: dict[str, Any]
+    torch: dict[str, Any]
     hydra: Any
     cwd: str | None
     """None where the working directory has been deleted."""
     environ: dict[str, str]
+    clients: Clients
+    warnings: tuple[Any, ...]
+    """The filters, first to last, and who shows a warning."""
+    garbage: tuple[bool, Any]
+    """Whether it is collected, and how often."""
 
     @classmethod
     def capture(cls, device: torch.device) -> GlobalState:
@@ -86,28 +98,37 @@ class GlobalState:
             random=RandomState.capture(device),
             # The dicts themselves are shared with every instance alive, so contents move and the dicts stay.
             accelerate=tuple(dict(state._shared_state) for state in _SHARED),
-            torch_flags=_torch_flags(),
+            torch=read_torch_settings(),
             hydra=HydraConfig.instance().cfg,
             cwd=_cwd(),
             environ=dict(os.environ),
+            clients=read_clients(),
+            warnings=(warnings.showwarning, *warnings.filters),
+            garbage=(gc.isenabled(), gc.get_threshold()),
         )
 
-    def restore(self, device: torch.device) -> None:
-        """Put the snapshot in place."""
+    def restore(self, device: torch.device, seen: GlobalState | None = None) -> None:
+        """Put the snapshot in place of what is there, which is ``seen`` where somebody has just looked."""
+        seen = seen or GlobalState.capture(device)
         for state, saved in zip(_SHARED, self.accelerate, strict=True):
             shared = state._shared_state
             shared.clear()
             shared.update(saved)
-        if self.torch_flags != _torch_flags():
-            _set_torch_flags(self.torch_flags)
+        if self.torch != seen.torch:
+            set_torch_settings(self.torch, seen.torch)
         HydraConfig.instance().cfg = self.hydra
-        if self.cwd is not None and self.cwd != _cwd():
+        if self.cwd is not None and self.cwd != seen.cwd:
             try:
                 os.chdir(self.cwd)
             except FileNotFoundError:  # deleted meanwhile; whoever needs it will say so
                 log.warning("The working directory %s is gone", self.cwd)
-        if self.environ != dict(os.environ):
+        if self.environ != seen.environ:
             _set_environ(self.environ)
+        set_clients(self.clients, seen.clients)
+        if self.warnings != seen.warnings:
+            _set_warnings(*self.warnings)
+        if self.garbage != seen.garbage:
+            _set_garbage(*self.garbage)
         # Last: nothing after this may draw.
         self.random.restore(device)
 
@@ -132,33 +153,50 @@ class RunContext:
         self._inner = GlobalState(
             random=outer.random,
             accelerate=({}, {}, {}),
-            torch_flags=outer.torch_flags,
+            torch=outer.torch,
             hydra=hydra or outer.hydra,
             cwd=str(job.runtime.output_dir) if job and job.job.chdir else outer.cwd,
             environ={**outer.environ, **({key: str(value) for key, value in job.job.env_set.items()} if job else {})},
+            clients=outer.clients,
+            warnings=outer.warnings,
+            garbage=outer.garbage,
         )
+        self._handlers: Handlers = {}
+        """Those of signals that the run has set."""
+        self.variables = contextvars.copy_context()
+        """The run's context variables, to call its functions in: nobody can swap those from outside."""
         self._capture_output = capture_output
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = _LogFile(log)
         self.switch_seconds = 0.0
         """Time spent on entering and leaving, over the life of the run."""
 
+    @property
+    def cwd(self) -> Path:
+        """Where the run stands."""
+        return Path(self._inner.cwd or ".")
+
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Make everything global the run's own; on the way out, keep it and put back what was there before."""
         entering = time.perf_counter()
-        outer = GlobalState.capture(self._device)
+        outer, handlers = GlobalState.capture(self._device), read_handlers()
+        seen = None
         with self._log.attached(self._capture_output):
             try:
-                self._inner.restore(self._device)
+                self._inner.restore(self._device, outer)
+                give_handlers(self._handlers, handlers)
                 self.switch_seconds += time.perf_counter() - entering
                 try:
                     yield
                 finally:
                     leaving = time.perf_counter()
-                    self._inner = GlobalState.capture(self._device)
+                    seen_handlers = read_handlers()
+                    set_handlers(handlers, seen_handlers)
+                    self._handlers = own_handlers(handlers, seen_handlers)
+                    self._inner = seen = GlobalState.capture(self._device)
             finally:
-                outer.restore(self._device)
+                outer.restore(self._device, seen)
         self.switch_seconds += time.perf_counter() - leaving
 
     def close(self) -> None:
@@ -177,6 +215,8 @@ class _LogFile:
         """Handlers that the run itself has put on the root logger."""
         self._level: int | None = None
         """The root logger's level, once the run has had it."""
+        self._manners: dict[logging.Logger, _Manner] = {}
+        """What the run has changed of other loggers, as ``trainer.args.log_level`` does of transformers'."""
 
     @contextlib.contextmanager
     def attached(self, capture_output: bool) -> Iterator[None]:
@@ -189,21 +229,29 @@ class _LogFile:
         given = [self._handler] if capture_output else [*handlers, self._handler]
         root.handlers[:] = [*given, *self._added]
         _set_level(root, self._level if self._level is not None else level)
+        manners, library_handlers = _libraries()
+        known = list(logging.root.manager.loggerDict)
+        for logger, own in self._manners.items():
+            _set_manner(logger, own)
         stdout, stderr = sys.stdout, sys.stderr
         redirected: dict[Any, Any] = {}
         if capture_output:
             sys.stdout = sys.stderr = self._stream
             terminal = (stdout, stderr, sys.__stdout__, sys.__stderr__)
-            redirected = {handler: handler.stream for handler in _library_handlers() if handler.stream in terminal}
+            redirected = {handler: handler.stream for handler in library_handlers if handler.stream in terminal}
             for handler in redirected:
                 handler.setStream(self._stream)
         try:
             yield
         finally:
             sys.stdout, sys.stderr = stdout, stderr
-            for handler in _library_handlers():
+            now, library_handlers = _libraries()
+            for handler in library_handlers:
                 if handler.stream is self._stream:  # also those of libraries that were imported meanwhile
                     handler.setStream(redirected.get(handler, stderr))
+            self._manners = _changes(manners, now, known) if now != manners else {}
+            for logger in self._manners:
+                _set_manner(logger, manners.get(logger, _PLAIN))
             self._added = [handler for handler in root.handlers if handler not in given]
             self._level = root.level
             root.handlers[:] = handlers
@@ -221,11 +269,40 @@ def _cwd() -> str | None:
         return None
 
 
-def _library_handlers() -> Iterator[Any]:
-    """The handlers with which libraries (transformers, torch, ...) write past the root logger, each to its stream."""
-    for logger in list(logging.root.manager.loggerDict.values()):
-        if isinstance(logger, logging.Logger):
-            yield from (handler for handler in logger.handlers if isinstance(handler, logging.StreamHandler))
+_Manner = tuple[int, bool, bool]
+"""A logger's level, whether it hands on what it hears, and whether it hears anything."""
+_PLAIN: _Manner = (logging.NOTSET, True, False)
+
+
+def _libraries() -> tuple[dict[logging.Logger, _Manner], list[Any]]:
+    """Return how loggers are set where they are not as Python makes them, and their own handlers.
+
+    Libraries (transformers, torch, ...) write past the root logger with those, each to its stream.
+    """
+    manners: dict[logging.Logger, _Manner] = {}
+    handlers: list[Any] = []
+    for logger in list(logging.root.manager.loggerDict.values()):  # half a thousand, of which a dozen are set
+        if type(logger) is logging.PlaceHolder:
+            continue
+        if logger.level or logger.handlers or logger.disabled or not logger.propagate:
+            manners[logger] = logger.level, logger.propagate, logger.disabled
+            handlers += (handler for handler in logger.handlers if isinstance(handler, logging.StreamHandler))
+    return manners, handlers
+
+
+def _changes(
+    before: Mapping[logging.Logger, _Manner], after: Mapping[logging.Logger, _Manner], known: Iterable[str]
+) -> dict[logging.Logger, _Manner]:
+    """Return what has changed of loggers that were there before; a library that came sets its own for everybody."""
+    names = set(known)
+    loggers = [logger for logger in before.keys() | after.keys() if logger.name in names]
+    now = {logger: after.get(logger, _PLAIN) for logger in loggers}
+    return {logger: manner for logger, manner in now.items() if manner != before.get(logger, _PLAIN)}
+
+
+def _set_manner(logger: logging.Logger, manner: _Manner) -> None:
+    level, logger.propagate, logger.disabled = manner
+    _set_level(logger, level)
 
 
 def _set_level(logger: logging.Logger, level: int) -> None:
@@ -233,39 +310,21 @@ def _set_level(logger: logging.Logger, level: int) -> None:
         logger.setLevel(level)
 
 
-def _torch_flags() -> dict[str, Any]:
-    flags = {
-        "grad": torch.is_grad_enabled(),
-        "default_dtype": torch.get_default_dtype(),
-        "matmul_precision": torch.get_float32_matmul_precision(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "deterministic_warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
-        "cudnn_deterministic": torch.backends.cudnn.deterministic,
-        "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
-        "autocast_cache": torch.is_autocast_cache_enabled(),
-    }
-    for device_type in ("cpu", "cuda"):
-        flags[f"autocast_{device_type}"] = torch.is_autocast_enabled(device_type)
-        flags[f"autocast_dtype_{device_type}"] = torch.get_autocast_dtype(device_type)
-    return flags
-
-
-def _set_torch_flags(flags: Mapping[str, Any]) -> None:
-    torch.set_grad_enabled(flags["grad"])
-    torch.set_default_dtype(flags["default_dtype"])
-    torch.set_float32_matmul_precision(flags["matmul_precision"])
-    torch.use_deterministic_algorithms(flags["deterministic"], warn_only=flags["deterministic_warn_only"])
-    torch.backends.cudnn.deterministic = flags["cudnn_deterministic"]
-    torch.backends.cudnn.benchmark = flags["cudnn_benchmark"]
-    torch.backends.cudnn.allow_tf32 = flags["cudnn_tf32"]
-    torch.set_autocast_cache_enabled(flags["autocast_cache"])
-    for device_type in ("cpu", "cuda"):
-        torch.set_autocast_enabled(device_type, flags[f"autocast_{device_type}"])
-        torch.set_autocast_dtype(device_type, flags[f"autocast_dtype_{device_type}"])
-
-
 def _set_environ(wanted: Mapping[str, str]) -> None:
     for key in set(os.environ) - set(wanted):
         del os.environ[key]
     os.environ.update(wanted)
+
+
+def _set_warnings(show: Any, *filters: Any) -> None:
+    warnings.showwarning = show
+    warnings.resetwarnings()  # which also says that what was remembered of the filters holds no more
+    warnings.filters.extend(filters)  # type: ignore[attr-defined]
+
+
+def _set_garbage(is_collected: bool, threshold: Any) -> None:
+    gc.set_threshold(*threshold)
+    if is_collected:
+        gc.enable()
+    else:
+        gc.disable()

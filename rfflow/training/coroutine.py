@@ -9,6 +9,7 @@ itself does at the end of a step (logging, evaluating, saving).
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,6 +92,7 @@ class TrainerCoroutine:
         finish: Callable[[Trainer], None] | None = None,
         progress_every: float = 0.5,
         checkpoint: Path | None = None,
+        variables: contextvars.Context | None = None,
     ):
         """Wrap ``trainer``.
 
@@ -101,6 +103,7 @@ class TrainerCoroutine:
             finish: called with the trainer when training has ended, before the coroutine does.
             progress_every: seconds between two :class:`Progress` pauses.
             checkpoint: where to go on from, as :meth:`snapshot` left it.
+            variables: the context variables to train with; without them, a copy of what they are now.
         """
         self.trainer = trainer
         self.generate: Callable[[Trainer], tuple[dict[str, float], tuple[Answer, ...]]] | None = None
@@ -113,6 +116,8 @@ class TrainerCoroutine:
         trainer.add_callback(self._callback)
         self._snapshots = snapshot.Snapshots(trainer, self._callback)
         self._greenlet = greenlet.greenlet(self._train)
+        # Without this all of them would be unset in there, numpy's way with errors among them.
+        self._greenlet.gr_context = variables or contextvars.copy_context()
 
     @property
     def is_finished(self) -> bool:

@@ -15,11 +15,13 @@ from datasets import Dataset
 from lightning_fabric import Fabric
 from transformers import Trainer
 
+from rfflow.claims import Claims, check_alone, claims_of
 from rfflow.errors import ConfigError
 from rfflow.runs import Run
 from rfflow.spec import DatasetSpec, MemorySpec, RunSpec, TrainerSpec
 from rfflow.training.bases import Base, Bases
 from rfflow.training.build import build_trainer, call_builder, refusals
+from rfflow.training.clients import claims_of_trainer, end_clients
 from rfflow.training.context import RunContext
 from rfflow.training.coroutine import Boundary, Pause, Ready, TrainerCoroutine
 from rfflow.training.data import Data, fingerprint, load_data
@@ -39,6 +41,7 @@ class Workshop:
         self._seed = seed
         self.memory = Memory(fabric, memory)
         self.bases = Bases(functools.partial(load_base, before=self.memory.require_base), fabric.to_device)
+        self.claims = Claims()
         self._data: dict[str, Data] = {}
         self._rows_of_apps: dict[int, str] = {}
         """Fingerprints of the rows that apps have built trainers with, by run."""
@@ -98,21 +101,30 @@ class Trainee:
         """
         spec = self.run.spec
         try:
+            self._claim(spec.trainer.args.get)
             build = self._plan()
             with self.context.active():
-                trainer = build()
+                trainer = self.context.variables.run(build)
+                self._claim(lambda name: getattr(trainer.args, name, None))
                 if spec.build is not None:
                     self._workshop.note_rows(self.run.number, trainer)
                 if warm_start is not None:
                     self._warm(trainer, warm_start)
                 self._coroutine = TrainerCoroutine(
-                    trainer, spec.chunks, evaluate=spec.evaluate, finish=self._save, checkpoint=checkpoint
+                    trainer,
+                    spec.chunks,
+                    evaluate=spec.evaluate,
+                    finish=self._save,
+                    checkpoint=checkpoint,
+                    variables=self.context.variables,
                 )
                 if spec.generate is not None and spec.build is None:
                     rows = self._workshop.data(spec.dataset, spec.trainer).eval
                     self._coroutine.generate = Generation(spec.generate, rows, trainer.processing_class)
                 with refusals("The trainer cannot begin", ValueError, TypeError, LookupError):
                     ready = self._coroutine.resume()
+                claims = self.context.variables.run(list, claims_of_trainer(trainer))
+                self._workshop.claims.take(self.run.number, claims)
             self._hold(trainer)
         except ConfigError as error:
             label = f" ({self.run.label})" if len(self.run.label) <= 60 else ""
@@ -190,9 +202,11 @@ class Trainee:
         if self._coroutine is not None:
             with self.context.active():
                 self._coroutine.close()
+                end_clients(self._coroutine.trainer)
             self._coroutine = None
         if self.holdings is not None:
             self.holdings.forget()
+        self._workshop.claims.release(self.run.number, has_trained=self.run.step > 0)
         self.context.close()
 
     def _plan(self) -> Callable[[], Trainer]:
@@ -208,6 +222,14 @@ class Trainee:
         device, reference = self._workshop.fabric.device, next(iter(references), None)
         checkpoints = self.run.paths.checkpoints
         return functools.partial(build_trainer, spec, base, data, checkpoints, device, reference)
+
+    def _claim(self, argument: Callable[[str], Any]) -> None:
+        """Check that nothing the run asks for is another's, or the whole process's."""
+        number, claims = self.run.number, self._workshop.claims
+        check_alone(argument)
+        claims.take(number, claims_of(argument, self.context.cwd))
+        why = "Liger's kernels take the place of functions of transformers', which every model of that kind calls."
+        claims.agree(number, "trainer.args.use_liger_kernel", bool(argument("use_liger_kernel")), why)
 
     def _bases(self) -> list[Base]:
         """Return the models that the run shares with others: its base, and the reference it compares with."""

@@ -1,0 +1,183 @@
+"""What only one run of an experiment can have: runs overlap in time, and what two of them wrote would be neither's.
+
+Said before training where it can be: of the jobs of a sweep when they have been composed, of a clone and of what an
+app has built when its trainer is made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rfflow.errors import ConfigError
+
+ONE_A_PROCESS: Mapping[str, str] = {
+    "azure_ml": "has one run a process",
+    "clearml": "has one task a process",
+    "codecarbon": "measures the whole machine, whoever trains",
+    "comet_ml": "has one experiment a process",
+    "dagshub": "has one run a process",
+    "dvclive": "has one directory for all",
+    "flyte": "has one checkpoint, its task's",
+    "kubeflow": "has one state, its job's",
+    "swanlab": "has one experiment a process",
+}
+"""Why two runs cannot use these at once, by their names in ``trainer.args.report_to``."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that a run needs for itself."""
+
+    what: str
+    value: str
+    clash: str
+    """What two runs with the same would do, and what to do instead: "both write to ..."."""
+    lasts: bool = False
+    """Whether it stays the run's when it has ended: what it has written is there."""
+
+
+class Claims:
+    """Who has claimed what, of all the runs of an experiment."""
+
+    def __init__(self) -> None:
+        self._owners: dict[tuple[str, str], tuple[int, Claim]] = {}
+        self._agreed: dict[str, tuple[int, str]] = {}
+
+    def take(self, number: int, claims: Iterable[Claim]) -> None:
+        """Let a run have these.
+
+        Raises:
+            ConfigError: if another run has one of them; those before it are taken.
+        """
+        for claim in claims:
+            owner, _ = self._owners.setdefault((claim.what, claim.value), (number, claim))
+            if owner != number:
+                first, second = sorted((owner, number))
+                raise ConfigError(f"Runs {first} and {second} {claim.clash}")
+
+    def agree(self, number: int, what: str, value: Any, why: str) -> None:
+        """Note what has to be the same for all runs of a process.
+
+        Raises:
+            ConfigError: if it is not.
+        """
+        first, seen = self._agreed.setdefault(what, (number, repr(value)))
+        if seen != repr(value):
+            raise ConfigError(
+                f"{what} is {seen} for run {first} and {value!r} for run {number}, and has to be the same for all "
+                f"runs of an experiment: {why}"
+            )
+
+    def release(self, number: int, *, has_trained: bool) -> None:
+        """Take from a run that has ended what another may have now: all of it, if it has not done anything yet."""
+        self._owners = {
+            key: (owner, claim)
+            for key, (owner, claim) in self._owners.items()
+            if owner != number or (has_trained and claim.lasts)
+        }
+
+
+def claims_of(argument: Callable[[str], Any], cwd: Path) -> Iterator[Claim]:
+    """Return what the arguments of a trainer claim.
+
+    Args:
+        argument: returns one of ``trainer.args`` by its name, None where it is not given.
+        cwd: where the run stands.
+    """
+    place = argument("output_dir")
+    if place is not None:
+        path = _resolved(place, cwd)
+        yield Claim(
+            "output_dir",
+            path,
+            f"both write to trainer.args.output_dir {path}, and each would delete and take up the other's checkpoints. "
+            "Leave it out, for one in the run's own directory, or give each its own; in a sweep: "
+            f"'trainer.args.output_dir={place}/${{hydra:job.num}}'.",
+            lasts=True,
+        )
+    if argument("push_to_hub"):
+        name = argument("hub_model_id") or Path(_resolved(place or "checkpoints", cwd)).name  # as the trainer names it
+        yield Claim(
+            "hub_model_id",
+            name,
+            f"both push to the hub repository {name!r}, one over the other. Give each its own; in a sweep: "
+            f"'trainer.args.hub_model_id={name}-${{hydra:job.num}}'.",
+            lasts=True,
+        )
+    yield from _servers(argument)
+    trackers = argument("report_to") or ()
+    for name in [trackers] if isinstance(trackers, str) else trackers:
+        yield from tracker(name)
+    if "trackio" in trackers and (name := argument("run_name")) is not None:
+        yield Claim(
+            "trackio",
+            f"{argument('project')} {name}",
+            f"both report to trackio under trainer.args.run_name {name!r}, which would be one curve there. Give each "
+            f"its own; in a sweep: 'trainer.args.run_name={name}-${{hydra:job.num}}'.",
+            lasts=True,
+        )
+
+
+def tracker(name: str) -> Iterator[Claim]:
+    """Return what a tracker by its name in ``report_to`` claims."""
+    if name in ONE_A_PROCESS:
+        yield Claim(
+            name,
+            "",
+            f"both report to {name}, which {ONE_A_PROCESS[name]}: what they report would be mixed. TensorBoard has it "
+            "anyway (tb/ in the experiment's directory), and with trainer.args.report_to=wandb, mlflow, trackio, "
+            "neptune or tensorboard each run has its own.",
+        )
+
+
+def client(name: str, value: str) -> Claim:
+    """Return the claim of a run that reports to what is active in a tracker's library."""
+    return Claim(
+        f"{name} run",
+        value,
+        f"both report to one and the same run of {name} ({value}), where it would be mixed. Let each trainer begin its "
+        "own: start none before training, and name none in the environment.",
+    )
+
+
+def check_alone(argument: Callable[[str], Any]) -> None:
+    """Check that a run does not ask for the whole process.
+
+    Raises:
+        ConfigError: naming the argument.
+    """
+    for name in ("deepspeed", "fsdp"):
+        if value := argument(name):
+            raise ConfigError(
+                f"trainer.args.{name} is {value!r}. It spreads one model over processes that are there for nothing "
+                "else, and rfflow trains all runs in one, on one device. Allowed: null. What saves memory on one "
+                "device: an adapter (peft=lora), a quantised base (model=qlora), trainer.args.activation_checkpointing."
+            )
+    if argument("enable_jit_checkpoint"):
+        raise ConfigError(
+            "trainer.args.enable_jit_checkpoint is true: at a SIGTERM the run would end early, as if it had finished. "
+            "Leave it out: rfflow saves every run at a SIGTERM by itself (checkpoint.grace), and resume= goes on."
+        )
+
+
+def _servers(argument: Callable[[str], Any]) -> Iterator[Claim]:
+    if not argument("use_vllm") or argument("vllm_mode") != "server":
+        return
+    place = argument("vllm_server_host") or "0.0.0.0", argument("vllm_server_port") or 8000  # TRL's own defaults
+    server = argument("vllm_server_base_url") or "http://{}:{}".format(*place)
+    for what, value in (("server", server), ("vllm_group_port", str(argument("vllm_group_port") or 51216))):
+        yield Claim(
+            f"vLLM {what}",
+            value,
+            f"both generate with the vLLM {what} {value}, and a server has the weights of one run. Give each its own "
+            "(trainer.args.vllm_server_port and vllm_group_port), or let them generate where they train: "
+            "trainer.args.vllm_mode=colocate.",
+        )
+
+
+def _resolved(path: Any, cwd: Path) -> str:
+    return os.path.realpath(cwd / os.path.expanduser(str(path)))
