@@ -192,6 +192,8 @@ class Engine:
 
     def save(self, answer: Answer | None = None, *, is_finished: bool = False) -> None:
         """Write ``experiment.json``; once this returns, an op file that was answered is answered for good."""
+        if self._steering is not None:
+            self._keeper.imagined = self._steering.imagined
         self._keeper.write(self._scheduler.ahead, answer, is_finished=is_finished)
 
     def objective(self, run: Run) -> float | None:
@@ -252,9 +254,8 @@ class Engine:
         if self.fabric.device.type == "cpu":
             keep_freed_memory()
         if self._steering is None and (self.experiment.spec.control.enabled or self.experiment.spec.policy):
-            answer = self._saved.answer if self._saved is not None else None
             # Refuses a control directory that another experiment owns.
-            self._steering = Steering(self, answer, goes_on=self._saved is not None)
+            self._steering = Steering(self, self._saved, self._keeper.imagined)
         for run in new:
             self._prepare(run)
         self._foresight.check({} if self._steering is None else self._steering.read_metrics)
@@ -324,16 +325,19 @@ class Engine:
         self._scheduler.finish(assignment)
         if isinstance(boundary, Finished):
             self._scheduler.remove(run.number)  # it may have ended early, by a callback of the user's
-            run.move_to(RunState.COMPLETED)
         if isinstance(boundary, Finished) or not self._keeper.draft(run, trainee):
             trainee.keep_weights()
         # In this order: what was logged is in the files; it is on record that the run has come here; everybody hears
-        # of it; and only then there is a checkpoint that makes it needless to come here again.
+        # of it; and only then there is a checkpoint, or the word that it has completed, that makes it needless to come
+        # here again.
         self._audience.save()
         self.save()
+        if isinstance(boundary, Finished):
+            run.move_to(RunState.COMPLETED)
         self._call("on_chunk_end", run=run, result=result)
         if isinstance(boundary, Finished):
             self._end(run)
+            self.save()
         else:
             self._commit(run)
             if self._has_nan(boundary) and self.experiment.spec.on_nan == "stop":
@@ -418,9 +422,8 @@ class Engine:
         self._scheduler.remove(run.number)
         with self.roster.trainees[run.number].context.active():
             log.error("Run %s failed at step %s\n%s", run.number, run.step, "".join(traceback.format_exception(error)))
-        self._keeper.wait(run)
-        self.save()
         self._end(run)
+        self.save()  # behind the end, which everybody must have heard of
 
     def _end(self, run: Run) -> None:
         self._keeper.wait(run)

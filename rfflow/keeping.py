@@ -6,13 +6,14 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from rfflow import saved
 from rfflow.checkpoints import Checkpoint, Checkpoints, Draft, Writer
 from rfflow.errors import EngineError
+from rfflow.policies.scene import Past
 from rfflow.runs import Experiment, Run, RunState
 from rfflow.saved import Answer, SavedExperiment, SavedRun
 from rfflow.tracking.files import shown
@@ -56,6 +57,8 @@ class Keeper:
         self._reached: dict[int, int] = {}
         """The chunks that each run has done, in this process or the one before."""
         self._last_answer: Answer | None = None
+        self.imagined: Sequence[tuple[int, Past]] = ()
+        """What a policy would have done in a dry run."""
         self._is_first = True
         self._versions = saved.versions()
         self._program = saved.program()
@@ -130,7 +133,7 @@ class Keeper:
 
     def go_on(self, before: SavedExperiment) -> None:
         """Take over what an earlier process had answered."""
-        self._last_answer, self._is_first = before.answer, False
+        self._last_answer, self._is_first, self.imagined = before.answer, False, before.imagined
 
     def write(self, ahead: Callable[[int], float], answer: Answer | None = None, *, is_finished: bool = False) -> None:
         """Write ``experiment.json``.
@@ -159,6 +162,7 @@ class Keeper:
             data=self.data,
             versions=self._versions,
             is_finished=is_finished,
+            imagined=tuple(self.imagined),
             program=self._program,
         )
         with self._told("experiment.json"):

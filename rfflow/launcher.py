@@ -326,6 +326,7 @@ def _restore(engine: Engine, state: SavedExperiment, composer: Composer) -> None
     for run in engine.experiment.runs:
         if (found := state.run(run.number)) is not None and not engine.is_restored(run):
             resuming.take_up(engine, run, found)
+    resuming.put_in_order(engine, state)
 
 
 def _is_over(engine: Engine) -> bool:

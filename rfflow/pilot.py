@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -22,6 +23,8 @@ from rfflow.training.sources import import_object
 
 log = logging.getLogger(__name__)
 
+Imagined = tuple[int, Past]
+
 BIRTH = re.compile(r"was cloned as run (\d+)( from its weights)?")
 """In the detail of a journal entry: a clone's number, and whether it started warm."""
 
@@ -31,12 +34,15 @@ class Pilot:
 
     Args:
         entries: the journal so far, where the experiment goes on.
+        imagined: what :attr:`imagined` was there, in a dry run.
 
     Raises:
         ConfigError: if the policy cannot be made.
     """
 
-    def __init__(self, node: Node, experiment: Experiment, entries: Iterable[Entry] = ()):
+    def __init__(
+        self, node: Node, experiment: Experiment, entries: Iterable[Entry] = (), imagined: Iterable[Imagined] = ()
+    ):
         self._policy, self.name, self.is_dry = make_policy(node)
         self._experiment = experiment
         self._histories: dict[int, list[Mapping[str, float]]] = {}
@@ -46,8 +52,13 @@ class Pilot:
         self._dry: dict[int, tuple[str, int]] = {}
         """States of runs, and chunks done, as they would be had a dry run's ops been applied."""
         self._asked: object = None
-        self._said: set[str] = set()
+        self._said: set[tuple[str, str, str]] = set()
+        """Who asked for which op, and what was said of it."""
+        self.imagined: list[Imagined] = []
+        """Ops of a dry run, each with its place among all ops: no journal has them."""
         self.note(entries)
+        for place, op in imagined:
+            self._imagine(op, place)
         views = [self._view(run) for run in experiment.runs]
         if (check := getattr(self._policy, "check", None)) is not None:
             check(views)
@@ -79,6 +90,8 @@ class Pilot:
     def note(self, entries: Iterable[Entry]) -> None:
         """Take note of ops, whoever issued them."""
         for entry in entries:
+            if entry.outcome == "refused" and entry.stamp is not None:
+                self._said.add((entry.by, entry.stamp, entry.detail))
             if entry.outcome != "applied" or entry.run is None:
                 continue
             self._ops.append(Past(entry.op, entry.run, entry.by, entry.chunk))
@@ -88,7 +101,7 @@ class Pilot:
 
     def refuse(self, decision: Decision, reason: str) -> bool:
         """Return whether a refusal is news: a policy that asks again and again is told once."""
-        line = f"{self.by(decision)}: {decision.op} {reason}"
+        line = (self.by(decision), stamp(decision), reason)
         is_news = line not in self._said
         self._said.add(line)
         return is_news
@@ -115,16 +128,17 @@ class Pilot:
             if self.refuse(decision, "dry run"):
                 for run in self._runs_of(decision):
                     log.info("Policy %s would %s run %s: %s.", self.name, decision.op.verb, run.number, decision.why)
-                    self._imagine(run, decision)
+                    chunks = self._dry.get(run.number, ("", len(run.chunks)))[1]
+                    self._imagine(Past(decision.op.verb, run.number, self.by(decision), chunks), len(self._ops))
         return []
 
-    def _imagine(self, run: Run, decision: Decision) -> None:
-        chunks = self._dry.get(run.number, ("", len(run.chunks)))[1]
-        self._ops.append(Past(decision.op.verb, run.number, self.by(decision), chunks))
-        if decision.op.verb == "resume":
-            self._dry.pop(run.number, None)
-        elif decision.op.verb in ("stop", "delete"):
-            self._dry[run.number] = ("stopped" if decision.op.verb == "stop" else "deleted", chunks)
+    def _imagine(self, op: Past, place: int) -> None:
+        self.imagined.append((place, op))
+        self._ops.insert(place, op)
+        if op.verb == "resume":
+            self._dry.pop(op.run, None)
+        elif op.verb in ("stop", "delete"):
+            self._dry[op.run] = ("stopped" if op.verb == "stop" else "deleted", op.chunk or 0)
 
     def _runs_of(self, decision: Decision) -> list[Run]:
         target = decision.op.target
@@ -157,6 +171,11 @@ class Pilot:
         known = self._histories.setdefault(run.number, [])
         known += [result.metrics for result in run.chunks[len(known) :]]
         return known
+
+
+def stamp(decision: Decision) -> str:
+    """Return what tells the op from others of the same policy, for the journal."""
+    return f"{zlib.crc32(ascii(decision.op).encode()):08x}"
 
 
 class _Off:

@@ -94,6 +94,12 @@ def take_up(engine: Engine, run: Run, record: SavedRun) -> None:
     log.info("Run %s: %s, step %s", run.number, run.state.value, run.step)
 
 
+def put_in_order(engine: Engine, state: SavedExperiment) -> None:
+    """Let the runs stand as they stood: jobs are composed again before the clones that were made between them."""
+    places = {record.number: place for place, record in enumerate(state.runs)}
+    engine.experiment.runs.sort(key=lambda run: places.get(run.number, len(places)))
+
+
 def remove_leftovers(root: Path, state: SavedExperiment) -> None:
     """Remove what is left of clones that were being made when the process ended; nobody knows of them."""
     known = max((record.number for record in state.runs), default=-1)
@@ -103,12 +109,15 @@ def remove_leftovers(root: Path, state: SavedExperiment) -> None:
 
 
 def rewind_log(path: Path, step: int) -> None:
-    """Take off the lines of a ``metrics.jsonl`` that are of later steps, or torn: they will be written again."""
+    """Take off the lines of a ``metrics.jsonl`` that are of later steps, or torn: they will be written again.
+
+    At step 0 a run begins anew, and what it logs before its first step, too, comes once more.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return
-    kept = [line for line in lines if (seen := _step_of(line)) is not None and seen <= step]
+    kept = [line for line in lines if step and (seen := _step_of(line)) is not None and seen <= step]
     if len(kept) < len(lines):
         replace_text(path, "".join(f"{line}\n" for line in kept))
 

@@ -16,20 +16,21 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from rfflow.control.journal import Entry
 from rfflow.errors import ConfigError
+from rfflow.policies.scene import Past
 from rfflow.runs import ChunkPlan, ChunkResult, Run, RunState
 from rfflow.spec import EXPERIMENT_KEYS
 
 VERSION = 1
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "hydra-core", "rfflow")
 
-
-_CHUNK = ("run", "chunk", "step", "metrics", "started", "ended", "switch", "evaluation")
+_CHUNK = tuple(one.name for one in fields(ChunkResult) if one.name != "answers")
+"""All that is known of a chunk but the answers, which are for people to read and are in the trackers."""
 
 
 class DamagedState(ConfigError):
@@ -88,6 +89,8 @@ class SavedExperiment:
     """Fingerprints of the rows, by data set."""
     versions: Mapping[str, str] = field(default_factory=dict)
     is_finished: bool = False
+    imagined: tuple[tuple[int, Past], ...] = ()
+    """What a policy would have done in a dry run, each op with its place among those that were applied."""
     program: tuple[str, ...] | None = None
     """How Python is told to run the program that it belongs to; empty where there is nothing that could be run."""
 
@@ -160,6 +163,7 @@ def write(path: Path, saved: SavedExperiment, texts: Mapping[int, str], *, is_fi
         "versions": saved.versions,
         "data": saved.data,
         "answer": saved.answer and asdict(saved.answer),
+        "imagined": [(place, asdict(op)) for place, op in saved.imagined],
         "program": saved.program,
     }
     runs = ",\n".join(texts.get(run.number) or run_text(run) for run in saved.runs)
@@ -237,12 +241,12 @@ def chunks_from(plain: Sequence[Mapping[str, Any]]) -> list[ChunkResult]:
 
 def _chunk(chunk: ChunkResult) -> dict[str, Any]:
     plain = {name: getattr(chunk, name) for name in _CHUNK}
-    plain["metrics"] = dict(chunk.metrics)
-    return plain
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
 
 
 def _from_plain(plain: dict[str, Any]) -> SavedExperiment:
     answer, program = plain.pop("answer"), plain.pop("program", None)
+    imagined = tuple((place, Past(**op)) for place, op in plain.pop("imagined", ()))
     if answer is not None:
         answer = Answer(answer["file"], answer["stamp"], tuple(Entry(**entry) for entry in answer["entries"]))
     runs = []
@@ -255,4 +259,4 @@ def _from_plain(plain: dict[str, Any]) -> SavedExperiment:
         run["plan"] = run["plan"] and ChunkPlan(tuple(run["plan"]["ends"]), run["plan"]["per_epoch"])
         runs.append(SavedRun(**run))
     program = None if program is None else tuple(program)
-    return SavedExperiment(runs=tuple(runs), answer=answer, program=program, **plain)
+    return SavedExperiment(runs=tuple(runs), answer=answer, program=program, imagined=imagined, **plain)

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,11 @@ from rfflow.control.journal import Entry, Journal
 from rfflow.control.ops import Clone, Op
 from rfflow.control.status import RunStatus, Status, StatusFile
 from rfflow.errors import OpError
-from rfflow.pilot import Pilot
+from rfflow.pilot import Imagined, Pilot, stamp
 from rfflow.planning import Plan, apply
 from rfflow.policies.scene import Decision
 from rfflow.runs import Run
-from rfflow.saved import Answer
+from rfflow.saved import Answer, SavedExperiment
 
 if TYPE_CHECKING:
     from rfflow.engine import Engine
@@ -34,13 +35,13 @@ _LAST_CALL = 2.0
 class Steering:
     """Answers the ops of one experiment, at moments when every run is at a boundary of its own."""
 
-    def __init__(self, engine: Engine, answer: Answer | None = None, *, goes_on: bool = False):
+    def __init__(self, engine: Engine, before: SavedExperiment | None = None, imagined: Sequence[Imagined] = ()):
         """Take the control directory.
 
         Args:
             engine: whose runs are steered.
-            answer: the last answer of a process that is gone.
-            goes_on: whether there was such a process.
+            before: what a process that is gone has left.
+            imagined: what :attr:`imagined` was when this was asked last, in this process or another.
         """
         spec, paths = engine.experiment.spec.control, engine.experiment.paths
         self.directory = Path(spec.dir) if spec.dir else paths.control
@@ -54,17 +55,23 @@ class Steering:
         self._status = StatusFile(self.directory)
         self._answered: dict[tuple[str, str], list[Entry]] = {}
         """What a process that is gone has answered, by file and stamp."""
+        self._unwritten: tuple[Entry, ...] = ()
+        """What should be in the journal and found no room there."""
         self._looked_at: set[Identity] = set()
         """Files that were looked at in the middle of this chunk."""
-        self._policy_ops = 0
-        if goes_on:
-            self._go_on(answer)
+        if before is not None:
+            self._go_on(before.answer)
         node = engine.experiment.spec.policy
         try:
-            self._pilot = Pilot(node, engine.experiment, self._journal.read()) if node else None
+            self._pilot = Pilot(node, engine.experiment, self._journal.read(), imagined) if node else None
         except BaseException:
             self.close()
             raise
+
+    @property
+    def imagined(self) -> Sequence[Imagined]:
+        """What the policy would have done in a dry run."""
+        return () if self._pilot is None else self._pilot.imagined
 
     @property
     def read_metrics(self) -> Mapping[str, str]:
@@ -128,6 +135,8 @@ class Steering:
     def close(self) -> None:
         """Give the control directory back."""
         self._is_idle = False
+        if self._unwritten:
+            self._write_journal()
         self._write_status()
         if self._inbox is not None:
             self._inbox.close()
@@ -157,21 +166,20 @@ class Steering:
         """Apply an op of the policy as one of a person, or refuse it."""
         assert self._pilot is not None
         by, op = self._pilot.by(decision), decision.op
-        self._policy_ops += 1
-        file, stamp = f"({by})", f"{os.getpid()}:{self._policy_ops}"
+        file, moment = f"({by})", f"{os.getpid()}:{time.time_ns()}"
         try:
             steps = Plan(self._engine).of([op])
         except OpError as error:
             if self._pilot.refuse(decision, str(error)):
                 log.warning("Refused an op of %s: %s", by, error)
-                entries = [Entry(op.verb, None, "refused", str(error), by, file, stamp)]
-                self._note(Answer(file, stamp, tuple(entries)))
+                entries = [Entry(op.verb, None, "refused", str(error), by, file, stamp(decision))]
+                self._note(Answer(file, stamp(decision), tuple(entries)))
             return
         entries = [
-            Entry(op.verb, step.run, "applied", f"{detail} {_sentence(decision.why)}", by, file, stamp, chunk)
+            Entry(op.verb, step.run, "applied", f"{detail} {_sentence(decision.why)}", by, file, moment, chunk)
             for step, detail, chunk in apply(steps)
         ]
-        self._note(Answer(file, stamp, tuple(entries)))
+        self._note(Answer(file, moment, tuple(entries)))
         self._tell(entries, by)
 
     def _tell(self, entries: Sequence[Entry], source: str) -> None:
@@ -184,8 +192,7 @@ class Steering:
         """Take over from a process that is gone: what it had answered is not answered again."""
         entries = self._journal.read()
         if answer is not None:
-            written = sum((entry.file, entry.stamp) == (answer.file, answer.stamp) for entry in entries)
-            missing = answer.entries[written:]
+            missing = [entry for entry in answer.entries if entry not in entries]
             self._journal.append(*missing)
             entries += missing
         for entry in entries:
@@ -206,15 +213,22 @@ class Steering:
         return True
 
     def _note(self, answer: Answer) -> None:
-        # First the experiment's own state: from here on the ops are applied, whatever happens. A process that goes on
-        # adds the lines that are missing.
-        self._engine.save(answer)
         if self._pilot is not None:
             self._pilot.note(answer.entries)
+        # First the experiment's own state: from here on the ops are applied, whatever happens. A process that goes on
+        # adds the lines that are missing, those among them that found no room before.
+        answer = replace(answer, entries=(*self._unwritten, *answer.entries))
+        self._engine.save(answer)
+        self._unwritten = answer.entries
+        self._write_journal()
+
+    def _write_journal(self) -> None:
         try:
-            self._journal.append(*answer.entries)
+            self._journal.append(*self._unwritten)
         except OSError as error:  # a full disk must not end the training; the answer beside the file says the same
             log.error("Cannot write %s: %s", self._journal.path, error)
+        else:
+            self._unwritten = ()
 
     def _refusals(self, item: Item, reason: str) -> list[Entry]:
         if not item.ops:

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_END_INFO_TAG
+from tensorboard.util.tensor_util import make_ndarray
 from transformers import TrainerCallback
 
 from rfflow import resuming, saved
@@ -172,13 +174,17 @@ def outcome(root: Path) -> dict[str, Any]:
         ]
         weights = load_file(paths.run(run.number).weights)
         found[f"weights {run.number}"] = {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
-        events = EventAccumulator(str(paths.tensorboard / str(run.number)))
+        events = EventAccumulator(str(paths.tensorboard / str(run.number)), tensor_size_guidance={"tensors": 0})
         events.Reload()
-        found[f"curves {run.number}"] = {
-            tag: [(event.step, event.value) for event in events.Scalars(tag)]
-            for tag in events.Tags()["scalars"]
-            if not tag.endswith(TIMINGS)
+        found[f"events {run.number}"] = {
+            tag: [(event.step, make_ndarray(event.tensor_proto).tolist()) for event in events.Tensors(tag)]
+            for tag in events.Tags()["tensors"]
+            if not tag.endswith((*TIMINGS, "session_start_info", "session_end_info"))
         }
+        found[f"ended {run.number}"] = SESSION_END_INFO_TAG in events.Tags()["tensors"]
+    (shared,) = paths.tensorboard.glob("experiment-*")
+    events = EventAccumulator(str(shared)).Reload()
+    found["columns"] = events.summary_metadata[EXPERIMENT_TAG].plugin_data.content
     return found
 
 

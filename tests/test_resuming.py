@@ -24,6 +24,7 @@ from rfflow.runs import Callback, ChunkResult, Experiment, ExperimentPaths, Run,
 from rfflow.spec import CheckpointSpec
 from rfflow.tracking.metrics_log import MetricsLog
 from rfflow.tracking.runs_csv import RunsTable
+from rfflow.tracking.timeline import Timeline
 from tests import chance
 from tests.toy import put, quick_inbox, toy_engine, toy_spec, write_at_once
 
@@ -72,19 +73,20 @@ def experiment(root: Path, plan: Ops = PLAN, *, checkpoint: CheckpointSpec | Non
     """Return a new experiment of toys, or one that goes on where ``root`` holds one."""
     state = saved.read(ExperimentPaths(root).state)
     engine = toy_engine(
-        root, callbacks=[RunsTable(), MetricsLog(), Person(plan)], checkpoint=checkpoint or CheckpointSpec()
+        root,
+        callbacks=[RunsTable(), MetricsLog(), Timeline(picture=False), Person(plan)],
+        checkpoint=checkpoint or CheckpointSpec(),
     )
     if state is None:
         for number in range(runs):
-            engine.add(toy_spec(chunks=4, lr=number), number, (f"lr={number}",))
+            engine.add(toy_spec(chunks=4, lr=number, starts=True), number, (f"lr={number}",))
         return engine
-    engine.go_on(state)
-    resuming.remove_leftovers(root, state)
+    resuming.go_on(engine, state)
     for record in state.runs:
         spec = toy_spec(**{"chunks": 4, **json.loads(record.config)})
         run = engine.add(spec, record.number, record.overrides)
-        resuming.check_config(record, run)
         resuming.take_up(engine, run, record)
+    resuming.put_in_order(engine, state)
     return engine
 
 
@@ -103,14 +105,20 @@ def outcome(root: Path) -> dict[str, Any]:
     state = saved.read(paths.state)
     assert state is not None
     with open(paths.runs_table) as file:
-        table = [{k: v for k, v in row.items() if k not in ("seconds", "checkpoint")} for row in csv.DictReader(file)]
+        header, *rows = csv.reader(file)
+    hidden = [header.index(name) for name in ("seconds", "checkpoint")]
+    table = [[cell for place, cell in enumerate(row) if place not in hidden] for row in (header, *rows)]
+    timeline = json.loads(paths.timeline.read_text()) if paths.timeline.exists() else {"runs": [], "chunks": []}
     ops = [json.loads(line) for line in paths.ops.read_text().splitlines()] if paths.ops.exists() else []
     for op in ops:
         op["detail"] = op["detail"].replace(str(root), "")
         del op["time"], op["stamp"]
     return {
         "states": [(run.number, run.state, run.parent, run.first_chunk) for run in state.runs],
+        "kept": [(run.overrides, run.error, run.metrics) for run in state.runs],
         "table": table,
+        "runs": timeline["runs"],
+        "timeline": sorted((c["run"], c["chunk"], c["step"], c["evaluation"] is None) for c in timeline["chunks"]),
         "ops": ops,
         "logs": {
             run.number: [

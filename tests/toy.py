@@ -31,6 +31,8 @@ from rfflow.spec import (
     ExperimentSpec,
     MemorySpec,
     ModelSpec,
+    Node,
+    Objective,
     RunSpec,
     TrainerSpec,
 )
@@ -51,7 +53,8 @@ def toy_spec(chunks: int = 4, **settings: Any) -> RunSpec:
     """Return a run that counts.
 
     ``fails_at`` and ``ends_at`` are the chunk in which it raises or after which it ends early; ``breaks`` names how it
-    cannot be built.
+    cannot be built; ``rewarded`` makes it log a reward, and ``starts`` an
+    evaluation before its first step.
     """
     return RunSpec(
         model=ModelSpec("toy"),
@@ -134,7 +137,12 @@ class ToyTrainee:
         # Different for each run, and never monotonous, so that best and worst change places.
         metrics = {"eval_loss": float((self.run.number * 7 + chunk * 5) % 11)}
         is_last = chunk + 1 == self._chunks or self.run.spec.config.get("ends_at") == chunk
-        return (Finished if is_last else Boundary)(self._step, ((self._step, {"loss": 1.0}),), metrics)
+        logs = [(self._step, {"loss": 1.0})]
+        if self.run.spec.config.get("starts") and chunk == 0:
+            logs.insert(0, (0, {"eval_loss": 9.0}))
+        if self.run.spec.config.get("rewarded"):  # logged while it trains, as GRPO does, and in no evaluation
+            logs.insert(0, (self._step - 1, {"reward": float((self.run.number * 5 + chunk * 3) % 7)}))
+        return (Finished if is_last else Boundary)(self._step, tuple(logs), metrics)
 
     def keep_weights(self) -> None:
         if self._unkept:
@@ -162,12 +170,16 @@ def toy_engine(
     *,
     memory: MemorySpec | None = None,
     checkpoint: CheckpointSpec | None = None,
+    objective: Objective | None = None,
+    policy: Node | None = None,
     **control: Any,
 ) -> Engine:
     """Return an engine of toy runs."""
     spec = ExperimentSpec(
         name="toys",
         accelerator="cpu",
+        objective=objective or Objective(),
+        policy=policy,
         memory=memory or MemorySpec(),
         control=ControlSpec(**{"idle_timeout": 0, **control}),
         checkpoint=checkpoint or CheckpointSpec(),

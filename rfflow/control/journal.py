@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -49,14 +50,26 @@ class Journal:
         self.path = Path(path)
 
     def append(self, *entries: Entry) -> None:
-        """Write the entries; when this returns they are on the disk."""
+        """Write the entries; when this returns they are on the disk.
+
+        Raises:
+            OSError: if they cannot be written; then none of them is.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(asdict(entry), ensure_ascii=True) + "\n" for entry in entries)
-        with open(self.path, "ab+", opener=_opener) as file:
+        # Unbuffered: what found no room must not come when the file is closed.
+        with open(self.path, "ab+", buffering=0, opener=_opener) as file:
             self._mend(file.fileno())
-            file.write(lines.encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+            try:
+                left = memoryview(lines.encode("ascii"))
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):  # all of them or none: they will be written again
+                    os.ftruncate(file.fileno(), size)
+                raise
 
     def read(self) -> list[Entry]:
         """Return all entries; a line that a crash left torn is passed over with a warning.

@@ -42,7 +42,9 @@ class RunsTable:
         """Names of metrics and of their columns, in order."""
 
     def on_experiment_start(self, experiment: Experiment) -> None:
-        """Write every run as queued."""
+        """Write every run as queued, or as it stood where the experiment goes on."""
+        if any(run.chunks for run in experiment.runs):
+            self._metrics = columns_before(experiment.paths.runs_table) | self._metrics
         self._write(experiment)
 
     def on_run_start(self, experiment: Experiment) -> None:
@@ -83,6 +85,17 @@ class RunsTable:
 
     def _metric_cells(self, metrics: Mapping[str, float]) -> dict[str, Any]:
         return {self._metrics[name]: value for name, value in metrics.items()}
+
+
+def columns_before(table: Path) -> dict[str, str]:
+    """Return the metrics and their columns, in order, of a table that another process has written, if there is one."""
+    try:
+        with table.open(encoding="utf-8", newline="") as file:
+            columns = next(csv.reader(file), [])
+    except FileNotFoundError:
+        return {}
+    names = {f"metric.{name}": name for name in COLUMNS}
+    return {names.get(column, column): column for column in columns[len(COLUMNS) :]}
 
 
 def _row(experiment: Experiment, run: Run) -> dict[str, Any]:

@@ -108,6 +108,8 @@ class TensorBoardLogger(Logger):
         for old in sorted(experiment.paths.tensorboard.glob(f"{SHARED}-*")):
             self._shared_number = max(self._shared_number, int(re.sub(r"\D", "", old.name) or 0))
             shutil.rmtree(old)
+        for run in experiment.runs:  # of an experiment that goes on: what they have logged keeps its columns
+            self._metrics |= dict.fromkeys(_tag(name) for chunk in run.chunks for name in chunk.metrics)
         self._add_runs(experiment)
         self._write_shared(experiment)
 
@@ -178,8 +180,12 @@ class TensorBoardLogger(Logger):
             directory = self._directory(run.name)
             if run.state.is_final and directory.exists():
                 continue  # of an experiment that goes on; this run has said everything
-            # A run that goes on from a checkpoint logs the steps after it once more.
-            writer = self._writer(run.name, purge_step=run.step + 1 if directory.exists() else None)
+            if directory.exists() and run.step:  # it goes on from a checkpoint, and logs the steps after it once more
+                self._writer(run.name, purge_step=run.step + 1)
+                continue
+            # One that begins anew says everything once more. In a new directory, too: TensorBoard takes the first purge
+            # that it sees for the beginning, and drops nothing there, but at each that follows.
+            writer = self._writer(run.name, purge_step=0)
             self._write(writer, hparams.start_record(run, time.time()))
             # A block of code four blanks in is Markdown's oldest form and needs no fence that YAML could contain.
             text = yaml.safe_dump(_plain(run.spec.config), sort_keys=False, allow_unicode=True, width=1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import shutil
@@ -29,9 +30,11 @@ from rfflow.__main__ import CONF
 from rfflow.engine import Engine
 from rfflow.errors import ConfigError, EngineError
 from rfflow.runs import Callback, Experiment, Run
+from rfflow.saved import read
 from rfflow.search.space import read_space
 from rfflow.search.study import Search, SearchSpec
 from rfflow.spec import ExperimentSpec, Objective, RunSpec
+from rfflow.tracking.runs_csv import RunsTable
 from rfflow.training.checkpoint import SafetensorsIO
 from tests.toy import Dies, ToyTrainee, put, settle_at_once, toy_spec, write_at_once
 
@@ -312,7 +315,7 @@ class Copies(Callback):
 def test_a_search_that_was_killed_asks_for_what_it_would_have_asked_for(
     tmp_path: Path, engines: Any, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
-    """Runs that a policy stops are among them, and another that a person has cloned."""
+    """Runs that a policy stops are among them, and another that a person has cloned; all stand in the same order."""
     policy, clone = {"_target_": "rfflow.policies.Halving"}, {"op": "clone", "run": 0, "overrides": ["x=1.5"]}
     search = {"sampler": sampler, "n_trials": 3, "budget": 7}
     space = (PARABOLA, "y=int(interval(2,4))")
@@ -320,9 +323,15 @@ def test_a_search_that_was_killed_asks_for_what_it_would_have_asked_for(
     def told(app: App) -> list[Any]:
         return [(t.number, t.params, t.state.name, t.values, t.intermediate_values, t.user_attrs) for t in app.trials]
 
+    def order(app: App) -> list[Any]:
+        header, *rows = csv.reader((app.folder / "out" / "runs.csv").read_text().splitlines())
+        state = read(app.folder / "out" / "experiment.json")
+        assert state is not None
+        return [header, [row[:4] for row in rows], [(run.number, run.overrides) for run in state.runs]]
+
     write_at_once(monkeypatch)  # what is copied must not change meanwhile
     copies = Copies(tmp_path / "whole", at=(4, 9) if sampler == "tpe" else (8,))
-    engines(policy, ops={3: clone}, extra=[copies])
+    engines(policy, ops={3: clone}, extra=[copies, RunsTable()])
     whole = App(tmp_path / "whole", **search)
     whole.sweep(*space, task=run_of)
     assert copies.done > 9 and {"COMPLETE", "PRUNED"} <= set(whole.states())
@@ -330,9 +339,10 @@ def test_a_search_that_was_killed_asks_for_what_it_would_have_asked_for(
         app = App(tmp_path / f"killed-{at}", **search)
         assert len(app.trials) < len(whole.trials)
         monkeypatch.setattr("rfflow.resuming._requested", app.folder / "out")
-        engines(policy)
+        engines(policy, extra=[RunsTable()])
         app.sweep(*space, task=run_of)
         assert told(app) == told(whole), at
+        assert order(app) == order(whole), at
 
 
 def test_what_was_asked_for_and_not_launched_is_launched_when_the_search_goes_on(tmp_path: Path) -> None:

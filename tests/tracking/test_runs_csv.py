@@ -83,3 +83,16 @@ def test_ops_are_seen_at_once(tmp_path: Path) -> None:
     for state in (RunState.STOPPED, RunState.RUNNING, RunState.DELETED):
         story.change(experiment.runs[0], state)
         assert [*pandas.read_csv(experiment.paths.runs_table).state] == [state.value]
+
+
+def test_the_header_is_as_it_was_where_an_experiment_goes_on(tmp_path: Path) -> None:
+    """Though the process that goes on comes to know the metrics in another order."""
+    experiment = make_experiment(tmp_path, ("lr=1",), ("lr=2",))
+    story = Story(experiment, RunsTable())
+    story.begin()
+    story.chunk(experiment.runs[1], {"loss": 1.0, "step": 2.0})
+    story.chunk(experiment.runs[0], {"reward": 1.0, "loss": 1.0})
+    before = experiment.paths.runs_table.read_text()
+    Story(experiment, RunsTable()).call("on_experiment_start")
+    assert experiment.paths.runs_table.read_text() == before
+    assert before.startswith(",".join([*COLUMNS, "loss", "metric.step", "reward\n"]))

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from tensorboard import context
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+from tensorboard.util.tensor_util import make_ndarray
 
 from rfflow.runs import Experiment, RunState
 from rfflow.spec import Objective
@@ -70,11 +71,12 @@ def experiment(tmp_path: Path) -> Experiment:
 
 
 def _read(experiment: Experiment, run: int) -> EventAccumulator:
+    """Read as a running TensorBoard does, which drops what a resumed run repeats where others do not."""
     return EventAccumulator(str(experiment.paths.tensorboard / str(run))).Reload()
 
 
 def _points(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
-    return [(event.step, event.value) for event in events.Scalars(tag)]
+    return [(event.step, float(make_ndarray(event.tensor_proto))) for event in events.Tensors(tag)]
 
 
 def test_every_run_has_its_curves_against_the_step(experiment: Experiment) -> None:
@@ -84,9 +86,9 @@ def test_every_run_has_its_curves_against_the_step(experiment: Experiment) -> No
     assert _points(good, "train/loss") == [(2, 2), (4, 1), (6, 0.5), (8, pytest.approx(1 / 3))]
     assert _points(good, "eval/loss")[:2] == [(2, 2.5), (4, 1.5)]
     assert _points(good, "chunk") == [(2, 1), (4, 2), (6, 3), (8, 4)]
-    assert math.isnan(diverging.Scalars("train/loss")[0].value)
-    assert diverging.Scalars("eval/loss")[0].value == math.inf
-    assert silent.Tags()["scalars"] == ["chunk"]
+    assert math.isnan(_points(diverging, "train/loss")[0][1])
+    assert _points(diverging, "eval/loss")[0][1] == math.inf
+    assert not any(tag.startswith(("train/", "eval/")) for tag in silent.Tags()["tensors"])
 
 
 def test_curves_can_be_seen_after_every_chunk(experiment: Experiment) -> None:
@@ -204,6 +206,29 @@ def test_a_resumed_run_replaces_the_steps_it_repeats(experiment: Experiment) -> 
     again.log(run, {"loss": 1.5}, step=3)
     again.end()
     assert _points(_read(experiment, 0), "train/loss") == [(2, 2), (3, 1.5)]
+
+
+def test_nothing_stands_twice_where_an_experiment_goes_on(experiment: Experiment) -> None:
+    """A run that has no checkpoint says its step 0 again, too; one that has does not show its settings again."""
+    first, second, *_ = experiment.runs
+    story = Story(experiment, TensorBoardLogger())
+    story.begin()
+    for run in (first, second):
+        story.log(run, {"eval_loss": 9.0}, step=0)
+        story.chunk(run, {"loss": 2.0, "reward": 1.0})
+    story.call("on_exception", error=KeyboardInterrupt())
+
+    columns = Board(experiment.paths.tensorboard).reload().columns()
+    second.step, second.chunks, second.metrics = 0, [], {}  # the kill came before its checkpoint was whole
+    again = Story(experiment, TensorBoardLogger())
+    again.begin()
+    assert Board(experiment.paths.tensorboard).reload().columns() == columns
+    again.log(second, {"eval_loss": 9.0}, step=0)
+    again.end()
+    for run in (0, 1):
+        assert _points(_read(experiment, run), "eval/loss") == [(0, 9)]
+        assert [event.step for event in _read(experiment, run).Tensors("config/text_summary")] == [0]
+    assert len(Board(experiment.paths.tensorboard).reload().rows()) == 4
 
 
 def test_metrics_of_no_run_are_kept(experiment: Experiment) -> None:
