@@ -7,6 +7,7 @@ done in one that is over; ``rfflow new NAME`` writes a recipe to begin with.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import hydra._internal.hydra
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig
+from hydra.core.utils import JobReturn, run_job
+from omegaconf import DictConfig, OmegaConf
 
 import rfflow
 from rfflow import config_files
@@ -54,6 +57,7 @@ def main() -> None:
     if line := os.environ.get("COMP_LINE"):
         os.environ["COMP_LINE"] = completion_line(line, parser)
     config_files.install()
+    hydra._internal.hydra.run_job = _run_job  # type: ignore[assignment]  # takes what it hands on
     try:
         run()
     except KeyboardInterrupt:  # while it reads configurations and loads libraries; the engine hears for itself
@@ -86,6 +90,20 @@ def _resume() -> None:
     if arguments is None:
         sys.exit(0)
     sys.argv[1:] = arguments
+
+
+def _run_job(**arguments: Any) -> JobReturn:
+    """Say in a sentence that the run's directory cannot be made, for which Hydra shows its trace."""
+    folder = Path(str(OmegaConf.select(arguments["config"], arguments["job_dir_key"])))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        from rfflow.errors import ConfigError
+
+        raise ConfigError(f"{folder} cannot be written to: {error}. Another directory: hydra.run.dir=...") from error
+    return run_job(**arguments)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

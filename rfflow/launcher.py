@@ -120,7 +120,13 @@ def make_engine(experiment: ExperimentSpec, paths: ExperimentPaths, composer: Co
     """Import torch and the trainers, as late as can be, and make the engine."""
     see_one_gpu(experiment)
     with _leaving_garbage():
-        from rfflow.engine import Engine
+        try:
+            from rfflow.engine import Engine
+        except OSError as error:  # a cache of torch's or another library's, most likely
+            raise ConfigError(
+                f"The libraries cannot be loaded: {error}. Where that is a cache of theirs, name another folder for it "
+                "(TORCHINDUCTOR_CACHE_DIR, HF_HOME, MPLCONFIGDIR, TMPDIR)."
+            ) from error
 
     return Engine(experiment, paths, composer=composer)
 

@@ -82,11 +82,14 @@ def test_an_experiment_lies_under_outputs(rfflow: Shell) -> None:
     assert not any(name.endswith(".log") for name in files), "the engine writes run.log, Hydra nothing beside it"
 
 
-def test_a_directory_that_cannot_be_made_is_said(rfflow: Shell) -> None:
+@pytest.mark.parametrize(
+    ("words", "key"), [(("--multirun", "lr=1e-3,1e-4"), "hydra.sweep.dir"), (("lr=1e-3",), "hydra.run.dir")]
+)
+def test_a_directory_that_cannot_be_made_is_said(rfflow: Shell, words: tuple[str, ...], key: str) -> None:
     Path("file").touch()
-    said = rfflow("+recipe=sft", "--multirun", "lr=1e-3,1e-4", "hydra.sweep.dir=file/mine")
+    said = rfflow("+recipe=sft", *words, f"{key}=file/mine")
     assert (rfflow.status, rfflow.engines) == (1, [])
-    assert "file/mine cannot be written to: " in said and "Another directory: hydra.sweep.dir=" in said
+    assert "file/mine cannot be written to: " in said and f"Another directory: {key}=" in said
     assert "Traceback" not in said
 
 

@@ -7,9 +7,11 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import logging
 import os
 import pkgutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -22,17 +24,43 @@ from rfflow.errors import ConfigError, nearest
 from rfflow.signatures import check_arguments
 from rfflow.spec import Node
 
+log = logging.getLogger(__name__)
+
 PACKAGE = "pkg://"
 
 
 def cache_folder(kind: str) -> Path:
     """Return the folder for what is worth keeping between invocations; it may be deleted at any time.
 
-    It is ``$RFFLOW_CACHE/<kind>``, by default ``~/.cache/rfflow/<kind>``.
+    It is ``$RFFLOW_CACHE/<kind>``, by default ``~/.cache/rfflow/<kind>``; where that cannot be written to (a read-only
+    home, or none), it is one that goes with the process.
     """
-    folder = Path(os.environ.get("RFFLOW_CACHE") or "~/.cache/rfflow").expanduser() / kind
-    folder.mkdir(parents=True, exist_ok=True)
+    place = Path(os.path.expanduser(os.environ.get("RFFLOW_CACHE") or "~/.cache/rfflow"))
+    folder = place / kind
+    try:
+        if str(place).startswith("~"):
+            raise FileNotFoundError("there is no home directory")
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+        reason = "Permission denied"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    folder = _temporary_folder(str(place), reason) / kind
+    folder.mkdir(exist_ok=True)
     return folder
+
+
+@functools.cache
+def _temporary_folder(instead_of: str, reason: str) -> Path:
+    log.warning("%s cannot be written to: %s. What is made of data is not kept; RFFLOW_CACHE=...", instead_of, reason)
+    folder = tempfile.TemporaryDirectory(prefix="rfflow-", ignore_cleanup_errors=True)
+    _temporary.append(folder)
+    return Path(folder.name)
+
+
+_temporary: list[tempfile.TemporaryDirectory[str]] = []
+"""Removed when the process ends."""
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------

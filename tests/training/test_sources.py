@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -77,3 +78,15 @@ def test_a_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "rows.jsonl").touch()
     assert existing_path("~/rows.jsonl", "dataset.path") == tmp_path / "rows.jsonl"
     assert cache_folder("data") == tmp_path / ".cache/rfflow/data"
+
+
+@pytest.mark.parametrize("place", ["/proc/no/such/place", "/dev/null", "~nobody_has_this_name/cache"])
+def test_a_cache_that_cannot_be_written_is_done_without(
+    place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A read-only home, or none: what would be kept goes with the process, and that is said once."""
+    monkeypatch.setenv("RFFLOW_CACHE", place)
+    folders = {cache_folder("data"), cache_folder("data"), cache_folder("models")}
+    assert len(folders) == 2 and all(folder.is_dir() and os.access(folder, os.W_OK) for folder in folders)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"{place} cannot be written to: ") and said.endswith("RFFLOW_CACHE=...")
