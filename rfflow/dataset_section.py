@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -100,10 +101,10 @@ def _sets(value: Mapping[Any, Any], where: str) -> list[tuple[str, Any]]:
     if not found:
         raise ConfigError(f"{where} names no evaluation set. Say {where}=null to evaluate on none.")
     for name, _ in found:
-        if not name or not all(letter.isalnum() or letter in "_-." for letter in name):
+        if not re.fullmatch(r"\w+", name):
             raise ConfigError(
                 f"{where} has a set called {name!r}. Its metrics are called eval_<name>_loss, so a name has letters, "
-                "digits, and _ - . only."
+                "digits and _ only."
             )
     return found
 

@@ -23,6 +23,10 @@ class Known(Protocol):
     def evaluates(self) -> bool:
         """Whether anything is evaluated."""
 
+    @property
+    def evaluation_sets(self) -> tuple[str, ...]:
+        """The names of several evaluation sets."""
+
     def may_have(self, metric: str) -> bool:
         """Whether it may log a metric."""
         ...
@@ -71,6 +75,15 @@ class Foresight:
             self._check(metric, f"{reader} reads")
 
     def _say_what_stands_in(self) -> None:
+        sets = next((known.evaluation_sets for known in self._runs.values() if known.evaluation_sets), ())
+        if sets and not self._has_said_what_stands_in:
+            self._has_said_what_stands_in = True
+            losses = [f"eval_{name}_loss" for name in sets]
+            log.info(
+                "eval_loss, which ranks the runs, is the mean of %s. To rank by one of them: objective.metric=%s",
+                " and ".join(losses),
+                losses[0],
+            )
         evaluated = any(known.evaluates and known.may_have("eval_loss") for known in self._runs.values())
         if evaluated or self._has_said_what_stands_in:
             return

@@ -24,6 +24,7 @@ class Known:
     names: frozenset[str] = field(default_factory=lambda: frozenset({"loss", "entropy"}))
     evaluates: bool = False
     is_complete: bool = True
+    evaluation_sets: tuple[str, ...] = ()
 
     def may_have(self, metric: str) -> bool:
         """Whether it may."""

@@ -41,9 +41,9 @@ _CHOSEN: Mapping[str, str] = {
     "model.auto_class": r"AutoModel\w*",
     "model.attn_implementation": "eager|sdpa|flex_attention",  # the others may be fetched as kernels from the hub
     "model.quantization_config.bnb_4bit_(quant_type|compute_dtype|quant_storage)": _WORD,
-    "dataset.(split|eval_split)": r"[\w.+\[\]:%-]+",
-    "dataset.sample_by": _WORD,
-    r"dataset.columns\..*": _TEXT,
+    r"dataset\.(datasets\.(\w+\.)?)?(split|eval_split(\.\w+)?)": r"[\w.+\[\]:%-]+",
+    r"dataset\.(datasets\.(\w+\.)?)?(sample_by|stopping_strategy)": _WORD,
+    r"dataset\.(datasets\.(\w+\.)?)?columns\..*": _TEXT,
     "peft.(bias|task_type|init_lora_weights)": _WORD,
     "peft.(target_modules|exclude_modules|modules_to_save|layers_pattern|target_parameters)": _TEXT,
     "trainer.args.(lr_scheduler_type|optim|loss_type|f_divergence_type|scale_rewards|importance_sampling_level)": _WORD,
@@ -64,7 +64,6 @@ _SAME: Mapping[str, str] = {
     "trainer.ref_model": "model.name",
     "trainer.ref_model.name": "model.name",
     "trainer.ref_model.tokenizer": "model.name",
-    "dataset.eval_path": "dataset.path",
 }
 """Places that load in the same way as another."""
 
@@ -127,6 +126,8 @@ def _named(leaf: _Leaf) -> _Named:
 def _place(path: Sequence[str | int]) -> str:
     """Return where something stands, lists or not, with or without a ``_target_``."""
     place = ".".join(str(part) for part in path if not isinstance(part, int) and part != "_target_")
+    if re.fullmatch(r"dataset\.(eval_path(\.\w+)?|datasets|datasets(\.\w+)?\.path)", place):
+        return "dataset.path"  # a set to evaluate on, or one of several data sets, loads as the only one does
     return _SAME.get(place, place)
 
 

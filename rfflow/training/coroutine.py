@@ -25,7 +25,7 @@ from rfflow.errors import ConfigError
 from rfflow.runs import Answer, ChunkPlan, chunk_ends
 from rfflow.training import snapshot
 from rfflow.training.context import unmoved_random_state
-from rfflow.training.foreseen import Foreseen, foresee
+from rfflow.training.foreseen import Foreseen, by_set, evaluation_sets, foresee
 from rfflow.training.generation import GenerationClock, cycle_steps, skip_epochs
 
 log = logging.getLogger(__name__)
@@ -232,14 +232,21 @@ class _SuspendingCallback(TrainerCallback):
             for key, value in (logs or {}).items()
             if isinstance(value, (int, float)) and key not in _WHILE_SUSPENDED
         }
+        numbers = by_set(numbers, evaluation_sets(self._coroutine.trainer))
         self._logs.append((state.global_step, numbers))
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> None:
         numbers = {key: float(value) for key, value in (metrics or {}).items() if isinstance(value, (int, float))}
+        sets = evaluation_sets(self._coroutine.trainer)
+        numbers = by_set(numbers, sets)
         if self._evaluated is not None and self._evaluated[0] == state.global_step:
             numbers = {**self._evaluated[1], **numbers}  # several evaluation sets, one after the other
+        losses = [numbers[name] for name in (f"eval_{name}_loss" for name in sets) if name in numbers]
+        if sets and len(losses) == len(sets):  # that was the last of them
+            numbers["eval_loss"] = sum(losses) / len(losses)
+            self._logs.append((state.global_step, {"eval_loss": numbers["eval_loss"]}))
         self._evaluated = (state.global_step, numbers)
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

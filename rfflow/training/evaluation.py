@@ -103,6 +103,34 @@ class Generation:
         return found
 
 
+class Generations:
+    """The same for several evaluation sets: each has its scores by its name, and the plain name is their mean."""
+
+    def __init__(self, spec: GenerateSpec, sets: Mapping[str, Dataset], tokenizer: PreTrainedTokenizerBase):
+        """Read the rows of all sets; see :class:`Generation`."""
+        self._sets = {name: Generation(spec, rows, tokenizer) for name, rows in sets.items()}
+        own = {name for each in self._sets.values() for name in each.names}
+        self.names = frozenset(own | {_of_set(key, name) for name, each in self._sets.items() for key in each.names})
+        """The metrics that the scores make."""
+
+    def __call__(self, trainer: Trainer) -> tuple[dict[str, float], tuple[Answer, ...]]:
+        """Answer each set; see :class:`Generation`."""
+        scores: dict[str, float] = {}
+        answers: tuple[Answer, ...] = ()
+        found: dict[str, list[float]] = {}
+        for name, generation in self._sets.items():
+            own, shown = generation(trainer)
+            answers += shown
+            for key, value in own.items():
+                scores[_of_set(key, name)] = value
+                found.setdefault(key, []).append(value)
+        return scores | {key: sum(values) / len(values) for key, values in found.items()}, answers
+
+
+def _of_set(metric: str, name: str) -> str:
+    return f"eval_{name}_{metric.removeprefix('eval_')}"
+
+
 def _check_arguments(kwargs: Mapping[str, Any]) -> None:
     """GenerationConfig itself takes any name for a setting of the model's own, and says nothing."""
     known = [name for name in vars(GenerationConfig()) if not name.startswith("_")]

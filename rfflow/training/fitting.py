@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from rfflow.errors import ConfigError
 from rfflow.training.data import Data
+from rfflow.training.tables import shortened
 
 
 def check_rows(args: TrainingArguments, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -36,18 +37,31 @@ def check_rows(args: TrainingArguments, data: Data, tokenizer: PreTrainedTokeniz
             "trainer.args.eval_on_start is true, and there is nothing to evaluate on. Give dataset.eval_path, "
             "eval_split or eval_size, or say trainer.args.eval_on_start=false."
         )
+    _check_best_metric(args, data)
     if not args.dataloader_drop_last:
         return
-    for name, rows, key in (
-        ("training", data.train, "per_device_train_batch_size"),
-        ("evaluation", data.eval, "per_device_eval_batch_size"),
-    ):
+    key = "per_device_train_batch_size"
+    for name, rows in (("training", data.train), *data.evaluation_sets().items()):
         size = getattr(args, key)
-        if rows is not None and len(rows) < size:
+        if len(rows) < size:
             raise ConfigError(
                 f"The {name} set has {len(rows)} rows, fewer than a batch (trainer.args.{key} is {size}), and "
                 "trainer.args.dataloader_drop_last leaves out what does not fill one. Make the batch smaller."
             )
+        key = "per_device_eval_batch_size"
+
+
+def _check_best_metric(args: TrainingArguments, data: Data) -> None:
+    """Of several evaluation sets the trainer itself has no eval_loss: it would raise at its first evaluation."""
+    metric = args.metric_for_best_model
+    if metric is None or not isinstance(data.eval, dict) or args.eval_strategy == "no":
+        return
+    name = metric if metric.startswith("eval_") else f"eval_{metric}"
+    if not any(name.startswith(f"eval_{each}_") for each in data.eval):
+        raise ConfigError(
+            f"trainer.args.metric_for_best_model is {metric!r}, but the metrics of several evaluation sets have their "
+            f"names in theirs. Say {' or '.join(f'eval_{each}_loss' for each in data.eval)}."
+        )
 
 
 def check_tokenized(trainer: Trainer, data: Data) -> None:
@@ -56,17 +70,57 @@ def check_tokenized(trainer: Trainer, data: Data) -> None:
     Raises:
         ConfigError: if that was all of them.
     """
-    for name, left, rows in (
-        ("training", trainer.train_dataset, data.train),
-        ("evaluation", trainer.eval_dataset, data.eval),
-    ):
-        if rows is None or not len(rows) or not isinstance(left, Dataset) or len(left):
+    for name, left, rows in _tokenized(trainer, data):
+        if len(left):
             continue
         raise ConfigError(
             f"Nothing is left of the {len(rows)} {name} rows: in each, what stands before the answer fills "
             f"trainer.args.max_length ({getattr(trainer.args, 'max_length', None)} tokens). Give more tokens, shorten "
             "the prompts, or keep the ends of the rows (trainer.args.truncation_mode=keep_end)."
         )
+
+
+def what_is_dropped(trainer: Trainer, data: Data) -> list[str]:
+    """Say how many rows TRL has left out, of which set, why, and the first of them."""
+    said = []
+    for name, left, rows in _tokenized(trainer, data):
+        dropped = len(rows) - len(left)
+        if dropped <= 0 or getattr(trainer.args, "packing", False):
+            continue
+        number = _first_dropped(left, rows, getattr(trainer.args, "shuffle_dataset", False))
+        first = "" if number is None else f", first row {number} (from 0) of them: {_beginning(rows[number])}"
+        said.append(
+            f"TRL drops {dropped} of {len(rows)} {name} rows, which are longer than trainer.args.max_length "
+            f"({getattr(trainer.args, 'max_length', None)} tokens) before any answer{first}"
+        )
+    return said
+
+
+def _tokenized(trainer: Trainer, data: Data) -> Iterator[tuple[str, Dataset, Dataset]]:
+    """Yield each set that a trainer has made of rows: its name, what is left, and the rows."""
+    evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"evaluation": trainer.eval_dataset}
+    made = [("training", trainer.train_dataset, data.train)]
+    made += [(name, evaluated.get(name), rows) for name, rows in data.evaluation_sets().items()]
+    yield from ((name, left, rows) for name, left, rows in made if len(rows) and isinstance(left, Dataset))
+
+
+def _first_dropped(left: Dataset, rows: Dataset, is_shuffled: bool) -> int | None:
+    """Return the first row that is not left, where a column that TRL has not changed tells."""
+    column = next((each for each in ("prompt", "chosen") if each in rows.column_names), None)
+    if column is None or column not in left.column_names or is_shuffled:
+        return None
+    kept = (row[column] for row in left.select_columns([column]))
+    waiting, first = next(kept, None), None
+    for number, row in enumerate(rows.select_columns([column])):
+        if row[column] == waiting:
+            waiting = next(kept, None)
+        elif first is None:
+            first = number
+    return first if next(kept, waiting) is None else None
+
+
+def _beginning(row: Mapping[str, Any]) -> str:
+    return shortened(str(next(row[each] for each in ("prompt", "chosen") if each in row)))
 
 
 def check_generation(args: TrainingArguments, data: Data, given: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ class Foreseen:
     """Whether it logs nothing else."""
     is_complete_for_evaluation: bool
     """The same of the metrics whose names begin with ``eval_``."""
+    evaluation_sets: tuple[str, ...] = ()
+    """The names of several evaluation sets; ``eval_loss`` is the mean of theirs."""
 
     def may_have(self, metric: str) -> bool:
         """Whether the run may log a metric."""
@@ -53,15 +55,37 @@ def foresee(trainer: Trainer, *, evaluates: bool, scores: Collection[str] | None
         found |= {"generation_share"}
         is_complete &= not any(map(_logs_by_itself, getattr(trainer, "reward_funcs", ())))
     if evaluates:
-        found |= {f"eval_{name}" for name in names | _AT_EVALUATIONS}
+        sets = evaluation_sets(trainer)
+        prefixes = [f"eval_{each}_" for each in sets] or ["eval_"]
+        found |= {f"{prefix}{name}" for prefix in prefixes for name in names | _AT_EVALUATIONS} | {"eval_loss"}
     found |= set(scores or ())
-    has_metrics = evaluates and (trainer.compute_metrics is not None or isinstance(trainer.eval_dataset, dict))
+    has_metrics = evaluates and trainer.compute_metrics is not None
     return Foreseen(
         names=frozenset(found),
         evaluates=evaluates or scores is None or bool(scores),
         is_complete=is_complete,
         is_complete_for_evaluation=is_complete and not has_metrics and scores is not None,
+        evaluation_sets=evaluation_sets(trainer) if evaluates else (),
     )
+
+
+def evaluation_sets(trainer: Trainer) -> tuple[str, ...]:
+    """Return the names of a trainer's evaluation sets, where it has several."""
+    return tuple(trainer.eval_dataset) if isinstance(trainer.eval_dataset, dict) else ()
+
+
+def by_set(logged: Mapping[str, float], sets: Sequence[str]) -> dict[str, float]:
+    """Return what was logged of one of several evaluation sets with the set's name in all names.
+
+    transformers names its own metrics so, TRL does not: ``eval_entropy`` would be that of whichever set came last.
+    """
+    name = next((each for each in sets if f"eval_{each}_runtime" in logged), None)
+    if name is None:
+        return dict(logged)
+    return {
+        f"eval_{name}_{key[5:]}" if key.startswith("eval_") and not key.startswith(f"eval_{name}_") else key: value
+        for key, value in logged.items()
+    }
 
 
 def _logged_by(trainer_class: type[Trainer]) -> set[tuple[bool, str]]:

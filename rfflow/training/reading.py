@@ -251,8 +251,7 @@ def together(sources: Sequence[Source]) -> list[Source]:
     names = [source.rows.column_names for source in sources]
     features = [source.rows.features for source in sources]
     nested = any(
-        each[column] != features[0][column]
-        and not (isinstance(each[column], Value) and isinstance(features[0][column], Value))
+        each[column] != features[0][column] and not any(isinstance(own[column], Value) for own in (each, features[0]))
         for each in features[1:]
         for column in each.keys() & features[0].keys()
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,15 @@ from rfflow.training.clients import claims_of_trainer, end_clients
 from rfflow.training.context import RunContext
 from rfflow.training.coroutine import Boundary, Pause, Ready, TrainerCoroutine
 from rfflow.training.data import Data, fingerprint, load_data
-from rfflow.training.evaluation import Generation
+from rfflow.training.evaluation import Generation, Generations
+from rfflow.training.fitting import what_is_dropped
 from rfflow.training.holdings import Holdings, own_tensors, trained_bytes
 from rfflow.training.memory import Memory
 from rfflow.training.models import load_base
 from rfflow.training.sizes import Need, lora_bytes
 from rfflow.training.warm_start import WarmStart, all_finite, load_weights, start_at_chunk, trained_weights
+
+log = logging.getLogger(__name__)
 
 
 class Workshop:
@@ -46,6 +50,7 @@ class Workshop:
         self._rows_of_apps: dict[int, str] = {}
         """Fingerprints of the rows that apps have built trainers with, by run."""
         self._fingerprints: dict[str, str] = {}
+        self._said: set[str] = set()
 
     def data(self, spec: DatasetSpec, trainer: TrainerSpec) -> Data:
         """Return the rows of ``spec`` for a trainer of that kind, reading them the first time they are asked for."""
@@ -53,6 +58,13 @@ class Workshop:
         if key not in self._data:
             self._data[key] = load_data(spec, self._seed, trainer)
         return self._data[key]
+
+    def say(self, lines: Iterable[str]) -> None:
+        """Warn of something once, however many runs it holds for."""
+        for line in lines:
+            if line not in self._said:
+                self._said.add(line)
+                log.warning("%s", line)
 
     def has_bases(self, spec: RunSpec) -> bool:
         """Whether the models that a run of ours shares are loaded."""
@@ -120,12 +132,15 @@ class Trainee:
                 )
                 if spec.generate is not None and spec.build is None:
                     rows = self._workshop.data(spec.dataset, spec.trainer).eval
-                    self._coroutine.generate = Generation(spec.generate, rows, trainer.processing_class)
+                    kind: Any = Generations if isinstance(rows, dict) else Generation
+                    self._coroutine.generate = kind(spec.generate, rows, trainer.processing_class)
                 with refusals("The trainer cannot begin", ValueError, TypeError, LookupError):
                     ready = self._coroutine.resume()
                 claims = self.context.variables.run(list, claims_of_trainer(trainer))
                 self._workshop.claims.take(self.run.number, claims)
             self._hold(trainer)
+            if spec.build is None:  # here, where it goes to the terminal and not to the run's own log
+                self._workshop.say(what_is_dropped(trainer, self._workshop.data(spec.dataset, spec.trainer)))
         except ConfigError as error:
             label = f" ({self.run.label})" if len(self.run.label) <= 60 else ""
             raise ConfigError(f"Run {self.run.number}{label}: {error}") from error

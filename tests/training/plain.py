@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,10 @@ def train_alone(spec: RunSpec, output_dir: Path, **given: Any) -> Outcome:
     peft = {key: value for key, value in spec.peft.items() if key != "_target_"} if spec.peft else None
     more: dict[str, Any] = dict(given)
     if spec.dataset.eval_path:
-        more["eval_dataset"] = load_dataset("json", data_files=spec.dataset.eval_path, split="train")
+        paths = spec.dataset.eval_path
+        sets = paths if isinstance(paths, Mapping) else {"": paths}
+        read = {name: load_dataset("json", data_files=path, split="train") for name, path in sets.items()}
+        more["eval_dataset"] = read if isinstance(paths, Mapping) else read[""]
     if spec.trainer.ref_model:
         more["ref_model"] = create_model_from_path(spec.trainer.ref_model.name, device_map=None)
     if "reward_funcs" in spec.trainer.kwargs and "reward_funcs" not in given:

@@ -104,3 +104,19 @@ def test_rows_must_leave_room_for_an_answer(tiny_model: Path, tmp_path: Path, ch
     name = "training" if changed == "train" else "evaluation"
     with pytest.raises(ConfigError, match=rf"Nothing is left of the 8 {name} rows: .*max_length \(64 tokens\)"):
         train_together([run], tmp_path / "experiment")
+
+
+def test_what_trl_drops_is_said(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """How many, why, and the first of them; and the run trains on what TRL leaves."""
+    rows = make_rows(8)
+    for index in (3, 7):
+        rows[index]["prompt"] += "again " * 20
+    files = {name: write_jsonl(tmp_path / f"{name}.jsonl", rows) for name in ("train", "easy", "hard")}
+    write_jsonl(files["easy"], make_rows(2))
+    sets = {name: str(files[name]) for name in ("easy", "hard")}
+    run = run_spec(tiny_model, files["train"], chunks=1, dataset={"eval_path": sets})
+    ((trained,), _) = train_together([run], tmp_path / "experiment")
+    assert trained.plan is not None and trained.plan.steps == 2
+    said = [record.getMessage() for record in caplog.records if "TRL drops" in record.getMessage()]
+    assert [line.partition(" rows")[0] for line in said] == ["TRL drops 2 of 8 training", "TRL drops 2 of 8 hard"]
+    assert all("max_length (64 tokens)" in line and "first row 3 (from 0)" in line for line in said)

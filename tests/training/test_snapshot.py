@@ -26,6 +26,7 @@ MORE_VARIANTS: dict[str, dict[str, object]] = {
     **VARIANTS,
     "sparse logs in the middle of a window": {"args": {"logging_steps": 5, "gradient_accumulation_steps": 2}},
     "evaluates at the start": {"args": {"eval_strategy": "steps", "eval_steps": 9, "eval_on_start": True}},
+    "several evaluation sets": {"args": {"eval_strategy": "steps", "eval_steps": 5, "max_steps": 9}, "dataset": {}},
     "its own saves": {"args": {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 1}},
     "its own saves, every weight": {"peft": None, "args": {"optim": "adafactor", "max_steps": 9}},
 }
@@ -93,7 +94,13 @@ def test_every_snapshot_has_the_adapter_that_the_trainer_saves_and_the_weights_f
     trainee.close()
 
 
-QUICK = ("batch and accumulation", "two epochs, sparse logs", "sparse logs in the middle of a window", "its own saves")
+QUICK = (
+    "batch and accumulation",
+    "two epochs, sparse logs",
+    "sparse logs in the middle of a window",
+    "several evaluation sets",
+    "its own saves",
+)
 
 
 @pytest.mark.parametrize(
@@ -103,9 +110,11 @@ def test_a_resumed_run_equals_the_script_alone(
     name: str, tiny_model: Path, tiny_data: Path, tmp_path: Path, workshop: Workshop
 ) -> None:
     """From a boundary in the middle of an epoch and from its last one: weights and the log's history, bit for bit."""
-    variant = MORE_VARIANTS[name]
+    variant = dict(MORE_VARIANTS[name])
     evaluated = "eval_strategy" in variant.get("args", {})  # type: ignore[operator]
-    dataset = {"eval_path": str(tiny_data), "max_eval_samples": 8}
+    dataset: dict[str, object] = {"eval_path": str(tiny_data), "max_eval_samples": 8}
+    if variant.pop("dataset", None) is not None:
+        dataset["eval_path"] = {"one": str(tiny_data), "other": str(tiny_data)}
     spec = run_spec(tiny_model, tiny_data, chunks=3, dataset=dataset if evaluated else {}, **variant)  # type: ignore[arg-type]
     first = begin(spec, tmp_path / "first", workshop)
     taken = snapshots_of(first, tmp_path / "snapshots")
