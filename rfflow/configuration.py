@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from rfflow.confidential import shown_config
 from rfflow.dataset_section import read_dataset
 from rfflow.errors import ConfigError, nearest
 from rfflow.references import resolved
@@ -37,6 +38,7 @@ from rfflow.unread import unread_keys
 def read_run(cfg: DictConfig) -> RunSpec:
     """Read and check one job's configuration."""
     config = _to_container(cfg)
+    shown = shown_config(cfg, config)
     unread = unread_keys(cfg)
     model = _read_model(_section(config, "model"))
     trainer = _read_trainer(_section(config, "trainer"), model)
@@ -52,7 +54,8 @@ def read_run(cfg: DictConfig) -> RunSpec:
         peft=_read_peft(config.get("peft")),
         chunks=_whole_number(config.get("chunks", 1), "chunks"),
         evaluate=_boolean(config.get("evaluate", True), "evaluate"),
-        config=config,
+        config=shown.config,
+        hidden=shown.hidden,
         generate=_read_generate(config.get("evaluation")),
         unread=unread,
     )
@@ -87,6 +90,7 @@ def built_run(build_trainer: Callable[[DictConfig], Any], cfg: DictConfig, name:
         name: the experiment's name, if the section has none.
     """
     config = _to_container(cfg)
+    shown = shown_config(cfg, config)
     allowed = (*EXPERIMENT_KEYS, "seed", "chunks", "evaluate")
     section = _settings(config.get("rfflow"), "rfflow", allowed)
     chunks, evaluate = section.pop("chunks", 4), section.pop("evaluate", True)
@@ -99,7 +103,8 @@ def built_run(build_trainer: Callable[[DictConfig], Any], cfg: DictConfig, name:
         peft=None,
         chunks=_whole_number(chunks, "rfflow.chunks"),
         evaluate=_boolean(evaluate, "rfflow.evaluate"),
-        config=config,
+        config=shown.config,
+        hidden=shown.hidden,
         build=functools.partial(build_trainer, cfg),
         experiment={"name": name, "seed": config.get("seed", 42), **section},
     )

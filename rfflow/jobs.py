@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rfflow.admission import Admission
 from rfflow.claims import Claims, check_alone, claims_of
+from rfflow.confidential import redacted
 from rfflow.configuration import experiment_config
 from rfflow.errors import ConfigError
 from rfflow.job_callbacks import JobNotes
@@ -178,8 +179,9 @@ class Composer:
         return config
 
     def setting_apart(self, overrides: Sequence[str]) -> tuple[str, ...]:
-        """Return those of a job's overrides that are not every job's."""
-        return setting_apart(overrides, as_typed(self._config.hydra.overrides.task))
+        """Return those of a job's overrides that are not every job's, as they may be shown."""
+        own = setting_apart(overrides, as_typed(self._config.hydra.overrides.task))
+        return tuple(redacted(text) for text in own)
 
     def remember(self, number: int, overrides: Sequence[str]) -> None:
         """Take note of a run that can be cloned."""
@@ -248,9 +250,10 @@ def check_shared(jobs: Sequence[Job]) -> None:
         first, seen = jobs[0], jobs[0].shared.get(key)
         for job in jobs[1:]:
             if (value := job.shared.get(key)) != seen:
+                one, other = redacted(repr(seen)), redacted(repr(value))
                 raise ConfigError(
-                    f"{key} belongs to the whole experiment and cannot differ between its runs. Seen: {seen!r} (run "
-                    f"{first.number}) and {value!r} (run {job.number}). Sweep it in experiments of their own."
+                    f"{key} belongs to the whole experiment and cannot differ between its runs. Seen: {one} (run "
+                    f"{first.number}) and {other} (run {job.number}). Sweep it in experiments of their own."
                 )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from rfflow import saved
 from rfflow.checkpoints import Checkpoint, Checkpoints, Draft, Writer
+from rfflow.confidential import digest, redacted
 from rfflow.errors import EngineError
 from rfflow.policies.scene import Past
 from rfflow.runs import Experiment, Run, RunState
@@ -62,7 +63,8 @@ class Keeper:
         self._is_first = True
         self._versions = saved.versions()
         self._program = saved.program()
-        self._configs: dict[int, str] = {}
+        self._configs: dict[int, tuple[str, dict[str, str]]] = {}
+        """Each run's configuration as it stands in the file, and the digests of what is not shown of it."""
         self.data: Mapping[str, str] = {}
         """Fingerprints of the rows."""
 
@@ -261,6 +263,7 @@ class Keeper:
     def _record(self, run: Run, ahead: float) -> SavedRun:
         root, directory = self._experiment.paths.root.absolute(), run.paths.root.absolute()
         has_ended = run.state in ENDED
+        config, digests = self._config(run)
         self._reached[run.number] = max(len(run.chunks), self._reached.get(run.number, 0))
         return SavedRun(
             number=run.number,
@@ -273,16 +276,18 @@ class Keeper:
             is_warm=run.number in self._warm,
             done=self._reached[run.number],
             ahead=ahead,
-            config=self._config(run),
-            error=None if run.error is None else (type(run.error).__name__, str(run.error)),
+            config=config,
+            digests=digests,
+            error=None if run.error is None else (type(run.error).__name__, redacted(str(run.error))),
             chunks=tuple(run.chunks) if has_ended else (),
             metrics=dict(run.metrics) if has_ended else {},
             plan=run.plan if has_ended else None,
         )
 
-    def _config(self, run: Run) -> str:
+    def _config(self, run: Run) -> tuple[str, dict[str, str]]:
         if run.number not in self._configs:
-            self._configs[run.number] = saved.config_text(run.spec.config)
+            digests = {key: digest(value) for key, value in run.spec.hidden.items()}
+            self._configs[run.number] = saved.config_text(run.spec.config), digests
         return self._configs[run.number]
 
     def _told(self, what: str) -> _Told:

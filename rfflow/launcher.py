@@ -23,6 +23,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from rfflow import resuming
+from rfflow.confidential import redacted
 from rfflow.config_files import escaped_words
 from rfflow.configuration import built_run, experiment_config, read_experiment, read_run
 from rfflow.errors import ConfigError, RunFailed
@@ -103,7 +104,7 @@ def _train(cfg: DictConfig, read: Callable[[DictConfig], RunSpec]) -> RunSpec | 
     state = resuming.state_of(paths.root)
     engine = make_engine(read_experiment(experiment_config(spec, cfg)), paths, composer)
     try:
-        run = engine.add(spec, 0, overrides)
+        run = engine.add(spec, 0, map(redacted, overrides))
         if state is not None:
             resuming.go_on(engine, state)
             _restore(engine, state, composer)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from rfflow.confidential import redacted
 from rfflow.control.ops import Clone, Delete, Op, Resume, Stop
 from rfflow.control.overrides import expand
 from rfflow.control.selection import select
@@ -113,7 +114,8 @@ class Plan:
             self._engine.admit(clone)
             start = f" from its weights at step {parent.step}, chunk {clone.first_chunk + 1} first"
             how = start if op.warm_start else ""
-            return f"Run {parent.number} was cloned as run {number}{how}: {' '.join(overrides) or 'no overrides'}."
+            own = redacted(" ".join(overrides)) or "no overrides"
+            return f"Run {parent.number} was cloned as run {number}{how}: {own}."
 
         return Step(op, parent.number, admit, len(parent.chunks))
 

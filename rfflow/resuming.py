@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from rfflow import saved
+from rfflow.confidential import is_digest_of, is_secret, redacted
 from rfflow.errors import ConfigError, nearest
 from rfflow.keeping import resume_command, unsaved
 from rfflow.references import as_typed
@@ -62,12 +63,18 @@ def check_config(record: SavedRun, run: Run) -> None:
     """
     before, now = _flat(json.loads(record.config)), _flat(json.loads(saved.config_text(run.spec.config)))
     for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
-            raise ConfigError(
-                f"Run {run.number} was configured with {key}={before.get(key, 'nothing')!r} and would now go on with "
-                f"{now.get(key, 'nothing')!r}: a file in conf/ has changed since. Give the old value back, or start a "
-                "new experiment."
-            )
+        hidden = run.spec.hidden.get(key)
+        is_same = before.get(key) == now.get(key) or (hidden is not None and before.get(key) == hidden)
+        if is_same and (hidden is None or key not in record.digests or is_digest_of(record.digests[key], hidden)):
+            continue
+        if is_secret(key):  # a token may have been renewed
+            continue
+        was, value = (redacted(repr(values.get(key, "nothing"))) for values in (before, now))
+        raise ConfigError(
+            f"Run {run.number} was configured with {key}={was} and would now go on with "
+            f"{value}{', which stands for something else' if is_same else ''}: a file in conf/ has changed since, or "
+            "the environment. Give the old value back, or start a new experiment."
+        )
 
 
 def go_on(engine: Engine, state: SavedExperiment) -> None:

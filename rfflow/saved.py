@@ -11,10 +11,11 @@ import importlib.metadata
 import json
 import os
 import platform
+import stat
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -58,7 +59,9 @@ class SavedRun:
     ahead: float = 0
     """Its fair share used so far, less the chunks that it has done."""
     config: str = "{}"
-    """The resolved configuration, less what belongs to the experiment, as JSON."""
+    """The configuration as it may be shown, less what belongs to the experiment, as JSON."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Of values that are not shown there, to be compared, by dotted names."""
     error: tuple[str, str] | None = None
     """What a failed run failed of: the kind of error and its message."""
     chunks: tuple[ChunkResult, ...] = ()
@@ -169,7 +172,14 @@ def write(path: Path, saved: SavedExperiment, texts: Mapping[int, str], *, is_fi
     runs = ",\n".join(texts.get(run.number) or run_text(run) for run in saved.runs)
     body = f'{json.dumps(head)[:-1]},\n"runs": [\n{runs}\n]}}\n'
     aside = path.with_name(f".{path.name}.new")
-    with aside.open("w", encoding="utf-8") as file:
+    # Others need not read what was typed. Whoever may, if the owner has said so since, still may; but nobody may write.
+    mode = 0o600 if is_first or not path.exists() else stat.S_IMODE(path.stat().st_mode) & ~0o022
+    aside.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with open(os.open(aside, flags, 0o600), "w", encoding="utf-8") as file:
+        if mode != 0o600:
+            with suppress(OSError):  # of a mount that keeps no modes
+                os.fchmod(file.fileno(), mode)
         file.write(json.dumps({"version": VERSION, "crc32": zlib.crc32(body.encode())}) + "\n" + body)
         file.flush()
         os.fsync(file.fileno())

@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
+from rfflow.confidential import HIDDEN, is_secret
 from rfflow.errors import ConfigError, nearest
 
 _HYDRAS_OWN = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
@@ -35,8 +36,9 @@ def check_arguments(function: Callable[..., Any], node: Mapping[str, Any], where
             hint = nearest(key, named)
             # A recipe's own stay where only its function was replaced by another.
             way_out = "" if hint or "[" in where else f" To take it out: ~{where}.{key}"
+            seen = HIDDEN if is_secret(key) else repr(value)
             raise ConfigError(
-                f"{where}.{key} is {value!r}, but {node['_target_']} takes no {key!r}.{hint} "
+                f"{where}.{key} is {seen}, but {node['_target_']} takes no {key!r}.{hint} "
                 f"Its arguments: {', '.join(named) or 'none'}.{way_out}"
             )
 

@@ -142,7 +142,9 @@ class RunSpec:
     evaluate: bool = True
     """Evaluate at every chunk boundary where there is an evaluation set."""
     config: Node = field(default_factory=dict)
-    """The resolved configuration this was read from, for people to look at."""
+    """The configuration this was read from, resolved, for people to look at: without what is not for all eyes."""
+    hidden: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What it shows only by the variable of the environment that it comes from, by dotted names; no secrets."""
     generate: GenerateSpec | None = None
     """What to answer at every chunk boundary, if anything."""
     build: Callable[[], Any] | None = None

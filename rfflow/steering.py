@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rfflow.confidential import redacted
 from rfflow.control.inbox import Identity, Inbox, Item
 from rfflow.control.journal import Entry, Journal
 from rfflow.control.ops import Clone, Op
@@ -151,8 +152,9 @@ class Steering:
                 raise item.error
             steps = Plan(self._engine).of(item.ops)
         except OpError as error:
-            self._note(Answer(item.name, item.identity.stamp, tuple(self._refusals(item, str(error)))))
-            self._inbox.reject(item, str(error))
+            reason = redacted(str(error))
+            self._note(Answer(item.name, item.identity.stamp, tuple(self._refusals(item, reason))))
+            self._inbox.reject(item, reason)
             return False
         entries = [
             self._entry(item, step.op, step.run, "applied", detail, chunk) for step, detail, chunk in apply(steps)

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rfflow.confidential import HIDDEN, is_secret
 from rfflow.control.selection import shown
 from rfflow.errors import ConfigError
 from rfflow.spec import EXPERIMENT_KEYS
@@ -99,8 +100,9 @@ class Named:
                 continue
             named.append(_named((path, value)))
             if named[-1] not in self._all:
+                said = HIDDEN if is_secret(_dotted(path)) else shown(value)
                 raise ConfigError(
-                    f"{_dotted(path)} would be {shown(value)}, and an op may bring nothing that can be imported or "
+                    f"{_dotted(path)} would be {said}, and an op may bring nothing that can be imported or "
                     "loaded, or that lets code in, unless the experiment's own configurations have it there or a "
                     "config group that is chosen (model=..., dataset=...). It may bring numbers, yes or no, and words "
                     "such as trainer.args.optim=sgd. docs/security.md says what goes where."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lightning_fabric import Fabric
 from transformers import Trainer
 
 from rfflow.claims import Claims, check_alone, claims_of
+from rfflow.confidential import redacted
 from rfflow.errors import ConfigError
 from rfflow.runs import Run
 from rfflow.spec import DatasetSpec, MemorySpec, RunSpec, TrainerSpec
@@ -73,7 +75,7 @@ class Workshop:
     def fingerprints(self) -> dict[str, str]:
         """Return a fingerprint of the rows of every data set that was read."""
         rows = {f"of run {number}": rows for number, rows in self._rows_of_apps.items()}
-        return rows | {key: fingerprint(data) for key, data in self._data.items()}
+        return rows | {redacted(key): fingerprint(data) for key, data in self._data.items()}
 
     def note_rows(self, number: int, trainer: Trainer) -> None:
         """Take the fingerprint of rows that an app has read itself; of a stream there is none."""
@@ -285,6 +287,20 @@ class Trainee:
         # Written aside and renamed: whoever sees the folder sees all of it.
         final = self.run.paths.final
         aside = final.with_name(f".{final.name}.writing")
-        trainer.save_model(str(aside))
+        with _without_token(trainer):
+            trainer.save_model(str(aside))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
+
+
+@contextlib.contextmanager
+def _without_token(trainer: Trainer) -> Iterator[None]:
+    """Keep ``hub_token`` out of ``training_args.bin``, which goes where the adapter goes."""
+    args = trainer.args
+    token = args.hub_token
+    if not args.push_to_hub:  # else saving is sending
+        args.hub_token = None
+    try:
+        yield
+    finally:
+        args.hub_token = token
