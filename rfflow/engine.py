@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from lightning_fabric import Fabric
 
 from rfflow.cloning import Cloner, Composer
+from rfflow.control.ownership import lock_of_experiment
 from rfflow.errors import ConfigError, EngineError
 from rfflow.foresight import Foresight
 from rfflow.interruption import Interruption
@@ -80,7 +81,8 @@ class Engine:
         self.fabric.seed_everything(spec.seed, workers=False, verbose=False)
         self._composer = composer
         self._scheduler = Scheduler()
-        self._keeper = Keeper(self.experiment, self._job_of)
+        self._keeper = Keeper(self.experiment, self._job_of, getattr(composer, "command", None))
+        self._lock = lock_of_experiment(paths.root)
         self.roster = Roster(self.experiment, self.fabric, self._keeper, self._scheduler.upcoming, make_trainee)
         self.cloner = Cloner(self.experiment, composer, self.roster)
         self._steering: Steering | None = None
@@ -109,7 +111,12 @@ class Engine:
         return run
 
     def go_on(self, saved: SavedExperiment) -> None:
-        """Take over what belongs to no run of an experiment of an earlier process; then :meth:`restore` its runs."""
+        """Take over what belongs to no run of an experiment of an earlier process; then :meth:`restore` its runs.
+
+        Raises:
+            ConfigError: if that process is not gone.
+        """
+        self._hold()
         self._saved = saved
         self._keeper.go_on(saved)
         self.experiment.started = saved.started
@@ -248,6 +255,7 @@ class Engine:
 
     def _open(self) -> None:
         """Build every new run up to its first step, so that what is wrong with any of them is said now."""
+        self._hold()
         new = [run for run in self.experiment.runs if not run.state.is_final and run.plan is None]
         # accelerate collects garbage when a trainer begins; the half million objects that imports have made are none.
         gc.freeze()
@@ -482,6 +490,11 @@ class Engine:
                 return self._steering.wait()
             return self._steering.wait_for_young_files()
 
+    def _hold(self) -> None:
+        """See to it that nobody else trains in the experiment's directory, until :meth:`_let_go`."""
+        if not self._lock.is_intact():
+            self._lock.acquire()
+
     def _let_go(self) -> None:
         self.cloner.forget_early()
         self._keeper.close()
@@ -489,6 +502,7 @@ class Engine:
         if self._steering is not None:
             self._steering.close()
             self._steering = None
+        self._lock.release()
 
     def _call(self, hook: str, **kwargs: Any) -> None:
         self._audience.call(hook, experiment=self.experiment, **kwargs)

@@ -28,6 +28,7 @@ from rfflow.overrides import on_top, setting_apart
 from rfflow.references import as_typed, resolved, unresolvable
 from rfflow.runs import Run
 from rfflow.spec import EXPERIMENT_KEYS, Node, RunSpec
+from rfflow.starting import command_of
 
 _composing: ContextVar[bool] = ContextVar("rfflow_composing", default=False)
 
@@ -85,6 +86,7 @@ class Composer:
     Args:
         config: the configuration that the sweep (or the single run) was started with.
         root: the experiment's directory.
+        is_sweep: whether the configuration is that of a sweep.
     """
 
     def __init__(
@@ -94,12 +96,15 @@ class Composer:
         callbacks: Callbacks,
         task_function: TaskFunction,
         root: Path,
+        *,
+        is_sweep: bool,
     ):
         self._config = config
         self._config_loader = config_loader
         self._callbacks = callbacks
         self._task_function = task_function
         self._root = root
+        self.command = command_of(config.hydra, is_sweep=is_sweep, directory=str(root))
         self._overrides: dict[int, list[str]] = {}
         self._admission = Admission(config, config_loader, self._load_apart)
         self.waiting: dict[int, Job] = {}

@@ -17,6 +17,7 @@ from rfflow.errors import EngineError
 from rfflow.policies.scene import Past
 from rfflow.runs import Experiment, Run, RunState
 from rfflow.saved import Answer, SavedExperiment, SavedRun
+from rfflow.starting import Command
 from rfflow.tracking.files import shown
 
 log = logging.getLogger(__name__)
@@ -38,12 +39,18 @@ class Keeper:
     Whatever cannot be written ends the experiment with an :class:`EngineError`: what is trained unsaved would be lost.
     """
 
-    def __init__(self, experiment: Experiment, job_of: Callable[[int], tuple[str, ...] | None]):
+    def __init__(
+        self,
+        experiment: Experiment,
+        job_of: Callable[[int], tuple[str, ...] | None],
+        command: Command | None = None,
+    ):
         """Write nothing yet.
 
         Args:
             experiment: whose runs are kept.
             job_of: returns the overrides of a run's Hydra job.
+            command: what started it, where a command line did.
         """
         self._experiment = experiment
         self._spec = experiment.spec.checkpoint
@@ -63,6 +70,7 @@ class Keeper:
         self._is_first = True
         self._versions = saved.versions()
         self._program = saved.program()
+        self._command = command
         self._configs: dict[int, tuple[str, dict[str, str]]] = {}
         """Each run's configuration as it stands in the file, and the digests of what is not shown of it."""
         self.data: Mapping[str, str] = {}
@@ -166,6 +174,7 @@ class Keeper:
             is_finished=is_finished,
             imagined=tuple(self.imagined),
             program=self._program,
+            command=self._command,
         )
         with self._told("experiment.json"):
             saved.write(self._experiment.paths.state, state, self._ended, is_first=self._is_first)

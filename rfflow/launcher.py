@@ -32,7 +32,7 @@ from rfflow.jobs import Composer, Job, check_claims, check_shared, is_composing
 from rfflow.keeping import resume_command
 from rfflow.overrides import as_written
 from rfflow.process import settle
-from rfflow.references import as_typed
+from rfflow.references import as_typed, value_at
 from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.saved import SavedExperiment
 from rfflow.spec import ExperimentSpec, RunSpec
@@ -98,7 +98,7 @@ def _train(cfg: DictConfig, read: Callable[[DictConfig], RunSpec]) -> RunSpec | 
     overrides = tuple(as_written(escaped_words(as_typed(hydra.overrides.task))))
     paths = ExperimentPaths(_relative(Path(hydra.runtime.output_dir)))
     config = cast(DictConfig, cast(DictConfig, hydra)._get_parent())
-    composer = Composer(config, GlobalHydra.instance().config_loader(), Callbacks(), read, paths.root)
+    composer = Composer(config, GlobalHydra.instance().config_loader(), Callbacks(), read, paths.root, is_sweep=False)
     composer.remember(0, overrides)
     composer.started_with(spec)
     state = resuming.state_of(paths.root)
@@ -115,6 +115,15 @@ def _train(cfg: DictConfig, read: Callable[[DictConfig], RunSpec]) -> RunSpec | 
     engine.save(is_finished=_is_over(engine))
     _raise_if_failed(engine.experiment.runs)
     return engine.objective(run)
+
+
+def check_directory(config: DictConfig) -> ConfigError | None:
+    """Return what is wrong with the directory of a single run, before Hydra writes to it."""
+    try:
+        resuming.state_of(Path(str(value_at(config, "hydra.run.dir"))))
+    except ConfigError as error:
+        return error
+    return None
 
 
 def make_engine(experiment: ExperimentSpec, paths: ExperimentPaths, composer: Composer) -> Engine:
@@ -185,11 +194,22 @@ class Sweep:
     """One ``--multirun``: its jobs arrive in one batch or several, and all belong to one experiment."""
 
     def __init__(self, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig):
+        """Look whether the experiment's directory is free; Hydra has not written to it yet.
+
+        Raises:
+            ConfigError: if it holds another experiment.
+        """
         self._config = config
-        self._paths = ExperimentPaths(str(config.hydra.sweep.dir))
+        self._paths = ExperimentPaths(str(value_at(config, "hydra.sweep.dir")))
+        self._state = resuming.state_of(self._paths.root)
         self._callbacks = hydra_context.callbacks
         self._composer = Composer(
-            config, hydra_context.config_loader, hydra_context.callbacks, task_function, self._paths.root
+            config,
+            hydra_context.config_loader,
+            hydra_context.callbacks,
+            task_function,
+            self._paths.root,
+            is_sweep=True,
         )
         self._jobs: list[Job] = []
         self._engine: Engine | None = None
@@ -197,7 +217,6 @@ class Sweep:
         """Of jobs that came while others trained."""
         self.refill: Refill | None = None
         """Gives more jobs as runs end; a search does."""
-        self._state = resuming.state_of(self._paths.root)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         """Compose every job, then train the runs among them.

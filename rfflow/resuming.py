@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from rfflow import saved
 from rfflow.confidential import is_digest_of, is_secret, redacted
+from rfflow.control.ownership import check_at_rest
 from rfflow.errors import ConfigError, nearest
 from rfflow.keeping import resume_command, unsaved
-from rfflow.references import as_typed
 from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.saved import SavedExperiment, SavedRun
+from rfflow.starting import Command, command_left_by_hydra
 from rfflow.tracking.files import replace_text, shown
 
 if TYPE_CHECKING:
@@ -80,8 +79,8 @@ def check_config(record: SavedRun, run: Run) -> None:
 def go_on(engine: Engine, state: SavedExperiment) -> None:
     """Let an engine take over an experiment; its runs follow with :func:`take_up`."""
     warn_of_versions(state)
-    remove_leftovers(engine.experiment.paths.root, state)
     engine.go_on(state)
+    remove_leftovers(engine.experiment.paths.root, state)
 
 
 def take_up(engine: Engine, run: Run, record: SavedRun) -> None:
@@ -147,8 +146,9 @@ def state_of(root: Path) -> SavedExperiment | None:
     """Return the past of an experiment in this directory, where the command line asks to go on with it.
 
     Raises:
-        ConfigError: if there is a past, and nobody asked to go on with it.
+        ConfigError: if there is a past, and nobody asked to go on with it; or if it is still the present.
     """
+    check_at_rest(root)
     if str(root.resolve()) in (str(_requested), os.environ.get(REQUEST)):
         return read_experiment_state(root)
     if ExperimentPaths(root).state.exists():
@@ -177,18 +177,18 @@ def command(arguments: Sequence[str]) -> list[str] | None:
     (given,) = [argument for argument in arguments if argument.startswith("resume=")][:1]
     others = [argument for argument in arguments if not argument.startswith("resume=")]
     root = Path(given.removeprefix("resume=").strip("'\"")).expanduser().resolve()
+    check_at_rest(root)
     state = read_experiment_state(root)
     if is_over(state):
         print(f"The experiment in {shown(root)} is finished: {summary(state)}. Nothing is left to do.")
         return None
-    sweep = root / "multirun.yaml"
-    started = sweep if sweep.exists() else root / ".hydra" / "hydra.yaml"
-    if not started.exists():
+    started = state.command or command_left_by_hydra(root)
+    if started is None:
         raise ConfigError(
-            f"resume={shown(root)}: it has no {started.relative_to(root)}, which says how the experiment was started."
+            f"resume={shown(root)}: neither its experiment.json, which an earlier version of rfflow wrote, nor a "
+            "multirun.yaml or .hydra/hydra.yaml in it says how the experiment was started."
         )
-    hydra = OmegaConf.load(started).hydra
-    is_ours = _is_ours(hydra, state)
+    is_ours = _is_ours(started, state)
     allowed = _ALLOWED if is_ours else _ALLOWED_TO_APPS
     for other in others:
         if not other.lstrip("+~").startswith(allowed):
@@ -196,30 +196,20 @@ def command(arguments: Sequence[str]) -> list[str] | None:
                 f"{other} cannot be given with resume=: the experiment goes on as it was started. Allowed: "
                 f"{', '.join(f'{key}*' for key in allowed)}."
             )
-    if Path(hydra.runtime.cwd).is_dir():
-        os.chdir(hydra.runtime.cwd)  # what paths in the configuration are relative to
+    if Path(started.cwd).is_dir():
+        os.chdir(started.cwd)  # what paths in the configuration are relative to
     _requested = root
-    place = "hydra.sweep.dir" if sweep.exists() else "hydra.run.dir"
-    old = [text for text in as_typed(hydra.overrides.hydra) if not text.startswith(("hydra.mode=", f"{place}="))]
-    directory = shown(root).replace("\\", "\\\\").replace("'", "\\'")
-    new = ["--multirun"] if sweep.exists() else []
-    new += ["--config-name", hydra.job.config_name] if hydra.job.config_name else []
-    for source in _sources(hydra):
-        if source.provider == "command-line":
-            new += ["--config-dir", source.path]
-    again = [*new, *old, f"{place}='{directory}'", *as_typed(hydra.overrides.task), *others]
+    again = started.arguments(root, others)
     if not is_ours:
         _become(root, state.program or (), again)
     return again
 
 
-def _is_ours(hydra: Any, state: SavedExperiment) -> bool:
+def _is_ours(started: Command, state: SavedExperiment) -> bool:
     """Whether it was our own command that started an experiment; a past that does not say knew no other."""
     from rfflow.__main__ import CONF
 
-    if state.program is None or any(
-        source.provider == "main" and source.path == str(CONF) for source in _sources(hydra)
-    ):
+    if state.program is None or started.main == str(CONF):
         return True
     return state.program == ("-m", "rfflow") or Path(state.program[0] if state.program else "").stem == "rfflow"
 
@@ -237,12 +227,6 @@ def _become(root: Path, program: Sequence[str], arguments: Sequence[str]) -> Non
     sys.stdout.flush()
     os.environ[REQUEST] = str(root)
     os.execv(sys.executable, [sys.executable, *program, *arguments])
-
-
-def _sources(hydra: Any) -> Sequence[Any]:
-    """Return where the configuration was read from."""
-    sources: Sequence[Any] = hydra.runtime.config_sources
-    return sources
 
 
 _ALLOWED = ("control.", "checkpoint.", "engine.", "callbacks", "loggers", "hydra.")

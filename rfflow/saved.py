@@ -26,8 +26,11 @@ from rfflow.errors import ConfigError
 from rfflow.policies.scene import Past
 from rfflow.runs import ChunkPlan, ChunkResult, Run, RunState
 from rfflow.spec import EXPERIMENT_KEYS
+from rfflow.starting import Command
 
-VERSION = 1
+VERSION = 2
+_READABLE = (1, 2)
+"""The first did not say how the experiment was started."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "hydra-core", "rfflow")
 
 _CHUNK = tuple(one.name for one in fields(ChunkResult) if one.name != "answers")
@@ -96,6 +99,8 @@ class SavedExperiment:
     """What a policy would have done in a dry run, each op with its place among those that were applied."""
     program: tuple[str, ...] | None = None
     """How Python is told to run the program that it belongs to; empty where there is nothing that could be run."""
+    command: Command | None = None
+    """What that program was told."""
 
     def run(self, number: int) -> SavedRun | None:
         """Return a run, or None where there is none of that number."""
@@ -131,9 +136,10 @@ def read(path: Path) -> SavedExperiment | None:
     head, _, body = text.partition("\n")
     try:
         check = json.loads(head)
-        if check["version"] != VERSION:
+        if check["version"] not in _READABLE:
             raise DamagedState(
-                f"{path} was written by another version of rfflow: format {check['version']}, not {VERSION}."
+                f"{path} was written by another version of rfflow: format {check['version']}. This one reads "
+                f"{' and '.join(map(str, _READABLE))}."
             )
         if check["crc32"] != zlib.crc32(body.encode()):
             raise ValueError("its checksum does not fit")
@@ -168,6 +174,7 @@ def write(path: Path, saved: SavedExperiment, texts: Mapping[int, str], *, is_fi
         "answer": saved.answer and asdict(saved.answer),
         "imagined": [(place, asdict(op)) for place, op in saved.imagined],
         "program": saved.program,
+        "command": saved.command and asdict(saved.command),
     }
     runs = ",\n".join(texts.get(run.number) or run_text(run) for run in saved.runs)
     body = f'{json.dumps(head)[:-1]},\n"runs": [\n{runs}\n]}}\n'
@@ -255,7 +262,7 @@ def _chunk(chunk: ChunkResult) -> dict[str, Any]:
 
 
 def _from_plain(plain: dict[str, Any]) -> SavedExperiment:
-    answer, program = plain.pop("answer"), plain.pop("program", None)
+    answer, program, command = plain.pop("answer"), plain.pop("program", None), plain.pop("command", None)
     imagined = tuple((place, Past(**op)) for place, op in plain.pop("imagined", ()))
     if answer is not None:
         answer = Answer(answer["file"], answer["stamp"], tuple(Entry(**entry) for entry in answer["entries"]))
@@ -269,4 +276,9 @@ def _from_plain(plain: dict[str, Any]) -> SavedExperiment:
         run["plan"] = run["plan"] and ChunkPlan(tuple(run["plan"]["ends"]), run["plan"]["per_epoch"])
         runs.append(SavedRun(**run))
     program = None if program is None else tuple(program)
-    return SavedExperiment(runs=tuple(runs), answer=answer, program=program, imagined=imagined, **plain)
+    if command is not None:
+        lists = {key: tuple(value) for key, value in command.items() if isinstance(value, list)}
+        command = Command(**{**command, **lists})
+    return SavedExperiment(
+        runs=tuple(runs), answer=answer, program=program, command=command, imagined=imagined, **plain
+    )

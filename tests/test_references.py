@@ -54,7 +54,7 @@ def test_a_secret_by_reference_stands_nowhere_in_the_overrides(
 @pytest.mark.parametrize(
     "mode", [(), ("--multirun", "lr=1e-3,1e-4"), ("--multirun", "search=random", "lr=choice(1,2)")]
 )
-@pytest.mark.parametrize("override", ["+note=${oc.env:NOT_SET_ANYWHERE}"])
+@pytest.mark.parametrize("override", ["+note=${oc.env:NOT_SET_ANYWHERE}", "name=a_${oc.env:NOT_SET_ANYWHERE}"])
 def test_a_variable_that_is_not_set_is_named_with_who_asks(
     rfflow: Shell,
     mode: tuple[str, ...],

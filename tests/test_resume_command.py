@@ -18,6 +18,7 @@ from rfflow import resuming
 from rfflow.errors import ConfigError
 from rfflow.runs import ChunkPlan, ExperimentPaths, RunState
 from rfflow.saved import SavedExperiment, SavedRun, write
+from rfflow.starting import Command
 from tests.tiny import make_data, make_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,8 +37,9 @@ def started(
     is_finished: bool = False,
     multirun: bool = True,
     program: tuple[str, ...] | None = ("-m", "rfflow"),
+    command: Command | None = None,
 ) -> Path:
-    """Leave the files of an experiment that has such runs."""
+    """Leave the files of an experiment that has such runs; without a command, those of the version before."""
     root.mkdir(parents=True)
     runs = tuple(
         SavedRun(
@@ -45,7 +47,7 @@ def started(
         )
         for number, state in enumerate(states)
     )
-    state = SavedExperiment("sft", 0.0, runs, is_finished=is_finished, program=program)
+    state = SavedExperiment("sft", 0.0, runs, is_finished=is_finished, program=program, command=command)
     write(ExperimentPaths(root).state, state, {}, is_first=True)
     hydra = {
         "runtime": {
@@ -58,7 +60,7 @@ def started(
         "job": {"config_name": "config"},
         "overrides": {
             "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=elsewhere", "hydra/launcher=rfflow"],
-            "task": ["+recipe=sft", "lr=0,1"],
+            "task": ["+recipe=sft", "lr=0,1"] if command is None else ["+recipe=dpo"],
         },
     }
     file = root / "multirun.yaml" if multirun else root / ".hydra" / "hydra.yaml"

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rfflow.errors import ConfigError
+from rfflow.tracking.files import shown
 
 LOCK_NAME = ".lock"
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -21,7 +22,7 @@ _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a control directory, as the lock file says."""
+    """Who holds a control directory or an experiment's, as the lock file says."""
 
     pid: int
     host: str
@@ -38,6 +39,11 @@ class Lock:
     The kernel frees the lock when the process ends, however it ends. On a file system without locks (some network
     mounts) the owner's process id decides, which can tell only for processes of the same host.
     """
+
+    refusal = (
+        "The control directory {directory} belongs to another running experiment ({owner}). Give this one its own with "
+        "control.dir=..., or end the other."
+    )
 
     def __init__(self, directory: Path, experiment: Path | str, sleep: Callable[[float], None] = time.sleep):
         self.path = directory / LOCK_NAME
@@ -57,10 +63,7 @@ class Lock:
             if attempt < 3:
                 self._sleep(0.02)  # `rfflow ctl` touches the lock for an instant to see whether it is held
         owner = read_owner(self.path.parent)
-        raise ConfigError(
-            f"The control directory {self.path.parent} belongs to another running experiment ({owner or 'unknown'}). "
-            "Give this one its own with control.dir=..., or end the other."
-        )
+        raise ConfigError(self.refusal.format(directory=self.path.parent, owner=owner or "unknown"))
 
     def is_intact(self) -> bool:
         """Whether the lock file that is held is still the one in the directory."""
@@ -87,7 +90,7 @@ class Lock:
         try:
             file = os.open(self.path, flags, 0o644)
         except OSError as error:
-            raise ConfigError(f"The control directory {self.path.parent} cannot be used: {error}.") from error
+            raise ConfigError(f"The directory {self.path.parent} cannot be used: {error}.") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -107,6 +110,32 @@ class Lock:
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(asdict(self._owner)).encode() + b"\n", 0)
         return True
+
+
+class ExperimentLock(Lock):
+    """The right to train in an experiment's directory."""
+
+    refusal = (
+        "The experiment in {directory} is still running ({owner}). Steer it with rfflow ctl, or end it first; a new "
+        "one needs a directory of its own: hydra.sweep.dir=..., hydra.run.dir=..."
+    )
+
+
+def lock_of_experiment(root: Path) -> Lock:
+    """Return the lock of an experiment's directory."""
+    return ExperimentLock(root, root)
+
+
+def check_at_rest(root: Path) -> None:
+    """Check that nobody trains in an experiment's directory.
+
+    Raises:
+        ConfigError: naming who does.
+    """
+    # An experiment of a version before this one has only its control directory locked.
+    owner = living_owner(root) or living_owner(root / "control")
+    if owner is not None:
+        raise ConfigError(ExperimentLock.refusal.format(directory=shown(root), owner=owner))
 
 
 def read_owner(directory: Path) -> Owner | None:

@@ -3,12 +3,14 @@
 Annotations are not strings here: Hydra loads the module before it is in ``sys.modules``, where dataclasses would look.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -18,26 +20,35 @@ class RfflowLauncher(Launcher):
     """Trains the runs of a sweep at once; the jobs of any other application it runs one after the other."""
 
     def __init__(self) -> None:
-        self._setup: dict[str, Any] = {}
         self._sweep: Any = None
         self.refill: Any = None
         """What gives more jobs as runs end (``rfflow.search.sweeping.Refill``); a sweeper may set it."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Remember what Hydra says before the first :meth:`launch`; nothing of a sweep is written yet."""
+        """Look at the sweep's directory: any sweeper calls this before it writes there."""
+        from rfflow.launcher import Sweep
         from rfflow.process import settle
 
         settle()
-        self._setup = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
+        self._sweep = Sweep(hydra_context, task_function, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run one batch of jobs; a later batch adds its runs to the same experiment."""
-        if self._sweep is None:
-            from rfflow.launcher import Sweep
-
-            self._sweep = Sweep(**self._setup)
-            self._sweep.refill = self.refill
+        assert self._sweep is not None
+        self._sweep.refill = self.refill or self._sweep.refill
         return self._sweep.launch(job_overrides, initial_job_idx)
+
+
+class RunDirectory(Callback):
+    """Looks at the directory of a single run before Hydra writes there; of those Hydra tells no launcher."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """End the program where the directory holds an experiment that nobody asked to go on with."""
+        from rfflow.launcher import check_directory
+
+        if (said := check_directory(config)) is not None:
+            sys.stderr.write(f"{said}\n")
+            sys.exit(1)  # an exception of a callback Hydra turns into a warning
 
 
 @dataclass
@@ -60,7 +71,13 @@ def _open_sections(*names: str) -> DictConfig:
 
 
 _store = ConfigStore.instance()
-_store.store(group="hydra/launcher", name="rfflow", node=RfflowLauncherConf, provider="rfflow")
+_store.store(
+    group="hydra/launcher",
+    name="rfflow",
+    node={"launcher": RfflowLauncherConf, "callbacks": {"rfflow": {"_target_": f"{__name__}.RunDirectory"}}},
+    package="hydra",
+    provider="rfflow",
+)
 _store.store(
     name="rfflow_open_sections",
     node=_open_sections("model", "dataset", "peft", "trainer", "evaluation", "objective", "engine", "control"),
