@@ -7,6 +7,7 @@ others, too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 
 from rfflow.runs import RunState
 from rfflow.spec import RunSpec
-from tests.tiny import make_data, run_spec
+from tests.tiny import make_data, make_rows, run_spec, write_jsonl
 from tests.training.plain import train_alone
+from tests.training.test_dpo import preferences
 from tests.training.test_exactness import train_together
 
 EVALUATES: Mapping[str, Any] = {"eval_strategy": "steps", "eval_steps": 2}
@@ -97,6 +99,82 @@ SFT: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+DPO: Mapping[str, Mapping[str, Any]] = {
+    "as it is": {},
+    "beta": {"beta": 0.4},
+    "loss_type": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.3]},
+    "label_smoothing": {"loss_type": ["robust"], "label_smoothing": 0.1},
+    "discopop_tau": {"loss_type": ["discopop"], "discopop_tau": 0.2},
+    "f_divergence_type": {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3},
+    "ld_alpha": {"ld_alpha": 0.5},
+    "use_weighting": {"use_weighting": True},
+    "max_length": {"max_length": 40, "truncation_mode": "keep_end"},
+    "precompute_ref_log_probs": {"precompute_ref_log_probs": True, "precompute_ref_batch_size": 3},
+    "disable_dropout": {"disable_dropout": False},
+    "pad_to_multiple_of": {"pad_to_multiple_of": 8, "pad_token": "<|im_start|>", "dataset_num_proc": 1},
+}
+DPO_EVERY_WEIGHT: Mapping[str, Mapping[str, Any]] = {
+    "sync_ref_model": {"sync_ref_model": True, "ref_model_mixup_alpha": 0.7, "ref_model_sync_steps": 2},
+}
+KTO: Mapping[str, Mapping[str, Any]] = {
+    "as it is": {},
+    "beta": {"beta": 0.4, "desirable_weight": 1.5, "undesirable_weight": 0.5},
+    "loss_type": {"loss_type": "apo_zero_unpaired"},
+    "max_length": {"max_length": 30, "pad_to_multiple_of": 8, "disable_dropout": False},
+}
+REWARD: Mapping[str, Mapping[str, Any]] = {
+    "as it is": {},
+    "center_rewards_coefficient": {"center_rewards_coefficient": 0.1},
+    "max_length": {"max_length": 90, "pad_to_multiple_of": 8, "disable_dropout": False, "dataset_num_proc": 1},
+    "tokens": {"eos_token": "<|im_start|>", "pad_token": "<|im_start|>"},
+}
+GENERATED: Mapping[str, Mapping[str, Any]] = {
+    "as it is": {},
+    "temperature": {"temperature": 0.5, "top_p": 0.8, "top_k": 20, "min_p": 0.01, "repetition_penalty": 1.2},
+    "generation_kwargs": {"generation_kwargs": {"no_repeat_ngram_size": 1}, "cache_implementation": "static"},
+    "num_generations": {"num_generations": 4, "num_generations_eval": 2},
+    "max_completion_length": {"max_completion_length": 3, "mask_truncated_completions": True},
+    "generation_batch_size": {"generation_batch_size": 8},
+    "steps_per_generation": {"steps_per_generation": 2, "num_iterations": 2},
+    "shuffle_dataset": {"shuffle_dataset": False},
+    "disable_dropout": {"disable_dropout": True},
+    "pad_to_multiple_of": {"pad_to_multiple_of": 8},
+    "beta": {"beta": 0.2},
+    "epsilon": {"epsilon": 0.01, "epsilon_high": 0.02, "num_iterations": 2},
+    "reward_weights": {"reward_weights": [0.5]},
+    "log_completions": {"log_completions": True, "num_completions_to_print": 1, "log_unique_prompts": True},
+}
+GRPO: Mapping[str, Mapping[str, Any]] = {
+    "cast_lm_head_to_fp32": {"cast_lm_head_to_fp32": True},
+    "delta": {"delta": 1.1, "num_iterations": 2},
+    "sapo": {"loss_type": "sapo", "sapo_temperature_neg": 1.2, "sapo_temperature_pos": 0.8},
+    "vespo": {
+        "loss_type": "vespo",
+        "vespo_k_pos": 1.0,
+        "vespo_lambda_pos": 1.5,
+        "vespo_k_neg": 1.6,
+        "vespo_lambda_neg": 1.7,
+    },
+    "importance_sampling_level": {"importance_sampling_level": "sequence", "loss_type": "grpo"},
+    "multi_objective_aggregation": {"multi_objective_aggregation": "normalize_then_sum"},
+    "scale_rewards": {"scale_rewards": "batch"},
+    "top_entropy_quantile": {"top_entropy_quantile": 0.5},
+    "entropy": {
+        "entropy_coef": 0.1,
+        "use_adaptive_entropy": True,
+        "entropy_coef_min": 0.01,
+        "entropy_coef_max": 0.5,
+        "entropy_coef_delta": 0.05,
+        "entropy_target": 1.0,
+    },
+    "off_policy_mask_threshold": {"off_policy_mask_threshold": 0.5, "num_iterations": 2},
+    "use_bias_correction_kl": {"use_bias_correction_kl": False, "beta": 0.2, "num_iterations": 2},
+}
+RLOO: Mapping[str, Mapping[str, Any]] = {
+    "normalize_advantages": {"normalize_advantages": True, "reward_clip_range": [-0.5, -0.1]},
+}
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Rows to train and to evaluate on."""
@@ -125,4 +203,52 @@ def test_supervised_fine_tuning(tiny_model: Path, files: tuple[Path, Path], tmp_
         )
         for name, args in {**ANY, **SFT}.items()
     }
+    compare(specs, tmp_path)
+
+
+def others(
+    model: Path, train: Path, algorithm: str, variants: Mapping[str, Mapping[str, Any]], **more: Any
+) -> dict[str, RunSpec]:
+    """Return the runs of another trainer."""
+    trainer = {"trainer": f"trl.{algorithm}Trainer", "args_target": f"trl.{algorithm}Config"}
+    return {
+        f"{algorithm} {name}": run_spec(model, train, chunks=2, args={"max_steps": 4, **args}, **trainer, **more)
+        for name, args in variants.items()
+    }
+
+
+@pytest.mark.slow
+def test_preferences(tiny_model: Path, tmp_path: Path) -> None:
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", preferences(16))
+    labelled = [{**row, "label": index % 3 > 0} for index, row in enumerate(make_rows(16))]
+    answers = write_jsonl(tmp_path / "answers.jsonl", labelled)
+    head = {"auto_class": "AutoModelForSequenceClassification", "num_labels": 1, "head_seed": 42}
+    compare(
+        {
+            **others(tiny_model, pairs, "DPO", DPO),
+            **others(tiny_model, pairs, "DPO", DPO_EVERY_WEIGHT, peft=None),
+            **others(tiny_model, answers, "KTO", KTO),
+            **others(tiny_model, pairs, "Reward", REWARD, model_kwargs=head, peft={"task_type": "SEQ_CLS"}),
+        },
+        tmp_path,
+    )
+
+
+def few_vowels(completions: list[str], **_: Any) -> list[float]:
+    """Reward text with few vowels."""
+    return [-sum(letter in "aeiou" for letter in text) / (len(text) + 1) for text in completions]
+
+
+@pytest.mark.slow
+def test_generation(tiny_model: Path, tmp_path: Path) -> None:
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in make_rows(12)])
+    own = {"max_length": None, "max_completion_length": 6, "num_generations": 2, "per_device_train_batch_size": 4}
+    specs: dict[str, RunSpec] = {}
+    for algorithm, variants in (("GRPO", {**GENERATED, **GRPO}), ("RLOO", {**GENERATED, **RLOO})):
+        for name, args in variants.items():
+            known = {key: value for key, value in {**own, **args}.items() if value is not None}
+            (run,) = others(tiny_model, prompts, algorithm, {name: known}).values()
+            given = {key: value for key, value in run.trainer.args.items() if key != "max_length"}
+            kwargs = {"reward_funcs": ["tests.training.test_every_argument.few_vowels"]}
+            specs[f"{algorithm} {name}"] = replace(run, trainer=replace(run.trainer, args=given, kwargs=kwargs))
     compare(specs, tmp_path)
