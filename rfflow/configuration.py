@@ -1,7 +1,7 @@
 """The only reader of Hydra's ``DictConfig``: checks it, and turns it into the dataclasses of :mod:`rfflow.spec`.
 
 Swept, cloned and sampled configurations all pass here, so a mistake is reported the same way wherever it was made. The
-standard library and OmegaConf only: no torch.
+standard library, Hydra and OmegaConf only: no torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rfflow.confidential import shown_config
@@ -40,6 +41,7 @@ def read_run(cfg: DictConfig) -> RunSpec:
     config = _to_container(cfg)
     shown = shown_config(cfg, config)
     unread = unread_keys(cfg)
+    _check_held_out(_section(config, "dataset"))
     model = _read_model(_section(config, "model"))
     trainer = _read_trainer(_section(config, "trainer"), model)
     if trainer.target.endswith("RewardTrainer"):
@@ -61,6 +63,21 @@ def read_run(cfg: DictConfig) -> RunSpec:
     )
 
 
+def _check_held_out(dataset: Node) -> None:
+    """Refuse rows to hold out beside rows to evaluate on, where both were asked for by an override.
+
+    Configurations have a size of their own, for those who give nothing.
+    """
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    given = {str(override).lstrip("+").partition("=")[0] for override in overrides}
+    for key in ("eval_path", "eval_split"):
+        if dataset.get(key) and dataset.get("eval_size") and "dataset.eval_size" in given:
+            raise ConfigError(
+                f"dataset.eval_size is {dataset['eval_size']}, and nothing would read it: the rows to evaluate on are "
+                f"those of dataset.{key}={dataset[key]}. Say one of both."
+            )
+
+
 def _read_generate(section: Any) -> GenerateSpec | None:
     section = _settings(section, "evaluation", ("generate",)).get("generate")
     if not section:
@@ -75,6 +92,11 @@ def _read_generate(section: Any) -> GenerateSpec | None:
                 f"{' (0: generate nothing)' if key == 'samples' else ''}."
             )
     if not values["samples"]:
+        for key in [key for key in section if key not in own]:
+            raise ConfigError(
+                f"evaluation.generate.{key} is {section[key]!r}, and evaluation.generate.samples is 0: nothing is "
+                f"generated.{nearest(key, own)}"
+            )
         return None
     scores = values.pop("scores", [])
     kwargs = {key: value for key, value in section.items() if key not in own}

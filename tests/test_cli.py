@@ -134,6 +134,27 @@ def test_the_libraries_arguments_go_by_their_own_names(rfflow: Shell) -> None:
     assert spec.dataset.split == "test"
 
 
+def test_activation_checkpointing_goes_by_its_old_name_too(rfflow: Shell) -> None:
+    """conf/ says false by the new one, and transformers would go by that without a word."""
+    rfflow("+recipe=sft", "--multirun", "trainer.args.gradient_checkpointing=true,false")
+    said = [run.spec.trainer.args for run in rfflow.engines[0].runs]
+    assert [args["activation_checkpointing"] for args in said] == [True, False]
+    assert not any("gradient_checkpointing" in args for args in said)
+    old, new = "trainer.args.gradient_checkpointing=false", "trainer.args.activation_checkpointing=true"
+    assert "two names of the same. Say one." in rfflow("+recipe=sft", old, new)
+
+
+def test_rows_to_hold_out_beside_rows_to_evaluate_on_are_refused(rfflow: Shell) -> None:
+    """Only where somebody has asked for them: configurations have a size of their own."""
+    rows = ["+recipe=sft", "dataset=local", "dataset.path=a.jsonl", "dataset.eval_path=b.jsonl"]
+    said = rfflow(*rows, "dataset.eval_size=5")
+    assert "dataset.eval_size is 5, and nothing would read it: the rows to evaluate on are those of dataset.ev" in said
+    assert rfflow.status == 1
+    rfflow(*rows)
+    rfflow(*rows, "dataset.eval_size=0")
+    assert len(rfflow.engines) == 2
+
+
 def test_one_seed_is_every_runs_and_arguments_override_it(rfflow: Shell) -> None:
     rfflow("+recipe=sft", "--multirun", "seed=7", "lr=1e-3,1e-4", "trainer.args.data_seed=${seed},3")
     seeds = [(run.spec.trainer.args["seed"], run.spec.trainer.args["data_seed"]) for run in rfflow.engines[0].runs]
@@ -240,6 +261,7 @@ def test_a_failed_single_run_ends_with_status_1(rfflow: Shell, monkeypatch: pyte
         ("-m +x=1 chunks=two,3", "chunks is 'two'"),
         ("dataset=local dataset.path=[]", "dataset.path is an empty list"),
         ("dataset.eval_path=", "dataset.eval_path is ''. Allowed: a path, or null"),
+        ("evaluation.generate.sampels=4", "generate.samples is 0: nothing is generated. Did you mean 'samples'"),
         ("dataset.probabilities=[0.5,0.5]", "dataset.probabilities mixes several data sets, and there is one"),
         (
             "dataset.columns=prompt",

@@ -12,13 +12,13 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from rfflow.errors import ConfigError, nearest
 from rfflow.spec import RunSpec
-from rfflow.training.models import KEYWORDS
+from rfflow.training.model_arguments import KEYWORDS
 from rfflow.training.reward_functions import names_reward_model
-from rfflow.training.unread import INSTEAD, NEVER, ONLY_WITH, WHERE, WITH_OPTIM_ARGS, WITH_OPTIM_TARGETS
+from rfflow.training.unread import BREAKING, INSTEAD, NEVER, ONLY_WITH, WHERE, WITH_OPTIM_ARGS, WITH_OPTIM_TARGETS
 
 
 class Arguments:
@@ -234,3 +234,15 @@ def check_callbacks(callbacks: Iterable[TrainerCallback], cls: type, given: Mapp
                 f"{WHERE}.eval_strategy=steps {WHERE}.eval_steps=20 {WHERE}.metric_for_best_model=eval_loss; or let "
                 "policy=... stop runs by what rfflow evaluates."
             )
+
+
+def check_built(args: TrainingArguments) -> None:
+    """Answer, of a trainer that a user's own function has built, what would break what runs share.
+
+    Raises:
+        ConfigError: naming the argument.
+    """
+    defaults = Arguments(TrainingArguments, {})
+    for key in BREAKING:
+        if getattr(args, key) != defaults[key]:
+            raise ConfigError(f"{key} is {getattr(args, key)!r}, which no run of rfflow can have. {NEVER[key]}")

@@ -16,7 +16,8 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from rfflow.errors import ConfigError, nearest
 from rfflow.spec import Node, RunSpec, TrainerSpec
-from rfflow.training.answers import Place, check_callbacks, check_read
+from rfflow.training.adapters import check_met, check_settings
+from rfflow.training.answers import Place, check_built, check_callbacks, check_read
 from rfflow.training.arguments import check_values, listed
 from rfflow.training.bases import Base
 from rfflow.training.components import OURS, check_tools, make_callback, make_component, parameters_of
@@ -99,6 +100,7 @@ def build_trainer(
         trainer = trainer_class(**kwargs, **given)
     check_tokenized(trainer, data)
     check_tools(trainer)
+    check_met(trainer.model)
     if peft_config is not None:
         copied = base.unshare(trainer.model)
         if copied:
@@ -117,6 +119,7 @@ def call_builder(build: Callable[[], Any]) -> Trainer:
         trainer = build()
     if not isinstance(trainer, Trainer):
         raise ConfigError(f"{name} returned {type(trainer).__name__}. Allowed: a transformers.Trainer.")
+    check_built(trainer.args)
     return trainer
 
 
@@ -172,7 +175,9 @@ def _build_peft_config(node: Node) -> PeftConfig:
     values = {key: value for key, value in node.items() if key != "_target_"}
     check_values(config_class, values, "peft")
     with refusals(f"{node['_target_']} refuses a value"):
-        return config_class(**values)
+        config = config_class(**values)
+    check_settings(values, config)
+    return config
 
 
 def _rewrites_base(config: PeftConfig) -> bool:

@@ -29,34 +29,10 @@ from trl.trainer.utils import create_model_from_path
 
 from rfflow.errors import ConfigError, nearest
 from rfflow.spec import ModelSpec
+from rfflow.training.model_arguments import KEYWORDS, check_model_arguments
 from rfflow.training.sources import cache_folder, existing_path, instantiate_values, listing, looks_local, what_is_there
 
 log = logging.getLogger(__name__)
-
-DTYPES = ("float32", "bfloat16", "float16", "auto")
-
-# What from_pretrained takes beside the fields of the model's config, to suggest from when a keyword is misspelt.
-KEYWORDS = (
-    "attn_implementation",
-    "auto_class",
-    "cache_dir",
-    "device_map",
-    "dtype",
-    "force_download",
-    "gguf_file",
-    "ignore_mismatched_sizes",
-    "key_mapping",
-    "local_files_only",
-    "max_memory",
-    "offload_folder",
-    "quantization_config",
-    "revision",
-    "subfolder",
-    "token",
-    "trust_remote_code",
-    "use_safetensors",
-    "variant",
-)
 
 
 def load_base(
@@ -72,7 +48,7 @@ def load_base(
         ConfigError: if there is no such model, or it cannot be loaded.
     """
     kwargs = instantiate_values(spec.kwargs, "model")
-    _check_dtype(kwargs)
+    check_model_arguments(kwargs)
     gguf_file = kwargs.pop("gguf_file", None)
     architecture = _architecture(kwargs.pop("auto_class", None))
     head_seed = kwargs.pop("head_seed", 0)
@@ -134,14 +110,6 @@ def _architecture(auto_class: str | None) -> Any:
             "name begins with AutoModel, such as AutoModelForSequenceClassification."
         )
     return getattr(transformers, auto_class)
-
-
-def _check_dtype(kwargs: dict[str, Any]) -> None:
-    if "torch_dtype" in kwargs:
-        raise ConfigError("model.torch_dtype is not a setting: transformers calls it dtype (model.dtype=bfloat16).")
-    dtype = kwargs.get("dtype", "float32")
-    if dtype not in DTYPES:
-        raise ConfigError(f"model.dtype is {dtype!r}.{nearest(str(dtype), DTYPES)} Allowed: {', '.join(DTYPES)}.")
 
 
 def _locate(name: str, where: str, gguf_file: str | None = None, revision: str | None = None) -> str:

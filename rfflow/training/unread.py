@@ -52,6 +52,12 @@ NEVER: Mapping[str, str] = types.MappingProxyType(
 )
 """Arguments that are answered whenever they say anything else than their default."""
 
+BREAKING = (
+    *("auto_find_batch_size", "deepspeed", "enable_jit_checkpoint", "ignore_data_skip", "parallelism_config"),
+    *("restore_callback_states_from_checkpoint", "skip_memory_metrics"),
+)
+"""Those of them that a trainer cannot have either that a user's own script has built."""
+
 GONE: Mapping[str, str] = types.MappingProxyType(
     {
         "dataset_batch_size": "TRL has it no more. Leave it out.",

@@ -13,9 +13,9 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 
 from rfflow.errors import ConfigError
 from rfflow.spec import RunSpec
-from rfflow.training.answers import Place, check_callbacks, check_read
+from rfflow.training.answers import Place, check_built, check_callbacks, check_read
 from rfflow.training.arguments import check_values
-from rfflow.training.unread import GONE, NEVER, ONLY_WITH
+from rfflow.training.unread import BREAKING, GONE, NEVER, ONLY_WITH
 from tests.tiny import run_spec
 
 QUIET: Mapping[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "report_to": "none", "packing": False}
@@ -154,6 +154,15 @@ def test_early_stopping_without_evaluations_to_count_is_answered() -> None:
     with pytest.raises(ConfigError, match=r"metric_for_best_model=eval_loss"):
         check_callbacks(callbacks, trl.SFTConfig, {"eval_strategy": "epoch"})
     check_callbacks(callbacks, trl.SFTConfig, {"eval_strategy": "epoch", "metric_for_best_model": "eval_loss"})
+
+
+@pytest.mark.parametrize("key", BREAKING)
+def test_a_trainer_that_an_app_has_built_is_looked_at_too(key: str) -> None:
+    args = TrainingArguments(output_dir="out", use_cpu=True, report_to="none")
+    check_built(args)
+    setattr(args, key, other_than(getattr(args, key)))
+    with pytest.raises(ConfigError, match=f"^{key} is .*, which no run of rfflow can have"):
+        check_built(args)
 
 
 def test_an_answer_comes_before_the_trainer_is_built(tiny_model: Any, tiny_data: Any, tmp_path: Any) -> None:
