@@ -54,7 +54,7 @@ def train(root: Path, *specs: RunSpec) -> list[Run]:
         ({"peft": {"eva_config": {"rho": 2.0}}}, "peft.eva_config is given, and nothing would read it: that is for"),
         ({"peft": {"rank_pattern": {"v_prj": 2}}}, "no module that the adapter is on. Did you mean 'v_proj'"),
         ({"peft": {"alpha_pattern": {"k_proj": 2}}}, "no module that the adapter is on. Did you mean"),
-        ({"peft": {"layers_to_transform": [0, 7]}}, "peft.layers_to_transform has 7, and the adapter met no such layer"),
+        ({"peft": {"layers_to_transform": [0, 7]}}, "layers_to_transform has 7, and the adapter met no such layer"),
         ({"peft": {"r": 0}}, "`r` should be a positive integer value"),
         ({"peft": {"target_modules": ["q_prj"]}}, "nothing in the model is called 'q_prj'. Did you mean 'q_proj'"),
         ({"peft": {"target_modules": ["q_proj", "wv"]}}, "Linear layers there: down_proj, gate_proj, k_proj, lm_head"),
