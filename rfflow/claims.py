@@ -95,8 +95,8 @@ def claims_of(argument: Callable[[str], Any], cwd: Path) -> Iterator[Claim]:
             "output_dir",
             path,
             f"both write to trainer.args.output_dir {path}, and each would delete and take up the other's checkpoints. "
-            "Leave it out, for one in the run's own directory, or give each its own; in a sweep: "
-            f"'trainer.args.output_dir={place}/${{hydra:job.num}}'.",
+            "Leave it out, for one in the run's own directory (a clone says '~trainer.args.output_dir'), or give each "
+            f"its own; in a sweep: 'trainer.args.output_dir={place}/${{hydra:job.num}}'.",
             lasts=True,
         )
     if argument("push_to_hub"):

@@ -87,7 +87,7 @@ class GlobalState:
     environ: dict[str, str]
     clients: Clients
     warnings: tuple[Any, ...]
-    """The filters, first to last, and who shows a warning."""
+    """Who shows a warning, who did before the log took them over, and the filters, first to last."""
     garbage: tuple[bool, Any]
     """Whether it is collected, and how often."""
 
@@ -103,7 +103,7 @@ class GlobalState:
             cwd=_cwd(),
             environ=dict(os.environ),
             clients=read_clients(),
-            warnings=(warnings.showwarning, *warnings.filters),
+            warnings=(warnings.showwarning, getattr(logging, _CAPTURED, None), *warnings.filters),
             garbage=(gc.isenabled(), gc.get_threshold()),
         )
 
@@ -316,8 +316,13 @@ def _set_environ(wanted: Mapping[str, str]) -> None:
     os.environ.update(wanted)
 
 
-def _set_warnings(show: Any, *filters: Any) -> None:
+_CAPTURED = "_warnings_showwarning"
+"""Where ``logging.captureWarnings`` notes that it is done, so that another run's would do nothing."""
+
+
+def _set_warnings(show: Any, captured: Any, *filters: Any) -> None:
     warnings.showwarning = show
+    setattr(logging, _CAPTURED, captured)
     warnings.resetwarnings()  # which also says that what was remembered of the filters holds no more
     warnings.filters.extend(filters)  # type: ignore[attr-defined]
 
