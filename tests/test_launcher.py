@@ -7,6 +7,7 @@ import os
 import pickle
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,17 @@ def test_what_belongs_to_the_experiment_cannot_be_swept(app: App, key: str, valu
     assert app.engine is None
     for word in (key.strip("+").partition(".")[0], *values, "run 0", "run 1"):
         assert word in str(refused.value)
+
+
+def test_jobs_that_would_share_a_directory_are_refused_before_training(app: App) -> None:
+    def task(cfg: DictConfig) -> RunSpec:
+        return replace(RUN, trainer=replace(RUN.trainer, args={"output_dir": cfg.place}))
+
+    with pytest.raises(ConfigError, match=r"^Runs 0 and 2 both write to trainer\.args\.output_dir .*/all, "):
+        app.sweep(task, "+place=all,own,./all")
+    assert app.engine is None
+    app.sweep(task, "+place=all,own")
+    app.sweep(task, "+place=all", "x=1,2", "hydra.job.chdir=true")  # each has its own in the job's directory
 
 
 def test_an_ordinary_job_that_fails_lets_the_later_ones_go_on(app: App) -> None:

@@ -206,6 +206,19 @@ def test_a_clone_that_cannot_fit_is_refused_with_the_figures(spec: Callable[...,
     assert not experiment.paths.run(1).root.exists()
 
 
+def test_a_clone_that_would_write_to_its_parents_directory_is_refused(
+    spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    """It inherits what its parent was given; the parent goes on, and its checkpoints stay."""
+    place = tmp_path / "one for all"
+    args = {"output_dir": str(place), "save_strategy": "steps", "save_steps": 12}
+    op = {"op": "clone", "run": 0, "overrides": ["peft.r=2"]}
+    experiment, _ = play(tmp_path / "experiment", [spec(args=args)], {(0, 0): op})
+    assert "Runs 0 and 1 both write to trainer.args.output_dir" in refusal(tmp_path / "experiment")
+    assert [run.state for run in experiment.runs] == [RunState.COMPLETED]
+    assert sorted(path.name for path in place.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-24"]
+
+
 def test_a_deleted_run_leaves_the_device_and_keeps_its_checkpoints(
     spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
