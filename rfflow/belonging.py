@@ -7,7 +7,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,43 @@ def check_ours(directory: int, name: str) -> None:
     owner = os.fstat(directory).st_uid
     if owner not in (os.geteuid(), marks_in(directory).owner):
         raise PermissionError(errno.EPERM, f"It belongs to another user ({user(owner)})", name)
+
+
+def stranger_among(directory: Path, names: Iterable[str]) -> int | None:
+    """Return whose a directory or one of the files in it is, where it is not this user's; None where all is.
+
+    A link counts as what it is and as what it leads to.
+    """
+    paths = [path for path in (directory, *(directory / name for name in names)) if os.path.lexists(path)]
+    statuses = [status for path in paths for status in (path.lstat(), path.stat() if path.exists() else path.lstat())]
+    strange = [status.st_uid for status in statuses if status.st_uid != os.geteuid()]
+    if not strange:
+        return None
+    with held(directory) as opened:
+        ours = marks_in(opened).owner
+    return next((owner for owner in strange if owner != ours), None)
+
+
+def is_open_to_others(file: Path) -> bool:
+    """Whether others may write to a file, as far as its mode says something there: a group of one is no others."""
+    status = file.stat()
+    if not status.st_mode & (stat.S_IWOTH | (stat.S_IWGRP if _has_others(status.st_gid) else 0)):
+        return False
+    with held(file.parent) as directory:
+        return marks_in(directory).keeps_modes
+
+
+def _has_others(group: int) -> bool:
+    """Whether a group is more than the one that many systems make for each user, who is alone in it."""
+    import grp
+    import pwd
+
+    try:
+        name, _, _, members = grp.getgrgid(group)
+        me = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return True
+    return name != me or bool(set(members) - {me})
 
 
 def user(number: int) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rfflow import saved
+from rfflow import saved, trust
 from rfflow.confidential import is_digest_of, is_secret, redacted
 from rfflow.control.ownership import check_at_rest
 from rfflow.errors import ConfigError, nearest
@@ -165,18 +165,20 @@ def command(arguments: Sequence[str]) -> list[str] | None:
     Where it was another program, one of the user's own, that program takes the place of this process.
 
     Args:
-        arguments: those given now, ``resume=<directory>`` among them. Others may only say how the experiment is run.
+        arguments: those given now, ``resume=<directory>`` among them, and ``resume_foreign=true`` where it may be
+            another user's. Others may only say how the experiment is run.
 
     Returns:
         The arguments; ``None`` if the experiment is finished, and that has been said.
 
     Raises:
-        ConfigError: if there is nothing to go on with.
+        ConfigError: if there is nothing to go on with, or somebody else could have written what would be run.
     """
     global _requested
     (given,) = [argument for argument in arguments if argument.startswith("resume=")][:1]
-    others = [argument for argument in arguments if not argument.startswith("resume=")]
+    others = [argument for argument in arguments if not argument.startswith(("resume=", f"{trust.FOREIGN}="))]
     root = Path(given.removeprefix("resume=").strip("'\"")).expanduser().resolve()
+    trust.check(root, arguments)
     check_at_rest(root)
     state = read_experiment_state(root)
     if is_over(state):

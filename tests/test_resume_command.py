@@ -6,15 +6,18 @@ import json
 import os
 import pickle
 import signal
+import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from rfflow import resuming
+from rfflow import resuming, trust
+from rfflow.belonging import Marks
 from rfflow.errors import ConfigError
 from rfflow.runs import ChunkPlan, ExperimentPaths, RunState
 from rfflow.saved import SavedExperiment, SavedRun, write
@@ -125,6 +128,93 @@ def test_what_cannot_be_gone_on_with(tmp_path: Path, arguments: list[str], said:
     (tmp_path / "search" / "study.journal").write_text("")
     with pytest.raises(ConfigError, match=said):
         resuming.command(arguments)
+
+
+FILES = ["", "experiment.json", "multirun.yaml", ".hydra", ".hydra/hydra.yaml"]
+
+
+@pytest.fixture
+def strange(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Make a file another user's, as far as anybody can see."""
+    others: set[Path] = set()
+
+    def seen(real: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+        def look(path: Path, **kwargs: Any) -> os.stat_result:
+            status = real(path, **kwargs)
+            values = list(status)
+            values[stat.ST_UID] += path in others
+            return os.stat_result(values)
+
+        return look
+
+    monkeypatch.setattr(Path, "lstat", seen(Path.lstat))
+    monkeypatch.setattr(Path, "stat", seen(Path.stat))
+    return others.add
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_experiment_of_another_user_is_not_gone_on_with_unless_that_is_said(
+    tmp_path: Path, strange: Callable[[Path], None], name: str
+) -> None:
+    root = started(tmp_path / "x", RunState.RUNNING)
+    started(tmp_path / "other", RunState.RUNNING, multirun=False)
+    (tmp_path / "other" / ".hydra").rename(root / ".hydra")
+    strange(root / name)
+    with pytest.raises(ConfigError, match=r"resume=x belongs to another user .* add resume_foreign=true"):
+        resuming.command(["resume=x"])
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        resuming.command(["resume=x", "resume_foreign=false"])
+    with pytest.raises(ConfigError, match=r"resume_foreign is 'ja'. Allowed: true, false"):
+        resuming.command(["resume=x", "resume_foreign=ja"])
+    arguments = resuming.command(["resume=x", "resume_foreign=true"])
+    assert arguments is not None and not any("foreign" in argument for argument in arguments)
+
+
+def test_a_link_to_the_state_of_another_user_is_his(tmp_path: Path, strange: Callable[[Path], None]) -> None:
+    root = started(tmp_path / "x", RunState.RUNNING)
+    (root / "experiment.json").rename(tmp_path / "his.json")
+    (root / "experiment.json").symlink_to(tmp_path / "his.json")
+    trust.check_ours(root)
+    strange(tmp_path / "his.json")
+    strange(root / "experiment.json")  # what following it says
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        trust.check_ours(root)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_that_is_really_anothers(tmp_path: Path) -> None:
+    root = started(tmp_path / "x", RunState.RUNNING)
+    os.chown(root / "experiment.json", 12345, -1)
+    with pytest.raises(ConfigError, match=r"belongs to another user \(12345; you are"):
+        resuming.command(["resume=x"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "has_others", "is_open"), [(0o666, False, True), (0o664, True, True), (0o664, False, False)]
+)
+def test_a_state_that_others_may_write_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, has_others: bool, is_open: bool
+) -> None:
+    """A group of which one is the only member is nobody else: many systems let it write to all that one makes."""
+    monkeypatch.setattr("rfflow.belonging._has_others", lambda _: has_others)
+    root = started(tmp_path / "x", RunState.RUNNING)
+    (root / "experiment.json").chmod(mode)
+    if not is_open:
+        assert resuming.command(["resume=x"])
+        return
+    with pytest.raises(ConfigError, match=rf"mode is {mode:o}.*chmod go-w x/experiment.json, or add resume_foreign"):
+        resuming.command(["resume=x"])
+    assert resuming.command(["resume=x", "resume_foreign=true"])
+
+
+def test_where_a_mount_keeps_neither_owners_nor_modes_nothing_can_be_told_by_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = started(tmp_path / "x", RunState.RUNNING)
+    (root / "experiment.json").chmod(0o777)
+    monkeypatch.setattr("rfflow.belonging.marks_in", lambda _: Marks(root.stat().st_uid, keeps_modes=False))
+    monkeypatch.setattr(os, "geteuid", lambda: root.stat().st_uid + 1)
+    trust.check_ours(root)
 
 
 def test_a_new_experiment_does_not_write_over_another(tmp_path: Path) -> None:
