@@ -38,7 +38,7 @@ def experiment(
         loader = hydra.config_loader
         given = [*started, f"hydra.sweep.dir={root}", "hydra.sweep.subdir=runs/${hydra.job.num}"]
         config = hydra.compose_config("config", given, RunMode.MULTIRUN, with_log_configuration=False)
-        composer = Composer(config, loader, Callbacks(), read, root)
+        composer = Composer(config, loader, Callbacks(), read, root, is_sweep=True)
         spec = composer.compose(0, started, composer.load(0, started)).return_value
         parent = Run(0, spec, started, RunPaths(root))
 
