@@ -31,7 +31,7 @@ from rfflow.interruption import Interrupted
 from rfflow.jobs import Composer, Job, check_claims, check_shared, is_composing
 from rfflow.keeping import resume_command
 from rfflow.overrides import as_written
-from rfflow.process import settle
+from rfflow.process import check_open_files, settle
 from rfflow.references import as_typed, value_at
 from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.saved import SavedExperiment
@@ -267,6 +267,7 @@ class Sweep:
         if self._engine is None:
             with jobs[0].hydra_config():
                 experiment = read_experiment(experiment_config(jobs[0].spec, jobs[0].cfg))
+                check_open_files(len(jobs), 2 if experiment.loggers else 1)
                 self._engine = make_engine(experiment, self._paths, self._composer)
             if self._state is not None:
                 resuming.go_on(self._engine, self._state)

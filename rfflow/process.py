@@ -89,4 +89,25 @@ def allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def check_open_files(runs: int, each: int) -> None:
+    """Say that there are too many runs now, and not in the middle of the training by whatever could not be opened.
+
+    Args:
+        runs: how many there are.
+        each: how many files each keeps open.
+
+    Raises:
+        ConfigError: with the limit that is needed.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    needed = _OWN_FILES + runs * each
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        raise ConfigError(
+            f"{runs} runs keep {runs * each} files open (their logs and curves), but this process may open {limit} in "
+            f"all. Raise the limit (ulimit -n {needed}), or take fewer runs."
+        )
+
+
 _MANY = 65536
+_OWN_FILES = 20
+"""What the process has open besides."""

@@ -98,5 +98,8 @@ def test_as_many_files_may_be_open_as_the_system_grants(monkeypatch: pytest.Monk
         resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
         process.allow_open_files()
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (400, hard)
+        process.check_open_files(190, 2)
+        with pytest.raises(ConfigError, match=r"200 runs keep 400 files open .* may open 400 in all.*ulimit -n 420"):
+            process.check_open_files(200, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
