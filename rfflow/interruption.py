@@ -31,7 +31,8 @@ class Interruption:
     The first one is a request: whoever trains is told to hurry to a place that can be saved, and the engine asks
     :attr:`number`. Where nothing trains it raises. The second one ends the process at once, and so does the end of
     ``grace`` seconds after a SIGTERM, because whoever sent it will not wait. SIGHUP, which says that the terminal was
-    closed, is a request only: shells and the system send it several times, and beside a SIGTERM.
+    closed, is a request only: shells and the system send it several times, and beside a SIGTERM. A notebook is not
+    left: there the second Ctrl-C raises.
     """
 
     def __init__(self, grace: float, hurry: Callable[[], None], farewell: Callable[[], str]):
@@ -93,6 +94,8 @@ class Interruption:
         if number != signal.SIGHUP:
             self._demands += 1
             if self._demands > 1:
+                if number == signal.SIGINT and is_interactive():
+                    raise Interrupted(number)
                 self._leave(128 + number)
         if number == signal.SIGTERM:
             self._timer = threading.Timer(self._grace, self._leave, [128 + number])
@@ -112,6 +115,11 @@ class Interruption:
         show_cursor = "\x1b[?25h" if sys.__stderr__ is not None and sys.__stderr__.isatty() else ""
         _say(f"{show_cursor}\n{self._farewell()}\n")
         os._exit(status)
+
+
+def is_interactive() -> bool:
+    """Whether somebody types what this process does, in a notebook say: it is not ours to end."""
+    return hasattr(sys, "ps1")
 
 
 def _say(text: str) -> None:

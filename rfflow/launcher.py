@@ -27,7 +27,7 @@ from rfflow.confidential import redacted
 from rfflow.config_files import escaped_words
 from rfflow.configuration import built_run, experiment_config, read_experiment, read_run
 from rfflow.errors import ConfigError, RunFailed
-from rfflow.interruption import Interrupted
+from rfflow.interruption import Interrupted, is_interactive
 from rfflow.jobs import Composer, Job, check_claims, check_shared, is_composing
 from rfflow.keeping import resume_command
 from rfflow.overrides import as_written
@@ -370,6 +370,8 @@ def _leaving_in_order(paths: ExperimentPaths) -> Iterator[None]:
             print(f"\nInterrupted; everything is saved. Go on with: {resume_command(paths.root)}", file=sys.stderr)
         else:
             print("\nInterrupted; nothing is saved that could be gone on with.", file=sys.stderr)
+        if is_interactive():
+            raise KeyboardInterrupt from None
         raise SystemExit(interrupted.exit_status) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -75,6 +76,17 @@ def test_only_who_insists_ends_it_at_once(numbers: tuple[int, ...], left: list[i
     interruption = send(*numbers)
     assert (interruption.number, interruption.left) == (numbers[0], left)
     assert (interruption._timer is not None) == (signal.SIGTERM in numbers), "it leaves nothing but some seconds"
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_notebook_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that somebody has there would be lost by the second Ctrl-C."""
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    interruption = Heard()
+    with pytest.raises(Interrupted), interruption.heard():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert not interruption.left
 
 
 def test_in_another_thread_signals_are_left_to_the_main_one() -> None:
