@@ -94,9 +94,10 @@ class Audience:
 
     def sum_up(self) -> None:
         """Say once more, at the end, who has failed: the first time may be days ago."""
-        for (name, hook), times in self._failures.items():
-            if times > 1:
-                log.warning("%s failed %d times in %s", name, times, hook)
+        for who in dict.fromkeys(name for name, _ in self._failures):
+            hooks = {hook: times for (name, hook), times in self._failures.items() if name == who}
+            if (times := sum(hooks.values())) > 1:
+                log.warning("%s failed %d times, in %s", who, times, ", ".join(hooks))
         self._failures.clear()
 
     @contextlib.contextmanager
@@ -112,7 +113,7 @@ class Audience:
                 # What a disk or a terminal says needs no trace; a mistake in somebody's code does.
                 trace = None if isinstance(error, OSError) else error
                 kind = type(error).__name__
-                log.warning("%s failed in %s and training goes on: %s: %s", name, hook, kind, error, exc_info=trace)
+                log.warning("%s failed in %s, and all else goes on: %s: %s", name, hook, kind, error, exc_info=trace)
 
 
 def namespaced(run: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,7 @@ class TensorBoardLogger(Logger):
 
     def save(self) -> None:
         """Write what waits in memory."""
-        for writer in self._writers.values():
-            writer.flush()
+        _each(list(self._writers.values()), methodcaller("flush"))
 
     def finalize(self, status: str) -> None:
         """Write what waits in memory and close the files."""
@@ -233,8 +233,20 @@ class TensorBoardLogger(Logger):
         file.flush()
 
     def _close(self) -> None:
-        while self._writers:
-            self._writers.popitem()[1].close()
+        writers, self._writers = list(self._writers.values()), {}
+        _each(writers, methodcaller("close"))
+
+
+def _each(writers: Sequence[SummaryWriter], do: Callable[[SummaryWriter], None]) -> None:
+    """Do something with every writer, and only then raise what the first had to say that failed."""
+    failures = []
+    for writer in writers:
+        try:
+            do(writer)
+        except OSError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def _as_text(answer: Answer) -> str:

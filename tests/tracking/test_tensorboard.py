@@ -242,6 +242,31 @@ def test_metrics_of_no_run_are_kept(experiment: Experiment) -> None:
     assert _points(events, "gpu/memory") == [(1, 12)]
 
 
+def test_one_run_that_cannot_be_written_takes_no_curves_of_others(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error comes out when the others are whole, at a chunk's end as at the experiment's."""
+
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    logger = TensorBoardLogger()
+    story = Story(experiment, logger)
+    story.begin()
+    first, second = experiment.runs[:2]
+    story.start(second)
+    story.log(second, {"loss": 2.0}, step=1)
+    monkeypatch.setattr(logger._writers[first.name], "flush", fail)
+    with pytest.raises(OSError, match="No space left"):
+        logger.save()
+    assert _points(_read(experiment, 1), "train/loss") == [(1, 2.0)]
+    story.log(second, {"loss": 1.0}, step=2)
+    monkeypatch.setattr(list(logger._writers.values())[-1], "close", fail)
+    with pytest.raises(OSError, match="No space left"):
+        story.end()
+    assert _points(_read(experiment, 1), "train/loss") == [(1, 2.0), (2, 1.0)]
+
+
 def test_a_full_disk_is_not_silent(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer works in a thread of its own; its error has to come out where people look."""
     from tensorboard.summary.writer.record_writer import RecordWriter
