@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rfflow.owner import SECTION, Owner
+
 log = logging.getLogger(__name__)
 
 SEAL = "rfflow.json"
@@ -37,6 +39,8 @@ class Checkpoint:
     step: int
     progress: Mapping[str, Any]
     """What the run had to show by then, as its writer gave it."""
+    label: Mapping[str, Any] | None = None
+    """Whose it is."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,15 @@ class Checkpoints:
     Whatever else is in there (the trainer's own ``checkpoint-*``, ``final``) is left alone.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, owner: Owner | None = None):
+        """Open the folder.
+
+        Args:
+            folder: where they are.
+            owner: the run whose they are; without one it is neither written nor checked.
+        """
         self.folder = folder
+        self._owner = owner
 
     def begin(self, step: int) -> Draft:
         """Make an empty folder to write to.
@@ -75,6 +86,8 @@ class Checkpoints:
             files[file.name] = [file.stat().st_size, _checksum(file)]
             _sync(file)
         content = {"version": 1, "step": draft.step, "files": files, "progress": progress}
+        if self._owner is not None:
+            content[SECTION] = self._owner.label(draft.step)
         text = json.dumps(content)
         seal = draft.folder / SEAL
         seal.write_text(f"{zlib.crc32(text.encode()):08x}\n{text}\n", encoding="utf-8")
@@ -91,7 +104,11 @@ class Checkpoints:
         shutil.rmtree(draft.folder, ignore_errors=True)
 
     def newest(self) -> Checkpoint | None:
-        """Return the last checkpoint that is whole; what is not is said in the log."""
+        """Return the last checkpoint that is whole; what is not is said in the log.
+
+        Raises:
+            ForeignFile: if it is another run's: to go back to the one before would lose what this one has trained.
+        """
         return next(self.good(), None)
 
     def good(self) -> Iterator[Checkpoint]:
@@ -99,9 +116,13 @@ class Checkpoints:
         for step in self.steps():
             path = self.folder / f"step-{step}"
             try:
-                yield read(path)
+                checkpoint = read(path)
             except DamagedCheckpoint as error:
                 log.warning("%s Going back to the one before.", error)
+                continue
+            if self._owner is not None:
+                self._owner.check(path, checkpoint.label, {step})
+            yield checkpoint
 
     def steps(self) -> list[int]:
         """Return the steps at which there are checkpoints, whole or not, newest first."""
@@ -157,7 +178,7 @@ def read(path: Path) -> Checkpoint:
             raise
         except OSError as error:
             raise DamagedCheckpoint(f"The checkpoint {path} is damaged: {name}: {error.strerror}.") from error
-    return Checkpoint(path, seal["step"], seal["progress"])
+    return Checkpoint(path, seal["step"], seal["progress"], seal.get(SECTION))
 
 
 class Writer:

@@ -57,7 +57,11 @@ class Builder(Protocol):
         ...
 
     def wait_for_weights(self, run: Run) -> None:
-        """Wait until the weights that a run had at its last boundary are in their file."""
+        """Wait until the weights that a run had at its last boundary are in their file, and see that they are its own.
+
+        Raises:
+            ConfigError: if they are another run's.
+        """
         ...
 
     def is_light(self, spec: RunSpec) -> bool:

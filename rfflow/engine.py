@@ -119,7 +119,7 @@ class Engine:
         self._hold()
         self._saved = saved
         self._keeper.go_on(saved)
-        self.experiment.started = saved.started
+        self.experiment.started, self.experiment.id = saved.started, saved.id
 
     def is_restored(self, run: Run) -> bool:
         """Whether the run has its past."""

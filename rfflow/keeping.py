@@ -14,6 +14,7 @@ from rfflow import saved
 from rfflow.checkpoints import Checkpoint, Checkpoints, Draft, Writer
 from rfflow.confidential import digest, redacted
 from rfflow.errors import EngineError
+from rfflow.owner import Owner, digest, read_label
 from rfflow.policies.scene import Past
 from rfflow.runs import Experiment, Run, RunState
 from rfflow.saved import Answer, SavedExperiment, SavedRun
@@ -61,7 +62,8 @@ class Keeper:
         """The step of each run's last checkpoint, written or on its way."""
         self._ended: dict[int, str] = {}
         """How runs that have ended stand in the file; they do not change any more."""
-        self._warm: set[int] = set()
+        self._warm: dict[int, int | None] = {}
+        """Clones that began with their parents' weights, and the steps at which those had them."""
         self._reached: dict[int, int] = {}
         """The chunks that each run has done, in this process or the one before."""
         self._last_answer: Answer | None = None
@@ -167,6 +169,7 @@ class Keeper:
         state = SavedExperiment(
             name=self._experiment.spec.name,
             started=self._experiment.started,
+            id=self._experiment.id,
             runs=tuple(runs),
             answer=self._last_answer,
             data=self.data,
@@ -197,7 +200,7 @@ class Keeper:
 
     def started_warm(self, run: Run) -> None:
         """Remember that a clone began with its parent's weights."""
-        self._warm.add(run.number)
+        self._warm[run.number] = (read_label(run.paths.start) or {}).get("step")
 
     def close(self) -> None:
         """End the thread that writes; what goes wrong now is only logged."""
@@ -214,13 +217,16 @@ class Keeper:
         """Give a run its past back; return the checkpoint to go on from, if it has one and is not over."""
         run.parent, run.first_chunk, run.state = record.parent, record.first_chunk, record.state
         self._reached[run.number] = record.done
+        self._configs[run.number] = record.config  # what its checkpoints were written with
         if record.is_warm:
-            self._warm.add(run.number)
+            self._warm[run.number] = record.start_step
         if record.state in ENDED:
             run.chunks, run.metrics, run.plan = list(record.chunks), dict(record.metrics), record.plan
             run.step = run.chunks[-1].step if run.chunks else 0
             run.error = None if record.error is None else _past_error(*record.error)
+            self.check_weights(run)
             return None
+        self._check_start(run, record)
         checkpoints = self._checkpoints(run)
         checkpoints.clean()
         newest = checkpoints.newest()
@@ -229,7 +235,32 @@ class Keeper:
             run.paths.weights.unlink(missing_ok=True)  # of a boundary that the run will come to once more
             return None
         self._take_over(run, newest)
+        if run.chunks and run.step != run.chunks[-1].step:  # else they are written anew; they may be ahead of it
+            self._check_weights(run, set())
         return newest.path
+
+    def owner(self, run: Run) -> Owner:
+        """Return what the files of a run say of whose they are."""
+        return Owner(self._experiment.id, run.number, digest(self._config(run)))
+
+    def check_weights(self, run: Run) -> None:
+        """Check that the weights of a run's last boundary, where there are any, are its own.
+
+        Raises:
+            ForeignFile: if they are another run's.
+        """
+        self._check_weights(run, {chunk.step for chunk in run.chunks})
+
+    def _check_weights(self, run: Run, steps: set[int]) -> None:
+        if run.paths.weights.is_file():
+            self.owner(run).check(run.paths.weights, read_label(run.paths.weights), steps)
+
+    def _check_start(self, run: Run, record: SavedRun) -> None:
+        if record.is_warm and record.start_step is not None and record.parent is not None:
+            label = read_label(run.paths.start)
+            # The parent may not be there yet; its number and its step say enough.
+            parent = Owner(self._experiment.id, record.parent, (label or {}).get("config", ""))
+            parent.check(run.paths.start, label, {record.start_step})
 
     def newest(self, run: Run) -> Checkpoint | None:
         """Return the last checkpoint of a run that is whole."""
@@ -253,7 +284,7 @@ class Keeper:
             self._drafts[run.number] = (draft, trainee.snapshot(draft.folder))
 
     def _checkpoints(self, run: Run) -> Checkpoints:
-        return Checkpoints(run.paths.checkpoints)
+        return Checkpoints(run.paths.checkpoints, self.owner(run))
 
     def _keep(self, run: Run, newest: int) -> set[int]:
         """The new one, the one before in case it gets damaged, and the best so far if that is asked for."""
@@ -283,6 +314,7 @@ class Keeper:
             parent=run.parent,
             first_chunk=run.first_chunk,
             is_warm=run.number in self._warm,
+            start_step=self._warm.get(run.number),
             done=self._reached[run.number],
             ahead=ahead,
             config=config,

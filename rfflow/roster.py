@@ -40,7 +40,7 @@ class Roster:
             make_trainee: called as :class:`Trainee` is.
         """
         spec = experiment.spec
-        self.workshop = Workshop(fabric, spec.memory, spec.seed)
+        self.workshop = Workshop(fabric, spec.memory, spec.seed, keeper.owner)
         self.workshop.memory.suspended = self._movable
         self.trainees: dict[int, Trainee] = {}
         """By the numbers of their runs."""
@@ -109,8 +109,9 @@ class Roster:
         self.trainees.clear()
 
     def wait_for_weights(self, run: Run) -> None:
-        """Wait until the weights that a run had at its last boundary are in their file."""
+        """Wait until the weights that a run had at its last boundary are in their file; check that they are its own."""
         self._keeper.wait(run)
+        self._keeper.check_weights(run)
 
     def is_light(self, spec: RunSpec) -> bool:
         """Whether a run can be built beside one that is training: it brings little but an adapter."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,6 +258,8 @@ class Experiment:
     runs: list[Run] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     """Seconds since the epoch."""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells it from every other, wherever its directory goes."""
 
     def run(self, number: int) -> Run:
         """Return a run by its number.

@@ -57,6 +57,8 @@ class SavedRun:
     first_chunk: int = 0
     is_warm: bool = False
     """Whether it started from its parent's weights, of which it has a copy."""
+    start_step: int | None = None
+    """The step at which its parent had those weights."""
     done: int = 0
     """Chunks that everybody has heard of; its last checkpoint may be older."""
     ahead: float = 0
@@ -95,6 +97,8 @@ class SavedExperiment:
     """Fingerprints of the rows, by data set."""
     versions: Mapping[str, str] = field(default_factory=dict)
     is_finished: bool = False
+    id: str = ""
+    """The experiment's own, which its checkpoints bear; empty where it was begun before there was one."""
     imagined: tuple[tuple[int, Past], ...] = ()
     """What a policy would have done in a dry run, each op with its place among those that were applied."""
     program: tuple[str, ...] | None = None
@@ -167,6 +171,7 @@ def write(path: Path, saved: SavedExperiment, texts: Mapping[int, str], *, is_fi
         raise FileNotFoundError(f"{path} is gone: something removed the experiment's directory while it ran")
     head = {
         "name": saved.name,
+        "id": saved.id,
         "started": saved.started,
         "is_finished": saved.is_finished,
         "versions": saved.versions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import multiprocessing
 import os
@@ -166,6 +167,9 @@ def outcome(root: Path) -> dict[str, Any]:
     found["timeline"] = sorted(
         (chunk["run"], chunk["chunk"], chunk["step"], chunk["evaluation"] is not None) for chunk in chunks
     )
+    header, *rows = csv.reader(paths.runs_table.read_text().splitlines())
+    hidden = [n for n, name in enumerate(header) if name.endswith((*TIMINGS, "seconds", "checkpoint"))]
+    found["table"] = [[cell for n, cell in enumerate(row) if n not in hidden] for row in (header, *rows)]
     for run in state.runs:
         lines = [json.loads(line) for line in paths.run(run.number).metrics.read_text().splitlines()]
         found[f"log {run.number}"] = [
@@ -199,7 +203,8 @@ def differences(expected: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any
 @pytest.fixture(scope="module")
 def specs(tiny_model: Path, tiny_data: Path) -> list[RunSpec]:
     args = {"num_train_epochs": 2, "logging_steps": 2, "per_device_train_batch_size": 8}
-    first = run_spec(tiny_model, tiny_data, chunks=3, args={**args, "lr_scheduler_type": "cosine"}, eval_size=0.1)
+    own = {"lr_scheduler_type": "cosine", "eval_strategy": "epoch", "eval_on_start": True}
+    first = run_spec(tiny_model, tiny_data, chunks=3, args={**args, **own}, eval_size=0.1)
     return [
         replace(first, trainer=replace(first.trainer, callbacks=({"_target_": "tests.test_killing.Signals"},))),
         run_spec(tiny_model, tiny_data, chunks=4, args={**args, "gradient_accumulation_steps": 2, "logging_steps": 5}),

@@ -147,7 +147,7 @@ class ToyTrainee:
     def keep_weights(self) -> None:
         if self._unkept:
             self._unkept = False
-            self._workshop.fabric.save(self.run.paths.weights, {"weights": {"steps": self.state}})
+            self._workshop.saving_weights(self.run, {"steps": self.state})()
 
     def hurry(self) -> None:
         """A toy takes a whole chunk at once."""

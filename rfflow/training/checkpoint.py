@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 class SafetensorsIO(CheckpointIO):
     """Lets Fabric write what it saves as safetensors instead of pickles.
 
-    A checkpoint is a mapping of sections, each a flat mapping of tensors: ``{"weights": {"layer.weight": tensor}}``.
+    A checkpoint is a mapping of sections, each a flat mapping of tensors: ``{"weights": {"layer.weight": tensor}}``. A
+    section that is text goes to the file's metadata, and is not read back.
     """
 
     def save_checkpoint(self, checkpoint: Mapping[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -31,8 +32,10 @@ class SafetensorsIO(CheckpointIO):
         tensors = {
             f"{section}/{name}": tensor.detach().to("cpu").contiguous()
             for section, content in checkpoint.items()
+            if not isinstance(content, str)
             for name, tensor in content.items()
         }
+        metadata = {section: content for section, content in checkpoint.items() if isinstance(content, str)}
         seen: set[int] = set()
         for name, tensor in tensors.items():
             storage = tensor.untyped_storage().data_ptr()
@@ -41,7 +44,7 @@ class SafetensorsIO(CheckpointIO):
             seen.add(storage)
         aside = path.with_name(f".{path.name}.writing")
         try:
-            save_file(tensors, aside)
+            save_file(tensors, aside, metadata or None)
             os.replace(aside, path)
         except SafetensorError as error:
             raise OSError(f"{path} cannot be written: {error}") from error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import Trainer
 from rfflow.claims import Claims, check_alone, claims_of
 from rfflow.confidential import redacted
 from rfflow.errors import ConfigError
+from rfflow.owner import SECTION, Owner
 from rfflow.runs import Run
 from rfflow.spec import DatasetSpec, MemorySpec, RunSpec, TrainerSpec
 from rfflow.training.bases import Base, Bases
@@ -42,8 +44,9 @@ log = logging.getLogger(__name__)
 class Workshop:
     """What runs are built from, and share: the device, base models and data, each loaded once."""
 
-    def __init__(self, fabric: Fabric, memory: MemorySpec, seed: int):
+    def __init__(self, fabric: Fabric, memory: MemorySpec, seed: int, owner_of: Callable[[Run], Owner] | None = None):
         self.fabric = fabric
+        self._owner_of = owner_of
         self._seed = seed
         self.memory = Memory(fabric, memory)
         self.bases = Bases(functools.partial(load_base, before=self.memory.require_base), fabric.to_device)
@@ -71,6 +74,13 @@ class Workshop:
     def has_bases(self, spec: RunSpec) -> bool:
         """Whether the models that a run of ours shares are loaded."""
         return all(self.bases.has(model) for model in (spec.model, spec.trainer.ref_model) if model is not None)
+
+    def saving_weights(self, run: Run, weights: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+        """Return what writes the weights of a run as it stands to their file, which says whose they are."""
+        content: dict[str, Any] = {"weights": weights}
+        if self._owner_of is not None:
+            content[SECTION] = json.dumps(self._owner_of(run).label(run.step))
+        return functools.partial(self.fabric.save, run.paths.weights, content)
 
     def fingerprints(self) -> dict[str, str]:
         """Return a fingerprint of the rows of every data set that was read."""
@@ -188,7 +198,7 @@ class Trainee:
         """
         if self._unkept is not None:
             weights, self._unkept = self._unkept, None
-            self._workshop.fabric.save(self.run.paths.weights, {"weights": weights})
+            self._workshop.saving_weights(self.run, weights)()
 
     def hurry(self) -> None:
         """Make the trainer pause behind its current step, at the first place from which a resume is exact."""
@@ -208,9 +218,11 @@ class Trainee:
         if weights is None:
             return write_tensors
 
+        write_weights = self._workshop.saving_weights(self.run, weights)
+
         def write() -> None:
             write_tensors()
-            self._workshop.fabric.save(self.run.paths.weights, {"weights": weights})
+            write_weights()
 
         return write
 
