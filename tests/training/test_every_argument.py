@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import EvalPrediction
 
 from rfflow.runs import RunState
 from rfflow.spec import RunSpec
-from tests.tiny import make_data, make_rows, run_spec, write_jsonl
+from tests.tiny import CHAT_TEMPLATE, make_data, make_rows, run_spec, write_jsonl
 from tests.training.plain import train_alone
 from tests.training.test_dpo import preferences
 from tests.training.test_exactness import train_together
@@ -86,6 +87,20 @@ ANY: Mapping[str, Mapping[str, Any]] = {
     "train_sampling_strategy": {"train_sampling_strategy": "group_by_length"},
     "train_sampling_strategy 2": {"train_sampling_strategy": "sequential"},
     "debug": {"debug": "underflow_overflow"},
+    "do_train": {"do_train": True, "do_eval": True, "run_name": "mine"},
+    "eval_do_concat_batches": {**EVALUATES, "eval_do_concat_batches": False},
+    "label_names": {**EVALUATES, "label_names": ["labels"]},
+    "several devices": {
+        "ddp_find_unused_parameters": False,
+        "ddp_bucket_cap_mb": 10,
+        "ddp_broadcast_buffers": False,
+        "ddp_static_graph": False,
+        "ddp_timeout": 100,
+        "eval_use_gather_object": True,
+        "log_level_replica": "error",
+        "log_on_each_node": False,
+        "save_on_each_node": True,
+    },
 }
 
 SFT: Mapping[str, Mapping[str, Any]] = {
@@ -96,6 +111,20 @@ SFT: Mapping[str, Mapping[str, Any]] = {
     "dataset_num_proc": {"dataset_num_proc": 1},
     "eos_token": {"eos_token": "<|im_start|>", "pad_token": "<|im_start|>"},
     "loss_type": {"loss_type": "dft"},
+    "dataset_kwargs": {"dataset_kwargs": {"skip_prepare_dataset": False}},
+}
+OTHER_ROWS: Mapping[str, Mapping[str, Any]] = {
+    "dataset_text_field": {"dataset_text_field": "body"},
+    "length_column_name": {"train_sampling_strategy": "group_by_length", "length_column_name": "size"},
+    "remove_unused_columns": {"remove_unused_columns": False, "dataset_text_field": "body"},
+    "assistant_only_loss": {"assistant_only_loss": True},
+    "chat_template_path": {"chat_template_path": "the file"},
+    "chat_template_kwargs": {"chat_template_kwargs": {"greeting": "Hello!"}},
+    "metrics": {
+        **EVALUATES,
+        "batch_eval_metrics": True,
+        "include_for_metrics": ["inputs", "loss"],
+    },
 }
 
 
@@ -182,14 +211,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_data(folder / "train.jsonl", rows=26), make_data(folder / "eval.jsonl", rows=7)
 
 
-def compare(specs: Mapping[str, RunSpec], folder: Path) -> None:
-    """Train all as one experiment, and each alone."""
+def compare(specs: Mapping[str, RunSpec], folder: Path, **given: Mapping[str, Any]) -> None:
+    """Train all as one experiment, and each alone; ``given`` is what a trainer alone is made with, by run."""
     runs, together = train_together(list(specs.values()), folder / "experiment")
     failed = {name: run.error for name, run in zip(specs, runs, strict=True) if run.state is not RunState.COMPLETED}
     assert failed == {}
     differ = {}
     for number, (name, spec) in enumerate(specs.items()):
-        if differences := together[str(number)].differences(train_alone(spec, folder / "alone" / str(number))):
+        alone = train_alone(spec, folder / "alone" / str(number), **given.get(name, {}))
+        if differences := together[str(number)].differences(alone):
             differ[name] = differences
     assert differ == {}
 
@@ -204,6 +234,64 @@ def test_supervised_fine_tuning(tiny_model: Path, files: tuple[Path, Path], tmp_
         for name, args in {**ANY, **SFT}.items()
     }
     compare(specs, tmp_path)
+
+
+def length(prediction: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
+    """Count, as a metric does that is asked batch by batch."""
+    return {"columns": float(prediction.predictions.shape[-1]), "inputs": float(prediction.inputs is not None)}
+
+
+@pytest.mark.slow
+def test_other_rows(tiny_model: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
+    """Texts under another name, conversations, a metric."""
+    sums = make_rows(16)
+    texts = write_jsonl(tmp_path / "t.jsonl", [{"body": row["completion"], "size": len(row["prompt"])} for row in sums])
+    talks = write_jsonl(
+        tmp_path / "c.jsonl",
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": row["prompt"]},
+                    {"role": "assistant", "content": row["completion"]},
+                ]
+            }
+            for row in sums
+        ],
+    )
+    asked = write_jsonl(
+        tmp_path / "a.jsonl", [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in sums]
+    )
+    template = tmp_path / "template.jinja"
+    template.write_text(CHAT_TEMPLATE.replace("assistant", "helper"))
+
+    def spec(name: str, file: Path, **more: Any) -> RunSpec:
+        args = {key: str(template) if value == "the file" else value for key, value in OTHER_ROWS[name].items()}
+        return run_spec(tiny_model, file, chunks=2, args={"max_steps": 4, **args}, **more)
+
+    metric = spec("metrics", files[0], dataset={"eval_path": str(files[1])})
+    kwargs = {"compute_metrics": "tests.training.test_every_argument.length"}
+    generated = {"max_completion_length": 4, "num_generations": 2, **OTHER_ROWS["chat_template_kwargs"]}
+    grpo = run_spec(tiny_model, asked, chunks=2, trainer="trl.GRPOTrainer", args_target="trl.GRPOConfig")
+    given = {key: value for key, value in grpo.trainer.args.items() if key != "max_length"}
+    rewards = {"reward_funcs": ["tests.training.test_every_argument.brief"]}
+    specs = {
+        "dataset_text_field": spec("dataset_text_field", texts),
+        "length_column_name": spec("length_column_name", files[0]),
+        "remove_unused_columns": spec("remove_unused_columns", texts),
+        "assistant_only_loss": spec("assistant_only_loss", talks),
+        "chat_template_path": spec("chat_template_path", talks),
+        "metrics": replace(metric, trainer=replace(metric.trainer, kwargs=kwargs)),
+        "chat_template_kwargs": replace(
+            grpo, trainer=replace(grpo.trainer, args={**given, **generated, "max_steps": 2}, kwargs=rewards)
+        ),
+    }
+    assert specs.keys() == OTHER_ROWS.keys()
+    compare(specs, tmp_path, metrics={"compute_metrics": length})
+
+
+def brief(completions: list[Any], **_: Any) -> list[float]:
+    """Reward few letters."""
+    return [-float(len(completion[0]["content"])) for completion in completions]
 
 
 def others(
