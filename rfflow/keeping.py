@@ -14,7 +14,7 @@ from rfflow import saved
 from rfflow.checkpoints import Checkpoint, Checkpoints, Draft, Writer
 from rfflow.confidential import digest, redacted
 from rfflow.errors import EngineError
-from rfflow.owner import Owner, digest, read_label
+from rfflow.owner import Owner, checksum, read_label
 from rfflow.policies.scene import Past
 from rfflow.runs import Experiment, Run, RunState
 from rfflow.saved import Answer, SavedExperiment, SavedRun
@@ -217,7 +217,8 @@ class Keeper:
         """Give a run its past back; return the checkpoint to go on from, if it has one and is not over."""
         run.parent, run.first_chunk, run.state = record.parent, record.first_chunk, record.state
         self._reached[run.number] = record.done
-        self._configs[run.number] = record.config  # what its checkpoints were written with
+        # What its checkpoints were written with: a variable of the environment may have another value now.
+        self._configs[run.number] = record.config, dict(record.digests)
         if record.is_warm:
             self._warm[run.number] = record.start_step
         if record.state in ENDED:
@@ -241,7 +242,7 @@ class Keeper:
 
     def owner(self, run: Run) -> Owner:
         """Return what the files of a run say of whose they are."""
-        return Owner(self._experiment.id, run.number, digest(self._config(run)))
+        return Owner(self._experiment.id, run.number, checksum(self._config(run)[0]))
 
     def check_weights(self, run: Run) -> None:
         """Check that the weights of a run's last boundary, where there are any, are its own.

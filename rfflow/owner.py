@@ -70,7 +70,7 @@ class ForeignFile(ConfigError):
     """A checkpoint, or a file of weights, is another run's."""
 
 
-def digest(config: str) -> str:
+def checksum(config: str) -> str:
     """Return a checksum of a configuration."""
     return f"{zlib.crc32(config.encode('utf-8', 'backslashreplace')):08x}"
 
