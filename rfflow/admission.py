@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,23 @@ from rfflow.control.code import Named
 from rfflow.errors import ConfigError
 from rfflow.overrides import on_top
 from rfflow.references import resolved
+
+_of_the_experiment: ContextVar[bool] = ContextVar("rfflow_op_of_the_experiment", default=False)
+
+
+@contextlib.contextmanager
+def as_the_experiment() -> Iterator[None]:
+    """Say that the clones made inside are asked for by the experiment itself: its policy, which is code of it."""
+    token = _of_the_experiment.set(True)
+    try:
+        yield
+    finally:
+        _of_the_experiment.reset(token)
+
+
+def is_of_the_experiment() -> bool:
+    """Whether clones are asked for by the experiment itself."""
+    return _of_the_experiment.get()
 
 
 class Admission:
@@ -57,6 +75,8 @@ class Admission:
         Raises:
             ConfigError: naming the key and its value.
         """
+        if is_of_the_experiment():
+            return
         with _as_hydra_config(config) as task:
             values = resolved(task)
         try:

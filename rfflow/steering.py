@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rfflow.admission import as_the_experiment
 from rfflow.confidential import redacted
 from rfflow.control.inbox import Identity, Inbox, Item
 from rfflow.control.journal import Entry, Journal
@@ -170,7 +171,8 @@ class Steering:
         by, op = self._pilot.by(decision), decision.op
         file, moment = f"({by})", f"{os.getpid()}:{time.time_ns()}"
         try:
-            steps = Plan(self._engine).of([op])
+            with as_the_experiment():
+                steps = Plan(self._engine).of([op])
         except OpError as error:
             if self._pilot.refuse(decision, str(error)):
                 log.warning("Refused an op of %s: %s", by, error)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from rfflow import config_files
 from rfflow.__main__ import CONF
+from rfflow.admission import as_the_experiment
 from rfflow.configuration import built_run, read_run
 from rfflow.control.overrides import expand
 from rfflow.errors import RfflowError
@@ -98,6 +99,13 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
 )
 def test_values_and_configs_of_groups_may_be_chosen(clone: Clone, overrides: list[str]) -> None:
     clone(*overrides)
+
+
+def test_a_policy_is_code_of_the_experiment_and_may_name_more(clone: Clone) -> None:
+    with as_the_experiment():
+        assert clone("dataset.split=other", "dataset.path=harder.jsonl").dataset.path == "harder.jsonl"
+    with pytest.raises(RfflowError, match=r"dataset\.path would be"):
+        clone("dataset.path=harder.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ _FUNCTIONS = ("dataset.formatting_func", "trainer.reward_funcs", "evaluation.gen
 """Whose arguments may be sentences."""
 _OURS = (*EXPERIMENT_KEYS, "model", "dataset", "peft", "trainer", "evaluation")
 """Sections in which a sentence may stand only where it is said above."""
+_LOADED = ("model.name", "model.revision", "model.subfolder", "dataset.path", "dataset.name", "dataset.config")
+"""Where a number would be a name, too."""
 _SAME: Mapping[str, str] = {
     "model.tokenizer": "model.name",
     "trainer.ref_model": "model.name",
@@ -116,8 +118,8 @@ class Named:
 
 def _trusted(config: Mapping[str, Any]) -> str:
     """Return a key by which a configuration lets code come with what it loads; empty where there is none."""
-    leaves = (path for path, value in _leaves(config) if not _is_harmless(path, value) and path[-1] in LOADING)
-    return _dotted(next(leaves, ()))
+    leaves = ((path, value) for path, value in _leaves(config) if any(part in LOADING for part in path))
+    return _dotted(next((path for path, value in leaves if not _is_harmless(path, value)), ()))
 
 
 def _named(leaf: _Leaf) -> _Named:
@@ -144,10 +146,10 @@ def _leaves(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[_Leaf]:
         yield from _leaves(read, path) if read is not None else ()
         if read is None or path[:2] != ("trainer", "args"):
             yield path, node
-    elif isinstance(node, Mapping):
+    elif isinstance(node, Mapping) and node:
         for key, value in node.items():
             yield from _leaves(value, (*path, str(key)))
-    elif isinstance(node, list | tuple):
+    elif isinstance(node, list | tuple) and node:
         for index, value in enumerate(node):
             yield from _leaves(value, (*path, index))
     else:
@@ -164,16 +166,17 @@ def _json(text: str) -> Any:
 
 def _is_harmless(path: tuple[str | int, ...], value: Any) -> bool:
     """Whether nothing is imported or loaded by a value where it stands, whatever it is."""
-    key = next((part for part in reversed(path) if isinstance(part, str)), "")
     if any(part in CODE_KEYS for part in path):
         return False
-    if key in SWITCHES:
-        return value is None or value is SWITCHES[key]
-    if value is None or isinstance(value, bool | int | float):
+    if any(part in SWITCHES for part in path):  # a list or a mapping is as good as a yes, whatever is in it
+        return value is None or value is SWITCHES.get(str(path[-1]))
+    place = _place(path)
+    if value is None or value in ({}, []):
         return True
+    if isinstance(value, bool | int | float):
+        return place not in _LOADED
     if not isinstance(value, str):
         return False
-    place = _place(path)
     return any(
         re.fullmatch(where, place) and re.fullmatch(what, value) for where, what in _CHOSEN.items()
     ) or _may_be_sentence(path, place, value)
@@ -183,6 +186,6 @@ def _may_be_sentence(path: tuple[str | int, ...], place: str, text: str) -> bool
     """Whether text is one that people read, where such text may be: nothing that could be found under that name."""
     if path[0] in _OURS and not any(place.startswith(f"{function}.") for function in _FUNCTIONS):
         return False
-    if not re.search(r"\s", text.strip()) or re.search(r"\$\{|://|\\|\A[/~.{\[]|(\A|/)\.\.(/|\Z)", text):
+    if not re.search(r"\s", text.strip()) or re.search(r"\$[A-Za-z_{(]|://|\\|\A[/~.{\[]|(\A|/)\.\.(/|\Z)", text):
         return False
     return not os.path.lexists(text)

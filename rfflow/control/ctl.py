@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from rfflow.control.filing import printable
 from rfflow.control.inbox import DONE, REJECTED
 from rfflow.control.ops import VERBS, parse
 from rfflow.control.ownership import Owner, living_owner
@@ -230,7 +231,7 @@ def _answer(control: Path, name: str) -> int | None:
                 note = (control / folder / f"{name}{suffix}").read_text(encoding="utf-8").strip()
             except OSError:
                 note = folder
-            print(note, file=sys.stdout if status == OK else sys.stderr)
+            print("\n".join(map(printable, note.splitlines())), file=sys.stdout if status == OK else sys.stderr)
             return status
     return None
 

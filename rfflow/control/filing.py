@@ -76,5 +76,6 @@ def _note(text: str) -> bytes:
 
 
 def printable(name: str) -> str:
-    """Return a file name as a log takes it."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """Return a file name as a log and a terminal take it: nothing in it is a command to them, nor a line of its own."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -79,6 +79,9 @@ def changed(place: str, value: Any) -> dict[str, Any]:
         ("dataset.formatting_func.maximum", 300),
         ("remark", "tried on a whim"),
         ("model.trust_remote_code", False),
+        ("trainer.callbacks", []),
+        ("dataset.columns", {}),
+        ("dataset.formatting_func.system", "What costs $5 and 50% more?"),
     ],
 )
 def test_numbers_words_and_what_is_named_may_come(named: Named, place: str, value: Any) -> None:
@@ -138,6 +141,10 @@ def test_numbers_words_and_what_is_named_may_come(named: Named, place: str, valu
         ("trainer.args.model_init_kwargs", '{"trust_remote_code": true}'),
         ("trainer.args.model_init_kwargs", '{"x": {"trust_remote_code": "True"}}'),
         ("trainer.args.model_init_kwargs", {"x": '{"trust_remote_code": true}'}),
+        ("trainer.args.model_init_kwargs", '{"trust_remote_code": {"a": 1}}'),
+        ("trainer.args.model_init_kwargs", '{"trust_remote_code": [[]]}'),
+        ("trainer.args.model_init_kwargs", '{"trust_remote_code": [{}, false]}'),
+        ("trainer.args.model_init_kwargs", '{"weights_only": 0}'),
         # Kernels of the hub.
         ("model.attn_implementation", "kernels-community/flash-attn"),
         ("model.attn_implementation", "flash_attention_2"),
@@ -150,6 +157,8 @@ def test_numbers_words_and_what_is_named_may_come(named: Named, place: str, valu
         ("dataset.eval_path", "other.jsonl"),
         ("dataset.name", "someone/data"),
         ("dataset.config", "other"),
+        ("dataset.config", 2024),
+        ("dataset.path", 1),
         # Settings that are files, and texts that only look like JSON.
         ("trainer.args.deepspeed", "ds.json"),
         ("trainer.args.accelerator_config", "accelerate.json"),
@@ -169,6 +178,7 @@ def test_numbers_words_and_what_is_named_may_come(named: Named, place: str, valu
         ("dataset.formatting_func.system", "/tmp/my file"),
         ("dataset.formatting_func.system", "a b ${oc.env:HOME}"),
         ("dataset.formatting_func.system", "http://a b"),
+        ("dataset.formatting_func.system", "$HOME/a b"),
         ("dataset.formatting_func.system", "my folder/../x"),
         ("model.name", "my model"),
         ("remark", "tried ${x} y"),

@@ -70,6 +70,14 @@ def test_a_refused_op_prints_its_reason_and_exits_1(start, answered, capsys):
     assert "Cannot stop run 9: no such run." in capsys.readouterr().err
 
 
+def test_an_answer_gives_the_terminal_no_commands(start, answered, capsys):
+    """It may hold what somebody else has written into an op."""
+    inbox = start()
+    answered(inbox, lambda item: inbox.done(item, "Run 3 \x1b]0;mine\x07 was\ncloned: ü."))
+    assert ctl.main(["stop", "3"]) == 0
+    assert capsys.readouterr().out == "Run 3 \\x1b]0;mine\\x07 was\ncloned: ü.\n"
+
+
 def test_an_op_that_is_not_answered_in_time_stays_and_exits_3(start, capsys):
     inbox = start()
     assert ctl.main(["stop", "3", "--timeout", "0"]) == 3

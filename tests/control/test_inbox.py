@@ -609,6 +609,13 @@ def test_every_file_ends_exactly_once_in_done_or_rejected(happenings):
         assert len(notes) == len(originals) == answered
 
 
+def test_a_name_in_the_log_is_no_command_to_a_terminal(inbox, clock, caplog):
+    drop(inbox, "\x1b[2J\nRefused.yaml", "op: no\n")
+    clock.now += 1
+    answer(inbox, inbox.scan())
+    assert r"Refused \x1b[2J\nRefused.yaml: " in caplog.text
+
+
 # --- links and strangers ----------------------------------------------------------------------------------------------
 
 

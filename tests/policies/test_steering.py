@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rfflow.admission import is_of_the_experiment
 from rfflow.control.ops import Resume, Stop
 from rfflow.control.selection import Numbers, Ranked
 from rfflow.engine import Engine
@@ -19,7 +20,7 @@ from rfflow.policies import Decision, Scene
 from rfflow.runs import Callback, Experiment, ExperimentPaths, Run, RunState
 from rfflow.spec import ControlSpec, ExperimentSpec
 from tests.tiny import run_spec
-from tests.toy import put, quick_inbox, toy_engine, toy_spec  # noqa: F401
+from tests.toy import ToyComposer, put, quick_inbox, toy_engine, toy_spec  # noqa: F401
 
 HALVING = {"_target_": "rfflow.policies.Halving", "dry_run": False}
 Policy = Mapping[str, Any]
@@ -67,6 +68,24 @@ def test_halving_stops_runs_as_a_person_would(tmp_path: Path) -> None:
         "Run 1 was stopped after chunk 1 of 4, step 3. Place 3 of 4 after chunk 1; 2 go on. "
         "(policy/halving, after chunk 1)"
     )
+
+
+def test_clones_of_a_policy_are_the_experiments_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is code of the experiment, so what it names is named there; a person's op may not say as much."""
+    asked: list[bool] = []
+
+    class Composer(ToyComposer):
+        def compose_clone(self, parent: Run, overrides: Sequence[str], number: int) -> Any:
+            asked.append(is_of_the_experiment())
+            return super().compose_clone(parent, overrides, number)
+
+    monkeypatch.setattr("tests.toy.ToyComposer", Composer)
+    rule = {"name": "more", "at_chunk": 1, "do": "clone", "select": {"best": 1}, "overrides": ["lr=2"], "times": 1}
+    engine = engine_with(tmp_path, {"_target_": "rfflow.policies.Rules", "rules": [rule]}, runs=1)
+    engine.experiment.paths.control.mkdir()
+    put(engine.experiment.paths.control, "op.yaml", {"op": "clone", "run": 0, "overrides": ["lr=3"]})
+    play(engine)
+    assert sorted(asked) == [False, True] and not is_of_the_experiment()
 
 
 def test_a_policy_needs_no_control_directory(tmp_path: Path) -> None:
