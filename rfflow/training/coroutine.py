@@ -8,11 +8,10 @@ itself does at the end of a step (logging, evaluating, saving).
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from rfflow.training import snapshot
 from rfflow.training.context import unmoved_random_state
 from rfflow.training.foreseen import Foreseen, by_set, evaluation_sets, foresee
 from rfflow.training.generation import GenerationClock, cycle_steps, skip_epochs
+from rfflow.training.unnoticed import unnoticed
 
 log = logging.getLogger(__name__)
 
@@ -301,7 +301,9 @@ class _SuspendingCallback(TrainerCallback):
         metrics.update(self._evaluate_here(trainer))
         answers: tuple[Answer, ...] = ()
         if self._coroutine.generate is not None:
-            with unmoved_random_state(trainer.args.device):
+            with unnoticed(trainer, self):
+                if callable(switch := getattr(trainer.optimizer, "eval", None)):
+                    switch()  # to the weights that it would evaluate
                 scores, answers = self._coroutine.generate(trainer)
             metrics.update(scores)
             self._logs.append((trainer.state.global_step, scores))
@@ -313,7 +315,7 @@ class _SuspendingCallback(TrainerCallback):
             return self._evaluated[1]
         if not self._evaluate or trainer.eval_dataset is None:
             return {}
-        with _unnoticed(trainer, self):
+        with unnoticed(trainer, self):
             trainer.evaluate()
         assert self._evaluated is not None
         return self._evaluated[1]
@@ -321,26 +323,6 @@ class _SuspendingCallback(TrainerCallback):
     def _take_logs(self) -> tuple[Log, ...]:
         logs, self._logs = tuple(self._logs), []
         return logs
-
-
-@contextlib.contextmanager
-def _unnoticed(trainer: Trainer, callback: TrainerCallback) -> Iterator[None]:
-    """Let rfflow evaluate without a trace in the run: not in its RNG, its log history, its control or its callbacks.
-
-    A user's EarlyStoppingCallback, for one, must count the user's evaluations and not ours.
-    """
-    handler = trainer.callback_handler
-    callbacks, control, history = handler.callbacks, trainer.control, trainer.state.log_history
-    handler.callbacks = [callback]
-    trainer.control = TrainerControl()
-    trainer.state.log_history = []
-    was_training = trainer.model.training
-    try:
-        with unmoved_random_state(trainer.args.device):
-            yield
-    finally:
-        trainer.model.train(was_training)
-        handler.callbacks, trainer.control, trainer.state.log_history = callbacks, control, history
 
 
 def _steps_per_epoch(args: TrainingArguments, state: TrainerState, dataloader: Any) -> int:

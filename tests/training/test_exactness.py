@@ -73,6 +73,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "packing": {"args": {"packing": True, "packing_strategy": "wrapped", "max_length": 96}},
     "its own evaluations": {"args": {"eval_strategy": "steps", "eval_steps": 5}},
     "checkpointing and bias": {"args": {"activation_checkpointing": True}, "peft": {"bias": "all", "use_dora": True}},
+    "schedule-free": {"args": {"optim": "schedule_free_adamw", "lr_scheduler_type": "constant"}},
     "every weight": {"peft": None, "args": {"max_steps": 10}},
 }
 
