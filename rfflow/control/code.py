@@ -60,7 +60,7 @@ _FUNCTIONS = ("dataset.formatting_func", "trainer.reward_funcs", "evaluation.gen
 """Whose arguments may be sentences."""
 _OURS = (*EXPERIMENT_KEYS, "model", "dataset", "peft", "trainer", "evaluation")
 """Sections in which a sentence may stand only where it is said above."""
-_LOADED = ("model.name", "model.revision", "model.subfolder", "dataset.path", "dataset.name", "dataset.config")
+_LOADED = r"model\.(name|revision|subfolder)|dataset\.(datasets\.(\w+\.)?)?(path|name|config)"
 """Where a number would be a name, too."""
 _SAME: Mapping[str, str] = {
     "model.tokenizer": "model.name",
@@ -174,7 +174,7 @@ def _is_harmless(path: tuple[str | int, ...], value: Any) -> bool:
     if value is None or value in ({}, []):
         return True
     if isinstance(value, bool | int | float):
-        return place not in _LOADED
+        return re.fullmatch(_LOADED, place) is None
     if not isinstance(value, str):
         return False
     return any(
