@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager
 from contextvars import ContextVar
@@ -29,6 +30,8 @@ from rfflow.references import as_typed, resolved, unresolvable
 from rfflow.runs import Run
 from rfflow.spec import EXPERIMENT_KEYS, Node, RunSpec
 from rfflow.starting import command_of
+
+log = logging.getLogger(__name__)
 
 _composing: ContextVar[bool] = ContextVar("rfflow_composing", default=False)
 
@@ -260,6 +263,19 @@ def check_shared(jobs: Sequence[Job]) -> None:
                     f"{key} belongs to the whole experiment and cannot differ between its runs. Seen: {one} (run "
                     f"{first.number}) and {other} (run {job.number}). Sweep it in experiments of their own."
                 )
+
+
+def say_which_orders(jobs: Sequence[Job]) -> None:
+    """Say it where runs see the rows in different orders: after a chunk they are compared on other rows, too."""
+    given = (job.spec.trainer.args for job in jobs if job.spec.build is None)
+    seeds = {args.get("data_seed") if args.get("data_seed") is not None else args.get("seed") for args in given}
+    if len(seeds) > 1:
+        names = ", ".join(sorted(map(str, seeds)))
+        log.warning(
+            "The runs have different trainer.args.data_seed (%s): their chunks are other rows, and what they score "
+            "after one says less about the configurations. trainer.args.data_seed=42 gives all the same rows.",
+            names,
+        )
 
 
 def check_claims(jobs: Sequence[Job]) -> None:

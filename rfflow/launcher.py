@@ -28,7 +28,7 @@ from rfflow.config_files import escaped_words
 from rfflow.configuration import built_run, experiment_config, read_experiment, read_run
 from rfflow.errors import ConfigError, RunFailed
 from rfflow.interruption import Interrupted, is_interactive
-from rfflow.jobs import Composer, Job, check_claims, check_shared, is_composing
+from rfflow.jobs import Composer, Job, check_claims, check_shared, is_composing, say_which_orders
 from rfflow.keeping import resume_command
 from rfflow.overrides import as_written
 from rfflow.process import check_open_files, settle
@@ -263,6 +263,7 @@ class Sweep:
     def _train(self, jobs: list[Job]) -> None:
         self._jobs += jobs
         check_shared(self._jobs)
+        say_which_orders(self._jobs)
         check_claims(jobs)
         if self._engine is None:
             with jobs[0].hydra_config():

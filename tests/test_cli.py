@@ -134,6 +134,13 @@ def test_the_libraries_arguments_go_by_their_own_names(rfflow: Shell) -> None:
     assert spec.dataset.split == "test"
 
 
+def test_runs_that_see_the_rows_in_different_orders_are_told_so(rfflow: Shell) -> None:
+    for line, is_said in (("seed=1,2", True), ("lr=1e-3,1e-4", False), ("seed=1,2 trainer.args.data_seed=3", False)):
+        said = " ".join(rfflow("+recipe=sft", "--multirun", *line.split()).split())
+        assert (rfflow.status, len(rfflow.engines[-1].runs)) == (0, 2)
+        assert ("The runs have different trainer.args.data_seed (1, 2)" in said) is is_said
+
+
 def test_activation_checkpointing_goes_by_its_old_name_too(rfflow: Shell) -> None:
     """conf/ says false by the new one, and transformers would go by that without a word."""
     rfflow("+recipe=sft", "--multirun", "trainer.args.gradient_checkpointing=true,false")
