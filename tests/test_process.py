@@ -13,6 +13,7 @@ from rfflow.errors import ConfigError
 from rfflow.process import be_alone
 
 BATCH = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+LSF = {"LSB_JOBID": "7", "LSB_DJOB_RANKFILE": "gone", "JSM_NAMESPACE_LOCAL_RANK": "0", "JSM_NAMESPACE_SIZE": "2"}
 TORCHRUN = {
     "RANK": "0",
     "LOCAL_RANK": "0",
@@ -73,13 +74,13 @@ def test_what_is_said_to_a_single_process_is_ignored(
 
 
 def test_fabric_counts_on_no_other_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In the script of a batch job SLURM says how many tasks were asked for, and Fabric would take that for a fault."""
+    """In a batch script schedulers say what was asked for, and Fabric would look for it."""
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
     from rfflow.reporting import make_fabric
     from rfflow.spec import ExperimentSpec
 
-    for name, value in {**BATCH, "SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0"}.items():
+    for name, value in {**BATCH, "SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "2", **LSF}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(rank_zero_only, "rank", 3)  # loggers of another rank write nothing
     fabric = make_fabric(ExperimentSpec(name="x", accelerator="cpu"))
