@@ -302,6 +302,7 @@ class Gone(io.StringIO):
     def __init__(self, error: int):
         super().__init__()
         self.error, self.left = error, 3
+        self._null = open(os.devnull, "w")  # noqa: SIM115 - rich puts nothing in its place
 
     def write(self, text: str, /) -> int:
         self.left -= 1
@@ -311,6 +312,9 @@ class Gone(io.StringIO):
 
     def isatty(self) -> bool:
         return self.error == errno.EIO
+
+    def fileno(self) -> int:
+        return self._null.fileno()
 
 
 def test_whoever_looks_on_and_fails_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

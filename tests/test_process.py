@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import resource
-from pathlib import Path
 
 import pytest
 
@@ -73,14 +72,15 @@ def test_what_is_said_to_a_single_process_is_ignored(
     )
 
 
-def test_fabric_counts_on_no_other_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("environ", [BATCH, LSF], ids=["SLURM", "LSF"])
+def test_fabric_counts_on_no_other_process(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """In a batch script schedulers say what was asked for, and Fabric would look for it."""
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
     from rfflow.reporting import make_fabric
     from rfflow.spec import ExperimentSpec
 
-    for name, value in {**BATCH, "SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "2", **LSF}.items():
+    for name, value in environ.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(rank_zero_only, "rank", 3)  # loggers of another rank write nothing
     fabric = make_fabric(ExperimentSpec(name="x", accelerator="cpu"))

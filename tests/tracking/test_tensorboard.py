@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -242,29 +243,27 @@ def test_metrics_of_no_run_are_kept(experiment: Experiment) -> None:
     assert _points(events, "gpu/memory") == [(1, 12)]
 
 
+@pytest.mark.parametrize(("hook", "method"), [("save", "flush"), ("finalize", "close")])
 def test_one_run_that_cannot_be_written_takes_no_curves_of_others(
-    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, hook: str, method: str
 ) -> None:
-    """Its error comes out when the others are whole, at a chunk's end as at the experiment's."""
-
-    def fail() -> None:
-        raise OSError(28, "No space left on device")
-
+    """Its error comes out when the others are whole."""
     logger = TensorBoardLogger()
     story = Story(experiment, logger)
     story.begin()
-    first, second = experiment.runs[:2]
-    story.start(second)
-    story.log(second, {"loss": 2.0}, step=1)
-    monkeypatch.setattr(logger._writers[first.name], "flush", fail)
-    with pytest.raises(OSError, match="No space left"):
-        logger.save()
-    assert _points(_read(experiment, 1), "train/loss") == [(1, 2.0)]
-    story.log(second, {"loss": 1.0}, step=2)
-    monkeypatch.setattr(list(logger._writers.values())[-1], "close", fail)
-    with pytest.raises(OSError, match="No space left"):
-        story.end()
-    assert _points(_read(experiment, 1), "train/loss") == [(1, 2.0), (2, 1.0)]
+    asked = []
+
+    def fail(name: str) -> None:
+        asked.append(name)
+        raise OSError(28, f"No space left for {name}")
+
+    for name, writer in logger._writers.items():
+        monkeypatch.setattr(writer, method, partial(fail, name))
+    with pytest.raises(OSError, match="No space left for 0"):
+        getattr(logger, hook)(*["success"] * (hook == "finalize"))
+    assert asked == ["0", "1", "2", "3", "experiment-1"]
+    monkeypatch.undo()
+    story.end()
 
 
 def test_a_full_disk_is_not_silent(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
