@@ -149,8 +149,12 @@ def test_a_configuration_without_references_to_the_environment_is_left_alone(mon
 def test_no_file_of_an_experiment_has_the_token(
     tmp_path: Path, tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the environment, through another key, to where a library wants it; and one that was typed."""
+    """By the environment, through another key, to where a library wants it; and one that was typed.
+
+    Nor has an op that names a module brought it in.
+    """
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "planted.py").write_text("open('ran', 'w').close()\nfrom transformers import TrainerCallback as It\n")
     seen: list[Any] = []
     monkeypatch.setattr("rfflow.training.models.create_model_from_path", _noting(seen))
     words = ["recipe=sft", "dataset=local", f"dataset.path={tiny_data}", "model=hub", f"model.name={tiny_model}"]
@@ -160,6 +164,8 @@ def test_no_file_of_an_experiment_has_the_token(
     table = rfflow.sweep(*words)
     assert list(table["state"]) == ["completed"] * 2 and seen == ["hf_clear"]
     root = Path(table.attrs["dir"])
+    (refusal,) = (root / "control/rejected").glob("*.error")
+    assert "trainer.callbacks.0 would be 'planted.It'" in refusal.read_text() and not (tmp_path / "ran").exists()
     files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
     assert {"experiment.json", "ops.jsonl", "control/status.yaml", "runs.csv"} <= set(files)
     assert any(name.startswith("tb/0/") for name in files) and "runs/1/checkpoints/final/training_args.bin" in files
@@ -177,9 +183,8 @@ class Person(Callback):
 
     def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
         if (run.number, result.chunk) == (0, 0):
-            drop(
-                experiment.paths.control, {"op": "clone", "run": 0, "overrides": ["lr=1", "model.token=${secrets.hf}"]}
-            )
+            for own in (["lr=1", "model.token=${secrets.hf}"], ["trainer.callbacks=[planted.It]"]):
+                drop(experiment.paths.control, {"op": "clone", "run": 0, "overrides": own})
 
 
 def _noting(seen: list[Any]) -> Any:
