@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from hydra.errors import HydraException
 
+from rfflow import places
 from rfflow.errors import EngineError, OpError
 from rfflow.keeping import is_disk_trouble, link_or_copy, unsaved
-from rfflow.runs import ChunkPlan, Experiment, Run
+from rfflow.runs import ChunkPlan, Experiment, Run, RunPaths
 from rfflow.spec import RunSpec
 from rfflow.training.trainee import Trainee
 from rfflow.training.warm_start import WarmStart
@@ -31,9 +32,11 @@ class Composer(Protocol):
     """Makes the configuration of a clone; the launcher's is Hydra itself."""
 
     def compose_clone(
-        self, parent: Run, overrides: tuple[str, ...], number: int
+        self, parent: Run, overrides: tuple[str, ...], number: int, directory: Path
     ) -> tuple[RunSpec, tuple[str, ...], Any]:
         """Return the clone's spec, the overrides that set it apart, and its ``HydraConfig``.
+
+        Hydra writes into the directory what it writes of a job.
 
         Raises:
             HydraException: if the overrides do not compose; ``ConfigError`` is one.
@@ -148,17 +151,19 @@ class Cloner:
         """Leave nothing of a clone that does not take part."""
         self._early.pop(run.number, None)
         self._builder.give_up(run)
-        shutil.rmtree(run.paths.root, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what cannot be removed stays; the next clone gets another place
+            places.remove(run.paths.root)
 
     def _make(self, parent: Run, order: _Order, *, early: bool = False) -> Run:
         if self._composer is None:
             raise OpError("This experiment cannot compose clones: it was not started from a Hydra configuration.")
-        run = Run(order.number, parent.spec, (), self._experiment.paths.run(order.number), parent=parent.number)
+        place = places.place_for_clone(self._experiment, order.number, self.early)
+        run = Run(order.number, parent.spec, (), RunPaths(place), parent=parent.number)
         with self._refusing(run, parent):
-            run.spec, run.overrides, hydra = self._composer.compose_clone(parent, order.overrides, order.number)
+            places.make(place)
+            run.spec, run.overrides, hydra = self._composer.compose_clone(parent, order.overrides, order.number, place)
             if early and not self._builder.is_light(run.spec):
                 raise OpError("it is made when the chunk has ended, and the device is free.")
-            run.paths.root.mkdir(parents=True, exist_ok=True)
             start = None if order.place is None else self._start(run, parent, order.place)
             run.first_chunk = start.first_chunk if start else 0
             run.plan = self._builder.build(run, hydra, start)

@@ -26,8 +26,8 @@ from rfflow.configuration import experiment_config
 from rfflow.errors import ConfigError
 from rfflow.job_callbacks import JobNotes
 from rfflow.overrides import on_top, setting_apart
-from rfflow.references import as_typed, resolved, unresolvable
-from rfflow.runs import Run
+from rfflow.references import as_typed, resolved, unresolvable, value_at
+from rfflow.runs import ExperimentPaths, Run
 from rfflow.spec import EXPERIMENT_KEYS, Node, RunSpec
 from rfflow.starting import command_of
 
@@ -62,17 +62,13 @@ class Job:
 
     @property
     def run_dir(self) -> Path:
-        return Path(str(self.config.hydra.sweep.dir)) / str(self.config.hydra.sweep.subdir)
+        return directory_of(self.config)
 
     @contextmanager
     def hydra_config(self) -> Iterator[Any]:
         """Let ``HydraConfig`` be the job's, as in its function; ``run_job`` takes it away when that returns."""
-        before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(self.config)
-        try:
-            yield HydraConfig.instance().cfg
-        finally:
-            HydraConfig.instance().cfg = before
+        with hydra_config(self.config) as cfg:
+            yield cfg
 
     @contextmanager
     def working_directory(self) -> Iterator[None]:
@@ -81,6 +77,22 @@ class Job:
             if Path(self.result.working_dir).is_dir():
                 stack.enter_context(chdir(self.result.working_dir))
             yield
+
+
+@contextmanager
+def hydra_config(config: DictConfig) -> Iterator[Any]:
+    """Let ``HydraConfig`` be that of a configuration."""
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        yield HydraConfig.instance().cfg
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def directory_of(config: DictConfig) -> Path:
+    """Return the directory of a job whose configuration was loaded."""
+    return Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
 
 
 class Composer:
@@ -109,13 +121,20 @@ class Composer:
         self._root = root
         self.command = command_of(config.hydra, is_sweep=is_sweep, directory=str(root))
         self._overrides: dict[int, list[str]] = {}
+        self._apart: dict[int, Path | None] = {}
+        """The directories of clones."""
         self._admission = Admission(config, config_loader, self._load_apart)
         self.waiting: dict[int, Job] = {}
         """Jobs whose run has not ended, by number."""
         self.next_number = 0
 
-    def load(self, number: int, overrides: Sequence[str]) -> DictConfig:
+    def load(self, number: int, overrides: Sequence[str], directory: Path | None = None) -> DictConfig:
         """Compose a job's configuration, Hydra's own part included, and leave no trace of it yet.
+
+        Args:
+            number: the job's.
+            overrides: all of them.
+            directory: the job's; by default where ``hydra.sweep`` puts it.
 
         Raises:
             HydraException: if the overrides do not compose.
@@ -123,7 +142,20 @@ class Composer:
         config = self._config_loader.load_sweep_config(self._config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
+            place = self._place(config, directory)
+            OmegaConf.set_readonly(config.hydra, False)  # it was none before HydraConfig saw it
+            # Settled now: a resolver may say something else the next time.
+            config.hydra.sweep.dir, config.hydra.sweep.subdir = place
         return config
+
+    def _place(self, config: DictConfig, directory: Path | None) -> tuple[str, str]:
+        if directory is None:
+            with hydra_config(config):
+                return str(value_at(config, "hydra.sweep.dir")), str(value_at(config, "hydra.sweep.subdir"))
+        root = self._root.absolute()
+        if directory.is_relative_to(root):
+            return str(self._root), str(directory.relative_to(root))
+        return str(directory.parent), directory.name
 
     def compose(self, number: int, overrides: Sequence[str], config: DictConfig) -> JobReturn:
         """Run a job's function for what it returns; if that is a run, the job waits until :meth:`end`.
@@ -142,8 +174,16 @@ class Composer:
         """Take note of a run that no op has asked for: what it names, clones may name."""
         self._admission.started_with(spec.config)
 
-    def compose_clone(self, parent: Run, overrides: Sequence[str], number: int) -> tuple[RunSpec, tuple[str, ...], Any]:
+    def compose_clone(
+        self, parent: Run, overrides: Sequence[str], number: int, directory: Path | None = None
+    ) -> tuple[RunSpec, tuple[str, ...], Any]:
         """Compose a clone from its parent's overrides and its own.
+
+        Args:
+            parent: whose clone it is.
+            overrides: on top of its parent's.
+            number: the clone's.
+            directory: the clone's; by default the one among ``runs/`` that has its number.
 
         Returns:
             The clone's spec, the overrides that set it apart, and what ``HydraConfig`` holds for it.
@@ -153,6 +193,7 @@ class Composer:
         """
         before = self._overrides[parent.number]
         together = on_top(before, overrides)
+        self._apart[number] = directory
         config = self._load_apart(number, together)
         self._admission.check(config, number, before, overrides)
         return self._compose_apart(number, together, config)
@@ -161,8 +202,11 @@ class Composer:
         """Return all overrides of a job; None where there is no such job."""
         return tuple(self._overrides[number]) if number in self._overrides else None
 
-    def compose_again(self, together: Sequence[str], number: int) -> tuple[RunSpec, tuple[str, ...], Any]:
+    def compose_again(
+        self, together: Sequence[str], number: int, directory: Path | None = None
+    ) -> tuple[RunSpec, tuple[str, ...], Any]:
         """Compose a clone that was admitted before; otherwise as :meth:`compose_clone`."""
+        self._apart[number] = directory
         return self._compose_apart(number, together, self._load_apart(number, together))
 
     def _compose_apart(
@@ -180,11 +224,7 @@ class Composer:
             return job.spec, self.setting_apart(together), hydra
 
     def _load_apart(self, number: int, overrides: Sequence[str]) -> DictConfig:
-        config = self.load(number, overrides)
-        with open_dict(config):
-            config.hydra.sweep.dir = str(self._root)
-            config.hydra.sweep.subdir = f"runs/{number}"
-        return config
+        return self.load(number, overrides, self._apart.get(number) or ExperimentPaths(self._root).run(number).root)
 
     def setting_apart(self, overrides: Sequence[str]) -> tuple[str, ...]:
         """Return those of a job's overrides that are not every job's, as they may be shown."""

@@ -22,13 +22,21 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, env_override, 
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from rfflow import resuming
+from rfflow import places, resuming
 from rfflow.confidential import redacted
 from rfflow.config_files import escaped_words
 from rfflow.configuration import built_run, experiment_config, read_experiment, read_run
 from rfflow.errors import ConfigError, RunFailed
 from rfflow.interruption import Interrupted, is_interactive
-from rfflow.jobs import Composer, Job, check_claims, check_shared, is_composing, say_which_orders
+from rfflow.jobs import (
+    Composer,
+    Job,
+    check_claims,
+    check_shared,
+    directory_of,
+    is_composing,
+    say_which_orders,
+)
 from rfflow.keeping import resume_command
 from rfflow.overrides import as_written
 from rfflow.process import check_open_files, settle
@@ -102,6 +110,8 @@ def _train(cfg: DictConfig, read: Callable[[DictConfig], RunSpec]) -> RunSpec | 
     composer.remember(0, overrides)
     composer.started_with(spec)
     state = resuming.state_of(paths.root)
+    if state is None:
+        places.check_unused(0, paths.run(0).root)
     engine = make_engine(read_experiment(experiment_config(spec, cfg)), paths, composer)
     try:
         run = engine.add(spec, 0, map(redacted, overrides))
@@ -120,7 +130,9 @@ def _train(cfg: DictConfig, read: Callable[[DictConfig], RunSpec]) -> RunSpec | 
 def check_directory(config: DictConfig) -> ConfigError | None:
     """Return what is wrong with the directory of a single run, before Hydra writes to it."""
     try:
-        resuming.state_of(Path(str(value_at(config, "hydra.run.dir"))))
+        paths = ExperimentPaths(str(value_at(config, "hydra.run.dir")))
+        if resuming.state_of(paths.root) is None:
+            places.check_no_experiment(0, paths.run(0).root)
     except ConfigError as error:
         return error
     return None
@@ -236,7 +248,9 @@ class Sweep:
         try:
             jobs = list(zip(numbers, map(as_written, job_overrides), strict=True))
             # All of them before the first one's directory is made: nothing is there of a sweep that has a typo.
-            configs = [self._composer.load(number, overrides) for number, overrides in jobs]
+            configs = [self._load(number, overrides) for number, overrides in jobs]
+            for number, config in zip(numbers, configs, strict=True):
+                self._check_unused(number, directory_of(config))
             results = [self._compose(*job, config) for job, config in zip(jobs, configs, strict=True)]
             if self._composer.waiting:
                 for result in results:
@@ -252,6 +266,27 @@ class Sweep:
         late, self._late = self._late, []
         return results + late
 
+    def _load(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        record = None if self._state is None else self._state.run(number)
+        directory = None if record is None else record.path(self._paths.root)
+        return self._composer.load(number, overrides, directory)
+
+    def _check_unused(self, number: int, place: Path) -> None:
+        """Check that a job's directory is no other experiment's, before Hydra writes there."""
+        if self._state is None:
+            places.check_no_experiment(number, place)
+
+    def _check_places(self, jobs: Sequence[Job]) -> None:
+        """Check that every run has a directory of its own, before any of them trains.
+
+        Raises:
+            ConfigError: if one is another's, too.
+        """
+        found = {job.number: job.run_dir for job in jobs}
+        places.check_apart(found, [] if self._engine is None else self._engine.experiment.runs)
+        for number, place in found.items() if self._state is None else ():
+            places.check_unused(number, place)
+
     def _compose(self, number: int, overrides: Sequence[str], config: DictConfig) -> JobReturn:
         log.info("\t#%d : %s", number, " ".join(self._composer.setting_apart(filter_overrides(overrides))))
         result = self._composer.compose(number, overrides, config)
@@ -262,6 +297,7 @@ class Sweep:
 
     def _train(self, jobs: list[Job]) -> None:
         self._jobs += jobs
+        self._check_places(jobs)
         check_shared(self._jobs)
         say_which_orders(self._jobs)
         check_claims(jobs)
@@ -303,9 +339,11 @@ class Sweep:
         for overrides in map(as_written, self.refill.next(runs)):
             number = max(self._composer.next_number, max(run.number for run in runs) + 1)
             try:
-                result = self._compose(number, overrides, self._composer.load(number, overrides))
+                config = self._load(number, overrides)
+                result = self._compose(number, overrides, config)
                 self._late.append(result)
                 _ = result.return_value
+                self._check_places([self._composer.waiting[number]])
                 check_shared([*self._jobs, self._composer.waiting[number]])
             except Exception as error:  # Hydra hands on whatever a job's function raised
                 log.warning("The job %s cannot be composed: %s", " ".join(overrides), error)
@@ -319,9 +357,8 @@ class Sweep:
 
     def _add(self, engine: Engine, job: Job) -> Run:
         overrides = self._composer.setting_apart(job.result.overrides or [])
-        is_usual = job.run_dir.absolute() == self._paths.run(job.number).root
         with job.hydra_config():
-            return engine.add(job.spec, job.number, overrides, run_dir=None if is_usual else job.run_dir)
+            return engine.add(job.spec, job.number, overrides, run_dir=job.run_dir)
 
     def _end_jobs(self, engine: Engine) -> None:
         runs = {run.number: run for run in engine.experiment.runs}
@@ -348,9 +385,10 @@ def _restore(engine: Engine, state: SavedExperiment, composer: Composer) -> None
             and record.parent is not None
             and record.number < min(to_come, default=sys.maxsize)
         ):
-            spec, label, _ = composer.compose_again(record.job or (), record.number)
+            place = record.path(engine.experiment.paths.root)
+            spec, label, _ = composer.compose_again(record.job or (), record.number, place)
             with composer.waiting[record.number].hydra_config():
-                engine.add(spec, record.number, label)
+                engine.add(spec, record.number, label, run_dir=place)
     for run in engine.experiment.runs:
         if (found := state.run(run.number)) is not None and not engine.is_restored(run):
             resuming.take_up(engine, run, found)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rfflow import saved, trust
+from rfflow import places, saved, trust
 from rfflow.confidential import is_digest_of, is_secret, redacted
 from rfflow.control.ownership import check_at_rest
 from rfflow.errors import ConfigError, nearest
@@ -108,10 +107,7 @@ def put_in_order(engine: Engine, state: SavedExperiment) -> None:
 
 def remove_leftovers(root: Path, state: SavedExperiment) -> None:
     """Remove what is left of clones that were being made when the process ended; nobody knows of them."""
-    known = max((record.number for record in state.runs), default=-1)
-    for folder in (root / "runs").glob("*"):
-        if folder.name.isdigit() and int(folder.name) > known:
-            shutil.rmtree(folder, ignore_errors=True)
+    places.remove_unknown(root, [record.path(root) for record in state.runs])
 
 
 def rewind_log(path: Path, step: int) -> None:

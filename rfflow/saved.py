@@ -74,6 +74,10 @@ class SavedRun:
     metrics: Mapping[str, float] = field(default_factory=dict)
     plan: ChunkPlan | None = None
 
+    def path(self, root: Path) -> Path:
+        """Return its directory, where the experiment's is ``root``."""
+        return root.absolute() / self.directory
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -150,8 +154,8 @@ def read(path: Path) -> SavedExperiment | None:
         return _from_plain(json.loads(body))
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedState(
-            f"{path} is damaged ({error}), so the experiment cannot be gone on with. The runs' checkpoints, in "
-            f"{path.parent}/runs/*/checkpoints, are not touched by this."
+            f"{path} is damaged ({error}), so the experiment cannot be gone on with. The runs' checkpoints, by default "
+            f"in {path.parent}/runs/*/checkpoints, are not touched by this."
         ) from error
 
 

@@ -99,7 +99,7 @@ def play(root: Path, specs: Sequence[RunSpec]) -> None:
                 run = engine.add(specs[record.number], record.number)
             else:
                 parent = engine.experiment.run(record.parent)
-                clone, _, _ = Composer().compose_clone(parent, record.overrides, record.number)
+                clone, _, _ = Composer().compose_clone(parent, record.overrides, record.number, record.path(root))
                 run = engine.add(clone, record.number, record.overrides)
             resuming.take_up(engine, run, record)
     try:

@@ -28,7 +28,7 @@ class Composer:
     """Composes clones as Hydra would, for the few keys that these tests change."""
 
     def compose_clone(
-        self, parent: Run, overrides: tuple[str, ...], number: int
+        self, parent: Run, overrides: tuple[str, ...], number: int, directory: Path
     ) -> tuple[RunSpec, tuple[str, ...], Any]:
         spec = parent.spec
         for override in overrides:

@@ -194,7 +194,7 @@ def test_a_clone_may_not_need_more_memory_than_there_is(tiny_model: Path, tiny_d
     from rfflow.spec import ControlSpec, ExperimentSpec
 
     class Composer:
-        def compose_clone(self, parent: Run, overrides: tuple[str, ...], number: int) -> tuple[RunSpec, Any, Any]:
+        def compose_clone(self, parent: Run, overrides: tuple[str, ...], *_: Any) -> tuple[RunSpec, Any, Any]:
             return replace(parent.spec, peft=None), overrides, None
 
     control = ControlSpec(idle_timeout=0)

@@ -69,7 +69,9 @@ def toy_spec(chunks: int = 4, **settings: Any) -> RunSpec:
 class ToyComposer:
     """Composes clones from the few settings that toy runs have."""
 
-    def compose_clone(self, parent: Run, overrides: Sequence[str], number: int) -> tuple[RunSpec, tuple[str, ...], Any]:
+    def compose_clone(
+        self, parent: Run, overrides: Sequence[str], number: int, directory: Path
+    ) -> tuple[RunSpec, tuple[str, ...], Any]:
         spec = parent.spec
         for override in overrides:
             key, _, text = override.partition("=")
