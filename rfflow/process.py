@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import sys
 from collections.abc import Mapping, MutableMapping
 
 from rfflow.errors import ConfigError
@@ -32,9 +33,13 @@ def settle() -> None:
     """Make of this process what an experiment needs; it may be called again.
 
     Raises:
-        ConfigError: where there are other processes.
+        ConfigError: where there are other processes, or Python was started as nothing can be trained.
     """
     outlive_viewers()
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "python -OO (PYTHONOPTIMIZE=2) takes away the docstrings that transformers reads; -O keeps them."
+        )
     be_alone()
     allow_open_files()
 

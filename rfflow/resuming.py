@@ -220,7 +220,7 @@ def _become(root: Path, program: Sequence[str], arguments: Sequence[str]) -> Non
             f"resume={shown_root}: it was started from Python, with a function of its own that no command can call. "
             "Only experiments of a program that is run as a file or a module can be gone on with."
         )
-    if program[0] != "-m" and not Path(program[0]).is_file():
+    if program[0] != "-m" and not Path(program[0]).exists():
         raise ConfigError(f"resume={shown_root}: it was started by {program[0]}, which is not there any more.")
     sys.stdout.flush()
     os.environ[REQUEST] = str(root)

@@ -233,11 +233,16 @@ def started_from_python() -> Iterator[None]:
 
 
 def program() -> tuple[str, ...]:
-    """Return how Python was told to run this program: ``-m`` and a module, or a file; nothing in a notebook."""
+    """Return how Python was told to run this program: ``-m`` and a module, a file, or what ``__main__.py`` lies in.
+
+    Of what was typed (in a notebook, behind ``-c``, into the standard input) there is nothing to return.
+    """
     main = sys.modules["__main__"]
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     if _from_python.get():
         return ()
+    if spec is not None and spec.name == "__main__":  # in a folder or an archive
+        return () if file is None else (str(Path(file).parent.absolute()),)
     if spec is not None:
         return ("-m", spec.name.removesuffix(".__main__"))
     return () if file is None else (str(Path(file).absolute()),)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import resource
+import subprocess
+import sys
+import zipapp
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +109,31 @@ def test_as_many_files_may_be_open_as_the_system_grants(monkeypatch: pytest.Monk
             process.check_open_files(200, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+PROGRAMS = {
+    "-c": ("-c", "from rfflow.saved import program; print(program())"),
+    "a folder": ("{here}/app",),
+    "an archive": ("{here}/app.pyz",),
+}
+
+
+def test_how_python_was_told_to_run_a_program(tmp_path: Path) -> None:
+    """So that `resume=` can do so again; of what was typed nothing is there any more."""
+    code = "from rfflow.saved import program; print(program())"
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__main__.py").write_text(code)
+    zipapp.create_archive(tmp_path / "app")
+    said = {}
+    for name, words in PROGRAMS.items():
+        command = [sys.executable, *(word.format(here=tmp_path) for word in words)]
+        shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        said[name] = " ".join(ast.literal_eval(shown)).replace(str(tmp_path), "here")
+    assert said == {"-c": "", "a folder": "here/app", "an archive": "here/app.pyz"}
+
+
+def test_what_transformers_reads_must_be_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-OO", "-m", "rfflow", "+recipe=sft"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr.startswith("python -OO (PYTHONOPTIMIZE=2) takes away the docstrings")
+    assert not list(tmp_path.iterdir())
