@@ -128,6 +128,6 @@ def _is_missing(values: pa.ChunkedArray) -> Any:
 
 
 def _is_blank(values: pa.ChunkedArray) -> Any:
-    if not pa.types.is_string(values.type):
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         return None
     return pc.equal(pc.utf8_trim_whitespace(values), "")

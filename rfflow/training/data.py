@@ -228,7 +228,7 @@ def _read(part: _PartSpec, trainer: TrainerSpec | None) -> _Part:
         sources = [read_hub(spec.name, spec.config, spec.split)]
     sources = [_select_columns(source, spec) for source in together(sources)]
     if spec.formatting_func is None:
-        read = _text_columns(_forms(trainer))
+        read = _text_columns(trainer)
         sources = [replace(source, rows=as_text(source.rows, read, source.place)) for source in sources]
     return _Part(spec, part.title, joined(sources, _source(spec)))
 
@@ -252,13 +252,13 @@ def _finish(part: _Part, rows: np.ndarray, trainer: TrainerSpec | None) -> Sourc
     def place(index: int) -> str:
         return source.place(int(rows[index]))
 
-    read = _text_columns(_forms(trainer))
+    read = _text_columns(trainer)
     if part.spec.formatting_func is not None:
         dataset = as_text(_format(dataset, part.spec.formatting_func, place), read, place)
     check_columns(dataset, trainer, part.title)
     if not len(dataset):
         raise ConfigError(f"{part.title} has no rows to work with.")
-    if "label" in dataset.column_names and any("label" in form for form in _forms(trainer)):
+    if "label" in dataset.column_names and read and any("label" in form for form in _forms(trainer)):
         dataset = labels_as_booleans(dataset, part.title, place)
     check_filled(dataset, [column for column in read if column in dataset.column_names], part.title, place)
     return Source(dataset, source.name)
@@ -388,6 +388,9 @@ def _class_name(trainer: TrainerSpec) -> str:
     return name
 
 
-def _text_columns(forms: Sequence[tuple[str, ...]]) -> list[str]:
-    columns = dict.fromkeys(column for form in forms for column in form)
+def _text_columns(trainer: TrainerSpec | None) -> list[str]:
+    """Return the columns that a trainer reads as text or conversations; none where only the trainer knows."""
+    if trainer is not None and not _reads_known_columns(trainer):
+        return []
+    columns = dict.fromkeys(column for form in _forms(trainer) for column in form)
     return [column for column in columns if column not in ("label", "input_ids")]

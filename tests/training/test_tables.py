@@ -15,6 +15,7 @@ import pytest
 from rfflow.errors import ConfigError
 from rfflow.spec import DatasetSpec, TrainerSpec
 from rfflow.training.data import load_data
+from rfflow.training.reading import read_hub
 from tests.tiny import write_jsonl
 
 SFT = TrainerSpec("trl.SFTTrainer", "trl.SFTConfig")
@@ -207,3 +208,22 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert read(path) == [{"text": "a"}]
     write_jsonl(path, [{"text": "b"}])
     assert read(path) == [{"text": "b"}]
+
+
+def test_csv_of_the_hub_is_text_too(tmp_path: Path) -> None:
+    """As far as `datasets` reads it: what it takes for numbers or nothing is read again."""
+    (tmp_path / "data.csv").write_text("prompt,completion\na,00704\nb,NA\nc,\n")
+    rows = read_hub(str(tmp_path), None, "train").rows
+    assert rows["completion"][:] == ["00704", "NA", ""]
+    (tmp_path / "data.csv").unlink()
+    write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a", "completion": "1969-07-20"}])
+    with pytest.raises(ConfigError, match="takes the text in completion for times"):
+        read_hub(str(tmp_path), None, "train")
+
+
+def test_what_only_a_trainer_knows_how_to_read_is_left_as_it_is(tmp_path: Path) -> None:
+    """A trainer of one's own, or TRL's with a formatting function of its own, may want numbers and nothing."""
+    rows = [{"text": None, "completion": 1}, {"text": "a", "completion": 2}]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert read(path, TrainerSpec("transformers.Trainer", "transformers.TrainingArguments")) == rows
+    assert read(path, TrainerSpec("trl.SFTTrainer", "trl.SFTConfig", kwargs={"formatting_func": "my_code.f"})) == rows
