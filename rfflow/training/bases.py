@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rfflow.errors import EngineError
+from rfflow.errors import EngineError, RunFailed
 from rfflow.spec import ModelSpec
 from rfflow.training.tokenizer import SharedTokenizer
 
@@ -21,10 +21,24 @@ Load = Callable[[ModelSpec], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 class Base:
     """One loaded model and its tokenizer."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        reload: Callable[[], PreTrainedModel] | None = None,
+    ):
+        """Take it as it is.
+
+        Args:
+            model: nobody trains its weights.
+            tokenizer: its tokenizer.
+            reload: loads the model once more.
+        """
         self.model = model
+        self._reload = reload
         self._tokenizer = SharedTokenizer(tokenizer)
-        self._fingerprint = self._take_fingerprint()
+        self._marks = self._take_marks()
+        self._checksums = {name: _checksum(tensor) for name, tensor in _tensors(model)}
 
     @property
     def bytes(self) -> int:
@@ -81,27 +95,89 @@ class Base:
         return len(own)
 
     def check_untouched(self, culprit: str) -> None:
-        """Raise unless every weight of the base is the one that was loaded.
+        """Raise unless every weight and buffer of the base holds the values that were loaded, and put them back.
 
         Raises:
-            EngineError: naming ``culprit``, when something wrote to the shared weights.
+            RunFailed: naming ``culprit`` and what it has changed; for the others all is as it was.
+            EngineError: when that could not be restored.
         """
-        now = self._take_fingerprint()
-        for name, before in self._fingerprint.items():
-            if now.get(name) != before:
-                raise EngineError(
-                    f"{culprit} changed {name} of the base model that it shares with other runs; their results would "
-                    "be wrong. Give the run weights of its own with peft=none, or a base of its own with another "
-                    "model.name."
-                )
+        now = self._take_marks()
+        moved = [name for name, mark in self._marks.items() if now.get(name) != mark]
+        changed = [name for name in moved if self._is_changed(name)]
+        if not changed:
+            self._marks = now  # written to, and the same: PEFT hangs its adapters of single parameters in that way
+            return
+        others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        said = f"{culprit} changed {changed[0]}{others} of the base model that it shares with other runs"
+        advice = "Give it weights of its own with peft=none, or a base of its own with another model.name."
+        trouble = self._restore(changed)
+        if trouble is not None:
+            raise EngineError(f"{said}; their results would be wrong, as it cannot be restored: {trouble} {advice}")
+        self._marks = self._take_marks()
+        raise RunFailed(f"{said}. They go on with the base as it was loaded. {advice}")
 
-    def _take_fingerprint(self) -> dict[str, tuple[object, ...]]:
+    def _take_marks(self) -> dict[str, tuple[object, ...]]:
         # torch counts in-place writes to a tensor in `_version`; no weight needs to be read for this.
-        weights: dict[str, tuple[object, ...]] = {
-            name: (id(tensor), tensor.data_ptr(), tuple(tensor.shape), tensor._version)
-            for name, tensor in self.model.named_parameters()
+        marks: dict[str, tuple[object, ...]] = {
+            name: (id(tensor), tensor.data_ptr(), tuple(tensor.shape), tensor.dtype, tensor.device, tensor._version)
+            for name, tensor in _tensors(self.model)
         }
-        return {**weights, "the tokenizer": self._tokenizer.mark()}
+        return {**marks, TOKENIZER: self._tokenizer.mark()}
+
+    def _is_changed(self, name: str) -> bool:
+        if name == TOKENIZER:
+            return True
+        tensor = dict(_tensors(self.model)).get(name)
+        checksum = self._checksums[name]
+        return tensor is None or checksum is None or _checksum(tensor) != checksum
+
+    def _restore(self, names: Sequence[str]) -> str | None:
+        """Put the loaded values back; return why that is not possible, if it is not."""
+        if self._reload is None:
+            return "it is not known where it came from."
+        self._tokenizer.restore()
+        names = [name for name in names if name != TOKENIZER]
+        try:
+            fresh, own = dict(_tensors(self._reload())) if names else {}, dict(_tensors(self.model))
+            for name in names:
+                _put_back(own[name], fresh[name].detach())
+        except Exception as error:
+            return f"{type(error).__name__}: {error}."
+        wrong = [name for name in names if self._is_changed(name)]
+        return f"{wrong[0]} is another one now where it was loaded from." if wrong else None
+
+
+TOKENIZER = "the tokenizer"
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    return chain(model.named_parameters(), model.named_buffers())
+
+
+def _put_back(tensor: torch.Tensor, loaded: torch.Tensor) -> None:
+    if (tensor.dtype, tensor.shape) == (loaded.dtype, loaded.shape):
+        tensor.data.copy_(loaded)
+    else:
+        tensor.data = loaded.to(tensor.device)
+
+
+def _checksum(tensor: torch.Tensor) -> tuple[object, ...] | None:
+    """Return what differs, but by a chance of nothing, when a value of a tensor does; None where it cannot be read.
+
+    Sums of the rows' and of the columns' bits, so that it notices who changes places, too; about what it takes to read
+    the weights once or twice.
+    """
+    try:
+        flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        rows = tensor.shape[0] if tensor.dim() else 1
+        words = flat.view(torch.int64) if flat.numel() % 8 == 0 else flat
+        words = words.view(rows, -1) if rows and words.numel() % rows == 0 else words.view(1, -1)
+        sums = [words.sum(dim, dtype=torch.int64) for dim in (0, 1)]
+        places = [torch.arange(1, len(each) + 1, device=each.device) for each in sums]
+        found = [int((each * place).sum()) for each, place in zip(sums, places, strict=True)]
+    except (RuntimeError, NotImplementedError, TypeError):  # tensors of a library's own class
+        return None
+    return (tensor.dtype, tuple(tensor.shape), tensor.device, *found)
 
 
 class Bases:
@@ -117,8 +193,14 @@ class Bases:
         if spec.key not in self._bases:
             model, tokenizer = self._load(spec)
             model.requires_grad_(False)
-            self._bases[spec.key] = Base(self._to_device(model), tokenizer)
+            reload = functools.partial(self._load_model, spec)
+            self._bases[spec.key] = Base(self._to_device(model), tokenizer, reload)
         return self._bases[spec.key]
+
+    def _load_model(self, spec: ModelSpec) -> PreTrainedModel:
+        model = self._load(spec)[0]
+        # A second one on the device may be too much, but that is where weights are quantised.
+        return self._to_device(model) if getattr(model, "is_quantized", False) else model
 
     def has(self, spec: ModelSpec) -> bool:
         """Whether the base of ``spec`` is loaded."""

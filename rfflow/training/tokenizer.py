@@ -51,6 +51,16 @@ class SharedTokenizer:
         self._backend = fresh
         return True
 
+    def restore(self) -> None:
+        """Give everybody the vocabulary as it was loaded, if somebody has changed it."""
+        if self._backend is None or self.mark() == self._mark:
+            return
+        fresh = Tokenizer.from_str(self._as_loaded)
+        for tokenizer in (self._tokenizer, *(given() for given in self._given)):
+            if tokenizer is not None and tokenizer._tokenizer is self._backend:
+                tokenizer._tokenizer = fresh
+        self._backend = fresh
+
     def mark(self) -> tuple[object, ...]:
         """Return what differs as soon as somebody changes what is shared; quickly, so not the vocabulary itself."""
         if self._backend is None:

@@ -20,7 +20,7 @@ from transformers import Trainer
 
 from rfflow.claims import Claims, check_alone, claims_of
 from rfflow.confidential import redacted
-from rfflow.errors import ConfigError
+from rfflow.errors import ConfigError, RunFailed
 from rfflow.owner import SECTION, Owner
 from rfflow.runs import Run
 from rfflow.spec import DatasetSpec, MemorySpec, RunSpec, TrainerSpec
@@ -127,7 +127,7 @@ class Trainee:
         try:
             self._claim(spec.trainer.args.get)
             build = self._plan()
-            with self.context.active():
+            with self._leaving_bases_alone(), self.context.active():
                 trainer = self.context.variables.run(build)
                 self._claim(lambda name: getattr(trainer.args, name, None))
                 if spec.build is not None:
@@ -153,7 +153,7 @@ class Trainee:
             self._hold(trainer)
             if spec.build is None:  # here, where it goes to the terminal and not to the run's own log
                 self._workshop.say(what_is_dropped(trainer, self._workshop.data(spec.dataset, spec.trainer)))
-        except ConfigError as error:
+        except (ConfigError, RunFailed) as error:
             label = f" ({self.run.label})" if len(self.run.label) <= 60 else ""
             raise ConfigError(f"Run {self.run.number}{label}: {error}") from error
         finally:
@@ -167,14 +167,13 @@ class Trainee:
         """Train to the next pause.
 
         Raises:
-            EngineError: if the run wrote to weights that it shares with others.
+            RunFailed: if the run has changed weights that it shares with others, which have them back now.
+            EngineError: if they could not be restored.
         """
         assert self._coroutine is not None and self.holdings is not None, "prepare() comes first"
-        with self.context.active():
+        with self._leaving_bases_alone(), self.context.active():
             pause = self._coroutine.resume()
         if isinstance(pause, Boundary):
-            for base in self._bases():
-                base.check_untouched(f"Run {self.run.number}")
             optimizer = self._coroutine.trainer.optimizer
             if optimizer is not None and len(optimizer.state) != self._measured:  # what it has made is there now
                 self._measured = len(optimizer.state)
@@ -265,6 +264,33 @@ class Trainee:
         spec = self.run.spec
         names = [] if spec.build is not None else [spec.model, spec.trainer.ref_model]
         return [self._workshop.bases.get(name) for name in names if name is not None]
+
+    @contextlib.contextmanager
+    def _leaving_bases_alone(self) -> Iterator[None]:
+        """Look, whatever becomes of the run, whether it has changed what it shares with others."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self._check_bases()
+            except RunFailed as changed:
+                log.warning("%s", changed)
+            raise
+        try:
+            self._check_bases()
+        except Exception:
+            shutil.rmtree(self.run.paths.final, ignore_errors=True)  # if that was its end: it is not to be trusted
+            raise
+
+    def _check_bases(self) -> None:
+        changes = []
+        for base in self._bases():
+            try:
+                base.check_untouched(f"Run {self.run.number}")
+            except RunFailed as changed:
+                changes.append(changed)
+        if changes:
+            raise changes[0]
 
     def _warm(self, trainer: Trainer, warm_start: WarmStart) -> None:
         weights = self._workshop.fabric.load(warm_start.weights)["weights"]
