@@ -169,6 +169,7 @@ class Keeper:
         state = SavedExperiment(
             name=self._experiment.spec.name,
             started=self._experiment.started,
+            objective=self._experiment.spec.objective,
             id=self._experiment.id,
             runs=tuple(runs),
             answer=self._last_answer,
@@ -302,7 +303,6 @@ class Keeper:
         return min(there, key=lambda chunk: objective.sort_key(chunk.metrics)).step if there else None
 
     def _record(self, run: Run, ahead: float) -> SavedRun:
-        root, directory = self._experiment.paths.root.absolute(), run.paths.root.absolute()
         has_ended = run.state in ENDED
         config, digests = self._config(run)
         self._reached[run.number] = max(len(run.chunks), self._reached.get(run.number, 0))
@@ -311,7 +311,7 @@ class Keeper:
             state=run.state,
             overrides=tuple(run.overrides),
             job=self._job_of(run.number),
-            directory=str(directory.relative_to(root) if directory.is_relative_to(root) else directory),
+            directory=self._experiment.paths.relative(run.paths),
             parent=run.parent,
             first_chunk=run.first_chunk,
             is_warm=run.number in self._warm,

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rfflow import config_files
 from rfflow.errors import RunFailed
 from rfflow.launcher import train
-from rfflow.runs import ExperimentPaths
+from rfflow.runs import ExperimentPaths, RunPaths
 from rfflow.saved import started_from_python
 
 log = logging.getLogger(__name__)
@@ -91,17 +91,20 @@ def _table(root: Path) -> Any:
         import pandas  # type: ignore[import-untyped,unused-ignore]
     except ImportError:
         with paths.runs_table.open(encoding="utf-8", newline="") as file:
-            return [{**row, "metrics": _history(paths, row["run"])} for row in csv.DictReader(file)]
-    table = pandas.read_csv(paths.runs_table)
-    histories = [pandas.DataFrame(_history(paths, number)) for number in table["run"]]
+            return [
+                {**row, "metrics": _history(paths.found(row["run"], row["directory"]))} for row in csv.DictReader(file)
+            ]
+    table = pandas.read_csv(paths.runs_table, dtype={"directory": str})
+    places = [paths.found(*row) for row in zip(table["run"], table["directory"], strict=True)]
+    histories = [pandas.DataFrame(_history(place)) for place in places]
     table["metrics"] = pandas.Series(histories, index=table.index, dtype=object)
     table.attrs["dir"] = str(root)
     return table
 
 
-def _history(paths: ExperimentPaths, number: int | str) -> list[dict[str, Any]]:
+def _history(paths: RunPaths) -> list[dict[str, Any]]:
     """Return what a run logged: a dict a step, in order."""
-    file = paths.run(int(number)).metrics
+    file = paths.metrics
     steps: dict[int, dict[str, Any]] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         entry = json.loads(line)

@@ -15,7 +15,7 @@ import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from rfflow import config_files
+from rfflow import config_files, saved
 from rfflow.control.journal import Journal
 from rfflow.control.ops import Clone
 from rfflow.errors import ConfigError, RfflowError, nearest
@@ -33,6 +33,7 @@ from rfflow.pilot import BIRTH, make_policy
 from rfflow.policies.scene import Decision, Policy, RunView
 from rfflow.policies.simulation import Curve, Outcome, simulate
 from rfflow.runs import ExperimentPaths, RunState
+from rfflow.saved import SavedExperiment
 from rfflow.spec import Node, Objective
 from rfflow.tracking.files import shown
 
@@ -148,6 +149,7 @@ def read_record(root: Path) -> Record:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise ConfigError(f"{shown(root)}: {_why_not(root)}") from error
+    state = _state(paths.state)
     births = _births(paths)
     steps: dict[int, dict[int, int]] = defaultdict(dict)
     for chunk in _timeline(paths.timeline):
@@ -157,7 +159,8 @@ def read_record(root: Path) -> Record:
     silent: list[int] = []
     for row in rows:
         number, parent = int(row["run"]), int(row["parent"]) if row["parent"] else None
-        history = _history(paths.run(number).metrics, steps.get(number, {}))
+        own = paths.found(number, row.get("directory"))
+        history = _history(own.metrics, steps.get(number, {}))
         if row.get("chunk"):
             del history[int(row["chunk"]) :]  # logged in a chunk that did not end
         if parent is not None and (number not in births or parent in left_out):
@@ -167,7 +170,7 @@ def read_record(root: Path) -> Record:
             age = 0
             if parent is not None and is_warm:
                 age = after[parent] + next((curve.age for curve in curves if curve.number == parent), 0)
-            config = _config(paths.run(number).root)
+            config = _config(own.root, state, number)
             fails_at = len(history) if row.get("state") == RunState.FAILED.value else None
             curves.append(Curve(number, tuple(history), config, fails_at, parent=parent, after=after, age=age))
         else:
@@ -181,7 +184,7 @@ def read_record(root: Path) -> Record:
         {int(row["run"]): int(row["chunks"] or 0) for row in rows},
         {(c["run"], c["chunk"] - 1): c["ended"] - c["started"] for c in _timeline(paths.timeline)},
         tuple(sorted(left_out)),
-        curves[0].config.get("objective") or {},
+        (asdict(state.objective) if state and state.objective else curves[0].config.get("objective")) or {},
         tuple(silent),
         tuple(int(row["run"]) for row in rows if row.get("state") in (RunState.QUEUED.value, RunState.RUNNING.value)),
     )
@@ -256,7 +259,18 @@ def _known(logs: Sequence[tuple[int, Mapping[str, float]]], end: int | None) -> 
     return known | ({"loss": sum(losses) / len(losses)} if losses else {})  # the table's loss is of all of the chunk
 
 
-def _config(root: Path) -> dict[str, Any]:
+def _state(path: Path) -> SavedExperiment | None:
+    try:
+        return saved.read(path)
+    except ConfigError:  # damaged; the tables say nearly all
+        return None
+
+
+def _config(root: Path, state: SavedExperiment | None, number: int) -> dict[str, Any]:
+    """Return a run's configuration as the experiment has it, or else as Hydra has left it."""
+    known = None if state is None else state.run(number)
+    if known is not None:
+        return cast(dict[str, Any], json.loads(known.config))
     try:
         config = OmegaConf.load(root / ".hydra" / "config.yaml")
     except OSError:

@@ -245,8 +245,17 @@ class ExperimentPaths:
         self.state = self.root / "experiment.json"
 
     def run(self, number: int) -> RunPaths:
-        """Return the paths of one run."""
+        """Return the paths of a run that lies where it lies by default."""
         return RunPaths(self.root / "runs" / str(number))
+
+    def relative(self, paths: RunPaths) -> str:
+        """Return a run's directory as it stands in files: relative where it lies inside, so that all may be moved."""
+        root = self.root.absolute()
+        return str(paths.root.relative_to(root) if paths.root.is_relative_to(root) else paths.root)
+
+    def found(self, number: int | str, directory: str | None) -> RunPaths:
+        """Return the paths of a run whose directory stands in a file; a version before this one has left it out."""
+        return RunPaths(self.root / directory) if directory else self.run(int(number))
 
 
 @dataclass

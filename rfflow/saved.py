@@ -25,7 +25,7 @@ from rfflow.control.journal import Entry
 from rfflow.errors import ConfigError
 from rfflow.policies.scene import Past
 from rfflow.runs import ChunkPlan, ChunkResult, Run, RunState
-from rfflow.spec import EXPERIMENT_KEYS
+from rfflow.spec import EXPERIMENT_KEYS, Objective
 from rfflow.starting import Command
 
 VERSION = 2
@@ -109,6 +109,8 @@ class SavedExperiment:
     """How Python is told to run the program that it belongs to; empty where there is nothing that could be run."""
     command: Command | None = None
     """What that program was told."""
+    objective: Objective | None = None
+    """What ranks the runs; the version before left it out."""
 
     def run(self, number: int) -> SavedRun | None:
         """Return a run, or None where there is none of that number."""
@@ -184,6 +186,7 @@ def write(path: Path, saved: SavedExperiment, texts: Mapping[int, str], *, is_fi
         "imagined": [(place, asdict(op)) for place, op in saved.imagined],
         "program": saved.program,
         "command": saved.command and asdict(saved.command),
+        "objective": saved.objective and asdict(saved.objective),
     }
     runs = ",\n".join(texts.get(run.number) or run_text(run) for run in saved.runs)
     body = f'{json.dumps(head)[:-1]},\n"runs": [\n{runs}\n]}}\n'
@@ -290,6 +293,8 @@ def _from_plain(plain: dict[str, Any]) -> SavedExperiment:
         run["plan"] = run["plan"] and ChunkPlan(tuple(run["plan"]["ends"]), run["plan"]["per_epoch"])
         runs.append(SavedRun(**run))
     program = None if program is None else tuple(program)
+    if (objective := plain.pop("objective", None)) is not None:
+        plain["objective"] = Objective(**objective)
     if command is not None:
         lists = {key: tuple(value) for key, value in command.items() if isinstance(value, list)}
         command = Command(**{**command, **lists})

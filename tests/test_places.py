@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rfflow import launcher, places, resuming, saved
+from rfflow import launcher, notebook, places, replay, resuming, saved
 from rfflow.control.journal import Journal
 from rfflow.errors import ConfigError, EngineError
 from rfflow.places import MARK
@@ -150,6 +151,31 @@ def test_runs_go_on_where_they_lay(tmp_path: Path) -> None:
     engine.close()
     assert [run.paths.root for run in engine.experiment.runs] == [*directories, root / "clones/2"]
     assert {run.state for run in engine.experiment.runs} == {RunState.COMPLETED}
+
+
+def test_curves_are_found_wherever_a_run_lies(tmp_path: Path) -> None:
+    """By a replay and in a notebook, with pandas and without; by a replay also the configuration, without Hydra's."""
+    from rfflow.tracking.metrics_log import MetricsLog
+    from rfflow.tracking.runs_csv import RunsTable
+
+    engine = toy_engine(tmp_path / "exp", callbacks=[RunsTable(), MetricsLog()], checkpoint=CheckpointSpec())
+    for number, place in enumerate((tmp_path / "exp/007", tmp_path / "elsewhere")):
+        engine.add(toy_spec(lr=number + 5), number, run_dir=place)
+    engine.run()
+    engine.close()
+    moved = (tmp_path / "exp").rename(tmp_path / "moved")
+    record = replay.read_record(moved)
+    assert [len(curve.metrics) for curve in record.curves] == [4, 4] and not record.silent
+    assert [curve.config["lr"] for curve in record.curves] == [5, 6]
+    assert record.objective == {"metric": "eval_loss", "direction": "minimize"}
+    for without in ({}, {"pandas": None}):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, module in without.items():
+                patch.setitem(sys.modules, name, module)
+            table = notebook._table(moved)
+        rows = table.to_dict("records") if not without else table
+        assert [row["directory"] for row in rows] == ["007", str(tmp_path / "elsewhere")]
+        assert [len(row["metrics"]) for row in rows] == [4, 4]
 
 
 # --- what the launcher refuses, and what it remembers -----------------------------------------------------------------

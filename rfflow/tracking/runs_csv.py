@@ -23,6 +23,7 @@ COLUMNS = (
     "seconds",
     "objective",
     "checkpoint",
+    "directory",
     "error",
 )
 
@@ -33,8 +34,8 @@ class RunsTable:
     The columns are ``COLUMNS``, then one for every metric that any run has logged, in the order in which they were
     first seen; so the header only ever grows at its end. ``chunk`` and ``step`` count what is done, ``chunks`` and
     ``steps`` what there is to do, ``seconds`` is time on the device, ``objective`` the value that ranks the run,
-    ``checkpoint`` the trained adapter or else the newest checkpoint. A metric that has the name of one of these columns
-    gets the prefix ``metric.``.
+    ``checkpoint`` the trained adapter or else the newest checkpoint, ``directory`` the run's own, relative to the
+    experiment's where it lies inside. A metric that has the name of one of these columns gets the prefix ``metric.``.
     """
 
     def __init__(self) -> None:
@@ -111,6 +112,7 @@ def _row(experiment: Experiment, run: Run) -> dict[str, Any]:
         "seconds": round(run.seconds, 3),
         "objective": experiment.spec.objective.value(run.metrics),
         "checkpoint": newest_checkpoint(run) or "",
+        "directory": experiment.paths.relative(run.paths),
         "error": error_line(run) if run.error is not None else "",
     }
 
