@@ -72,7 +72,9 @@ def build_trainer(
         "processing_class": tokenizer,
         "callbacks": [make_callback(node) for node in spec.trainer.callbacks],
     }
-    _check_keys(spec.trainer, args, parameters)
+    _check_keys(spec.trainer, args, parameters, evaluates=data.eval is not None)
+    if "eval_dataset" not in parameters:
+        del kwargs["eval_dataset"]
     check_callbacks(kwargs["callbacks"], type(args), spec.trainer.args)
     given: dict[str, Any] = {}
     for key, node in spec.trainer.kwargs.items():
@@ -123,8 +125,17 @@ def call_builder(build: Callable[[], Any]) -> Trainer:
     return trainer
 
 
-def _check_keys(spec: TrainerSpec, args: TrainingArguments, parameters: Mapping[str, Any]) -> None:
+def _check_keys(
+    spec: TrainerSpec, args: TrainingArguments, parameters: Mapping[str, inspect.Parameter], *, evaluates: bool
+) -> None:
     """Every key of the section is an argument of the trainer, and none that rfflow gives itself."""
+    if "model" in parameters and parameters["model"].annotation in (str, "str"):
+        raise ConfigError(
+            f"{spec.target} takes a model by its name alone and loads it itself, and rfflow's runs share one that is "
+            "loaded. It cannot be trained here."
+        )
+    if evaluates and "eval_dataset" not in parameters:
+        raise ConfigError(f"{spec.target} takes nothing to evaluate on. Say dataset.eval_size=0 and no eval_path.")
     for key in [*spec.kwargs, *(["ref_model"] if spec.ref_model is not None else [])]:
         if key in OURS:
             raise ConfigError(f"trainer.{key} is not read: rfflow gives the trainer its own. {OURS[key]}")

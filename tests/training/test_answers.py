@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import trl
-from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 
 from rfflow.errors import ConfigError
 from rfflow.spec import RunSpec
 from rfflow.training.answers import Place, check_built, check_callbacks, check_read
 from rfflow.training.arguments import check_values
+from rfflow.training.build import call_builder
 from rfflow.training.unread import BREAKING, GONE, NEVER, ONLY_WITH
 from tests.tiny import run_spec
 
@@ -161,8 +162,10 @@ def test_a_trainer_that_an_app_has_built_is_looked_at_too(key: str) -> None:
     args = TrainingArguments(output_dir="out", use_cpu=True, report_to="none")
     check_built(args)
     setattr(args, key, other_than(getattr(args, key)))
+    trainer = Trainer(torch.nn.Linear(1, 1), TrainingArguments(output_dir="out", use_cpu=True, report_to="none"))
+    trainer.args = args
     with pytest.raises(ConfigError, match=f"^{key} is .*, which no run of rfflow can have"):
-        check_built(args)
+        call_builder(lambda: trainer)
 
 
 def test_an_answer_comes_before_the_trainer_is_built(tiny_model: Any, tiny_data: Any, tmp_path: Any) -> None:

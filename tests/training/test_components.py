@@ -222,6 +222,41 @@ def test_tools_for_prompts_that_are_text_are_refused(spec: Callable[..., RunSpec
         train_together([replace(run, dataset=replace(run.dataset, path=str(file)))], tmp_path / "experiment")
 
 
+class ByName(trl.SFTTrainer):
+    """A trainer that loads its model itself, as TRL's asynchronous ones do."""
+
+    def __init__(self, model: str, train_dataset: Any = None):
+        raise AssertionError("not to be built")
+
+
+class Unjudged(trl.SFTTrainer):
+    """One that knows of no evaluation."""
+
+    def __init__(
+        self, model: Any, args: Any, train_dataset: Any, processing_class: Any, peft_config: Any, callbacks: Any
+    ):
+        super().__init__(
+            model,
+            args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            callbacks=callbacks,
+        )
+
+
+def test_a_trainer_that_rfflow_cannot_give_what_it_has_is_refused(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"ByName takes a model by its name alone and loads it itself"):
+        train_together([run_spec(tiny_model, tiny_data, trainer=f"{HERE}.ByName")], tmp_path / "name")
+    with pytest.raises(ConfigError, match=r"Unjudged takes nothing to evaluate on. Say dataset.eval_size=0"):
+        train_together([run_spec(tiny_model, tiny_data, trainer=f"{HERE}.Unjudged", eval_size=8)], tmp_path / "judged")
+    run = run_spec(tiny_model, tiny_data, trainer=f"{HERE}.Unjudged", args={"max_steps": 4})
+    (trained,), _ = train_together([run], tmp_path / "alone")
+    assert trained.state is RunState.COMPLETED, trained.error
+
+
 class Mine(Trainer):
     """A user's trainer: some arguments of its own, the rest by ``**kwargs``, some without saying what they are."""
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import EvalPrediction
+from trl import SFTConfig
 
 from rfflow.runs import RunState
 from rfflow.spec import RunSpec
@@ -286,7 +288,17 @@ def test_other_rows(tiny_model: Path, files: tuple[Path, Path], tmp_path: Path) 
         ),
     }
     assert specs.keys() == OTHER_ROWS.keys()
-    compare(specs, tmp_path, metrics={"compute_metrics": length})
+    plain = run_spec(tiny_model, files[0], chunks=2, args={"max_steps": 4})
+    chosen = {"optimizer_cls_and_kwargs": {"_target_": "torch.optim.SGD", "momentum": 0.9}}
+    specs["an optimizer"] = replace(plain, trainer=replace(plain.trainer, kwargs=chosen))
+    rate = SFTConfig.learning_rate
+    optimizer = (torch.optim.SGD, {"momentum": 0.9, "lr": rate})
+    compare(
+        specs,
+        tmp_path,
+        metrics={"compute_metrics": length},
+        **{"an optimizer": {"optimizer_cls_and_kwargs": optimizer}},
+    )
 
 
 def brief(completions: list[Any], **_: Any) -> list[float]:
