@@ -167,7 +167,8 @@ def _build_args(place: Place, output_dir: Path) -> TrainingArguments:
     values = listed(args_class, values)
     check_values(args_class, values, "trainer.args")
     check_read(args_class, place)
-    values.setdefault("output_dir", str(output_dir))
+    # All that lies in the folder goes to the hub: none of what rfflow keeps among the checkpoints must lie there.
+    values.setdefault("output_dir", str(output_dir.with_name("hub") if values.get("push_to_hub") else output_dir))
     if device.type == "cpu":
         values.setdefault("use_cpu", True)
     for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,6 +126,38 @@ def test_a_library_that_is_not_installed_is_said_as_what_is_missing() -> None:
         raise ImportError("install it")
     with pytest.raises(AttributeError), refusals("The trainer cannot begin", ValueError):
         raise AttributeError("a bug")
+
+
+class FakeHub:
+    """Takes note of what it is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str, set[str]]] = []
+
+    def create_repo(self, name: str, **_: Any) -> Any:
+        return SimpleNamespace(repo_id=name)
+
+    def upload_folder(self, repo_id: str, folder_path: str, commit_message: str, **_: Any) -> Any:
+        folder = Path(folder_path)
+        there = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+        self.sent.append((repo_id, commit_message, there))
+        sent: Future[None] = Future()
+        sent.set_result(None)
+        return sent
+
+
+def test_what_is_pushed_to_the_hub_is_the_model_and_nothing_of_rfflows_own(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = FakeHub()
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
+    args = {"max_steps": 4, "push_to_hub": True, "save_strategy": "steps", "save_steps": 2}
+    runs = train(tmp_path, *(spec(args={**args, "hub_model_id": f"me/{name}"}) for name in ("one", "two")))
+    assert [(run.state, run.error) for run in runs] == [(RunState.COMPLETED, None)] * 2
+    assert {repo for repo, _, _ in hub.sent} == {"me/one", "me/two"}
+    for _, message, files in hub.sent:
+        own = {file for file in files if not file.startswith("checkpoint-")}
+        assert "adapter_model.safetensors" in own and not any("/" in file for file in own), message
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
