@@ -157,7 +157,9 @@ def _split(columns: Mapping[str, Sequence[Any]]) -> tuple[list[Any], list[str]]:
 
 
 def _text(value: Any) -> str:
-    """Return text as it is, and of messages what the last one says."""
+    """Return text as it is, of messages what the last one says, and no text of nothing."""
+    if value is None:
+        return ""
     return str(value[-1]["content"]) if isinstance(value, list) and value else str(value)
 
 

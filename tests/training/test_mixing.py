@@ -78,6 +78,8 @@ def test_columns_that_differ_are_refused_with_both_files(files: list[str], tmp_p
     assert load(path=(files[0], numbers)).train["completion"][-1] == "2"
     spare = str(write_jsonl(tmp_path / "spare.jsonl", [{"prompt": "why", "completion": "so", "id": 7}]))
     assert "only " in refused(path=(files[0], spare))
+    for paths, said in (((files[0], spare), "differ in their columns"), ((files[0], lists), "differ in the column")):
+        assert said in refused(path=paths, probabilities=(0.5, 0.5), formatting_func="tests.training.test_mixing.same")
     assert len(load(path=(files[0], spare), columns={"prompt": "prompt", "completion": "completion"}).train) == 6
 
 
@@ -150,6 +152,10 @@ def test_each_data_set_may_have_its_columns_and_function(files: list[str], tmp_p
     assert "dataset.datasets[1].path is 'none.jsonl': no such file" in refused(
         datasets=(parts[0], DatasetSpec(path="none.jsonl"))
     )
+
+
+def same(row: dict[str, str]) -> dict[str, str]:
+    return row
 
 
 def shout(row: dict[str, str]) -> dict[str, str]:

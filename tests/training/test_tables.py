@@ -227,3 +227,12 @@ def test_what_only_a_trainer_knows_how_to_read_is_left_as_it_is(tmp_path: Path) 
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     assert read(path, TrainerSpec("transformers.Trainer", "transformers.TrainingArguments")) == rows
     assert read(path, TrainerSpec("trl.SFTTrainer", "trl.SFTConfig", kwargs={"formatting_func": "my_code.f"})) == rows
+
+
+def test_the_mark_of_an_encoding_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("once\n\nupon", encoding="utf-8-sig")
+    assert read(path) == [{"text": "once"}, {"text": "upon"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "once"}\n', encoding="utf-8-sig")
+    assert read(path) == [{"text": "once"}]
