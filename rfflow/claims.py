@@ -28,6 +28,15 @@ ONE_A_PROCESS: Mapping[str, str] = {
 """Why two runs cannot use these at once, by their names in ``trainer.args.report_to``."""
 
 
+_LIBRARIES_CHANGE: Mapping[str, str] = {
+    "use_liger_kernel": (
+        "Liger's kernels take the place of functions of transformers', which every model of that kind calls."
+    ),
+    "full_determinism": "cuBLAS reads what it asks for once, when the first run multiplies.",
+}
+"""What changes a library for the whole process, and how."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """Something that a run needs for itself."""
@@ -45,7 +54,7 @@ class Claims:
 
     def __init__(self) -> None:
         self._owners: dict[tuple[str, str], tuple[int, Claim]] = {}
-        self._agreed: dict[str, tuple[int, str]] = {}
+        self._agreed: dict[str, tuple[int, bool]] = {}
 
     def take(self, number: int, claims: Iterable[Claim]) -> None:
         """Let a run have these.
@@ -59,18 +68,22 @@ class Claims:
                 first, second = sorted((owner, number))
                 raise ConfigError(f"Runs {first} and {second} {claim.clash}")
 
-    def agree(self, number: int, what: str, value: Any, why: str) -> None:
-        """Note what has to be the same for all runs of a process.
+    def agree(self, number: int, argument: Callable[[str], Any], device: str) -> None:
+        """Note what has to be the same for all runs of a process, on that kind of device.
 
         Raises:
             ConfigError: if it is not.
         """
-        first, seen = self._agreed.setdefault(what, (number, repr(value)))
-        if seen != repr(value):
-            raise ConfigError(
-                f"{what} is {seen} for run {first} and {value!r} for run {number}, and has to be the same for all "
-                f"runs of an experiment: {why}"
-            )
+        for name, why in _LIBRARIES_CHANGE.items():
+            if name == "full_determinism" and device == "cpu":
+                continue
+            value = bool(argument(name))
+            first, seen = self._agreed.setdefault(name, (number, value))
+            if seen != value:
+                raise ConfigError(
+                    f"trainer.args.{name} is {seen} for run {first} and {value} for run {number}, and has to be the "
+                    f"same for all runs of an experiment: {why}"
+                )
 
     def release(self, number: int, *, has_trained: bool) -> None:
         """Take from a run that has ended what another may have now: all of it, if it has not done anything yet."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, chdir, contextmanager
+from contextlib import chdir, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +73,13 @@ class Job:
     @contextmanager
     def working_directory(self) -> Iterator[None]:
         """Stand where the job's function stood: in a directory of its own, with ``hydra.job.chdir``."""
-        with ExitStack() as stack:
-            if Path(self.result.working_dir).is_dir():
-                stack.enter_context(chdir(self.result.working_dir))
+        with chdir(self.stands_in) if self.stands_in.is_dir() else nullcontext():
             yield
+
+    @property
+    def stands_in(self) -> Path:
+        """The directory in which the job's function stood."""
+        return Path(self.result.working_dir or ".")
 
 
 @contextmanager
@@ -328,7 +331,7 @@ def check_claims(jobs: Sequence[Job]) -> None:
     for job in jobs:
         arguments = job.spec.trainer.args.get
         check_alone(arguments)
-        claims.take(job.number, claims_of(arguments, Path(job.result.working_dir)))
+        claims.take(job.number, claims_of(arguments, job.stands_in))
 
 
 def _shared(cfg: DictConfig) -> Node:

@@ -105,12 +105,21 @@ def test_what_a_run_has_written_stays_its_own(tmp_path: Path) -> None:
         claims.take(2, claims_of({"output_dir": "ck"}.get, tmp_path))
 
 
-def test_what_changes_everybodys_libraries_is_the_same_for_all() -> None:
+@pytest.mark.parametrize("name", ["use_liger_kernel", "full_determinism"])
+def test_what_changes_everybodys_libraries_is_the_same_for_all(name: str) -> None:
     claims = Claims()
-    for number in range(2):
-        claims.agree(number, "trainer.args.use_liger_kernel", False, "")
-    with pytest.raises(ConfigError, match=r"use_liger_kernel is False for run 0 and True for run 2, .* Liger"):
-        claims.agree(2, "trainer.args.use_liger_kernel", True, "Liger")
+    claims.agree(0, {}.get, "cuda")
+    claims.agree(1, {name: False}.get, "cuda")
+    with pytest.raises(
+        ConfigError, match=rf"trainer\.args\.{name} is False for run 0 and True for run 2, .* same for all"
+    ):
+        claims.agree(2, {name: True}.get, "cuda")
+
+
+def test_on_a_cpu_a_run_may_be_deterministic_by_itself() -> None:
+    claims = Claims()
+    for number, value in enumerate((False, True, False)):
+        claims.agree(number, {"full_determinism": value}.get, "cpu")
 
 
 @pytest.mark.parametrize("name", ["deepspeed", "fsdp", "enable_jit_checkpoint"])

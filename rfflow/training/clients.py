@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import os
 import sys
@@ -31,16 +32,16 @@ def read_clients() -> Clients:
 
 
 def set_clients(wanted: Clients, seen: Clients) -> None:
-    """Put clients in place, where they are others than those ``seen``.
+    """Put clients in place of those ``seen``.
 
     Where a library has been imported since, nothing of it was active yet.
     """
-    for name, value in seen.items():
+    for name in seen:
         _, write, reset = _LIBRARIES[name]
-        if name not in wanted:
-            reset()
-        elif value != wanted[name]:
+        if name in wanted:
             write(wanted[name])
+        else:
+            reset()
 
 
 def claims_of_trainer(trainer: Trainer) -> Iterator[Claim]:
@@ -93,18 +94,18 @@ def _set_wandb(value: tuple[Any, ...]) -> None:
 
 
 def _reset_wandb() -> None:
-    from wandb.sdk.lib.module import unset_globals
-
-    unset_globals()
+    _wandb_module().unset_globals()
     _wandb_runs().clear()
 
 
 @functools.cache
 def _wandb_names() -> tuple[str, ...]:
     """Return what of wandb is the active run's: ``wandb.run``, ``wandb.log``, ..."""
-    from wandb.sdk.lib.module import set_global
+    return tuple(inspect.signature(_wandb_module().set_global).parameters)
 
-    return tuple(inspect.signature(set_global).parameters)
+
+def _wandb_module() -> Any:
+    return importlib.import_module("wandb.sdk.lib.module")
 
 
 def _wandb_runs() -> list[Any]:

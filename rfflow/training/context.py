@@ -29,7 +29,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from rfflow.training.clients import Clients, read_clients, set_clients
 from rfflow.training.signals import Handlers, give_handlers, own_handlers, read_handlers, set_handlers
-from rfflow.training.torch_settings import read_torch_settings, set_torch_settings
+from rfflow.training.torch_settings import of_a_new_run, read_torch_settings, set_torch_settings
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class GlobalState:
 
     random: RandomState
     accelerate: tuple[dict[str, Any], ...]
-    torch: dict[str, Any]
+    torch_settings: dict[str, Any]
     hydra: Any
     cwd: str | None
     """None where the working directory has been deleted."""
@@ -98,7 +98,7 @@ class GlobalState:
             random=RandomState.capture(device),
             # The dicts themselves are shared with every instance alive, so contents move and the dicts stay.
             accelerate=tuple(dict(state._shared_state) for state in _SHARED),
-            torch=read_torch_settings(),
+            torch_settings=read_torch_settings(),
             hydra=HydraConfig.instance().cfg,
             cwd=_cwd(),
             environ=dict(os.environ),
@@ -114,8 +114,7 @@ class GlobalState:
             shared = state._shared_state
             shared.clear()
             shared.update(saved)
-        if self.torch != seen.torch:
-            set_torch_settings(self.torch, seen.torch)
+        set_torch_settings(self.torch_settings, seen.torch_settings)
         HydraConfig.instance().cfg = self.hydra
         if self.cwd is not None and self.cwd != seen.cwd:
             try:
@@ -153,7 +152,7 @@ class RunContext:
         self._inner = GlobalState(
             random=outer.random,
             accelerate=({}, {}, {}),
-            torch=outer.torch,
+            torch_settings=of_a_new_run(outer.torch_settings),
             hydra=hydra or outer.hydra,
             cwd=str(job.runtime.output_dir) if job and job.job.chdir else outer.cwd,
             environ={**outer.environ, **({key: str(value) for key, value in job.job.env_set.items()} if job else {})},
@@ -282,7 +281,7 @@ def _libraries() -> tuple[dict[logging.Logger, _Manner], list[Any]]:
     manners: dict[logging.Logger, _Manner] = {}
     handlers: list[Any] = []
     for logger in list(logging.root.manager.loggerDict.values()):  # half a thousand, of which a dozen are set
-        if type(logger) is logging.PlaceHolder:
+        if isinstance(logger, logging.PlaceHolder):
             continue
         if logger.level or logger.handlers or logger.disabled or not logger.propagate:
             manners[logger] = logger.level, logger.propagate, logger.disabled

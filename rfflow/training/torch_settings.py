@@ -5,6 +5,9 @@ Read and set by :mod:`rfflow.training.context` at every switch, so each takes a 
 
 from __future__ import annotations
 
+import functools
+import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +25,42 @@ def read_torch_settings() -> dict[str, Any]:
 def set_torch_settings(wanted: Mapping[str, Any], seen: Mapping[str, Any]) -> None:
     """Set those that differ from what is ``seen``."""
     for name, (_, write) in _SETTINGS.items():
-        if wanted[name] != seen[name]:
+        if wanted[name] != seen[name] or name == "forms":  # those are changed where they are
             write(wanted[name])
+
+
+def of_a_new_run(outer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run begins with: all as it is outside, and nothing compiled yet."""
+    return {**outer, "compile": _compile_alone if _CAN_ISOLATE else torch.compile, "forms": (None, None)}
+
+
+_compile = torch.compile
+_CAN_ISOLATE = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+
+
+@functools.wraps(torch.compile)
+def _compile_alone(*args: Any, **kwargs: Any) -> Any:
+    """Compile for one run.
+
+    torch compiles a function in so many forms (8) for the whole process and then leaves it as it is, so that the ninth
+    run would not be compiled; and a run would be given a form that suits another's shapes, which rounds otherwise.
+    """
+    compiled = _compile(*args, **{"isolate_recompiles": True, **kwargs})
+    limits: Any = sys.modules["torch._dynamo.config"]
+    limits.accumulated_recompile_limit += limits.recompile_limit  # which is for all of them together
+    return compiled
+
+
+def _read_forms() -> tuple[Any, Any]:
+    """Return which sizes torch has seen to change: it compiles for any size from the second one on."""
+    profile = sys.modules.get("torch._dynamo.pgo")
+    return getattr(profile, "_CODE_STATE", None), getattr(profile, "_INIT_CODE_STATE", None)
+
+
+def _set_forms(value: tuple[Any, Any]) -> None:
+    profile: Any = sys.modules.get("torch._dynamo.pgo")
+    if profile is not None:
+        profile._CODE_STATE, profile._INIT_CODE_STATE = value
 
 
 def _attribute(owner: Any, name: str) -> Setting:
@@ -107,7 +144,7 @@ def _set_precision(value: _Precision) -> None:
 
 
 _SETTINGS: dict[str, Setting] = {
-    "grad": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "grad": (torch.is_grad_enabled, lambda value: torch._C._set_grad_enabled(value)),
     "anomaly": (torch.is_anomaly_enabled, torch.set_anomaly_enabled),
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "default device": (torch.get_default_device, _set_default_device),
@@ -136,4 +173,6 @@ _SETTINGS: dict[str, Setting] = {
     "autocast cache": (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
     "autocast cpu": _autocast("cpu"),
     "autocast cuda": _autocast("cuda"),
+    "compile": _attribute(torch, "compile"),
+    "forms": (_read_forms, _set_forms),
 }

@@ -256,8 +256,7 @@ class Trainee:
         number, claims = self.run.number, self._workshop.claims
         check_alone(argument)
         claims.take(number, claims_of(argument, self.context.cwd))
-        why = "Liger's kernels take the place of functions of transformers', which every model of that kind calls."
-        claims.agree(number, "trainer.args.use_liger_kernel", bool(argument("use_liger_kernel")), why)
+        claims.agree(number, argument, self._workshop.fabric.device.type)
 
     def _bases(self) -> list[Base]:
         """Return the models that the run shares with others: its base, and the reference it compares with."""

@@ -340,6 +340,30 @@ def test_output_is_back_after_an_exception(context: RunContext) -> None:
     assert (sys.stdout, sys.stderr) == streams and logging.getLogger().handlers == handlers
 
 
+def test_each_run_compiles_for_itself(tmp_path: Path) -> None:
+    """As often as it would alone: torch counts, remembers and gives up by the function, which all runs call."""
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        graphs.append(len(graphs))
+        return graph.forward
+
+    def double(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor * 2
+
+    def compiled_in(context: RunContext) -> int:
+        before = len(graphs)
+        with context.active():
+            function = torch.compile(double, backend=backend)
+            for size in (2, 3, 4):
+                assert function(torch.ones(size)).shape == (size,)
+        return len(graphs) - before
+
+    outside = torch.compile
+    assert [compiled_in(RunContext(CPU, tmp_path / f"{run}.log")) for run in range(12)] == [2] * 12
+    assert torch.compile is outside
+
+
 def test_a_job_brings_its_directory_and_its_environment(tmp_path: Path) -> None:
     """As hydra.job.chdir and hydra.job.env_set ask; hydra gives them back when its job function returns."""
     job = SimpleNamespace(chdir=True, env_set={"RFFLOW_TEST": 3})
