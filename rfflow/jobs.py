@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rfflow.admission import Admission
-from rfflow.claims import Claims, check_alone, claims_of
+from rfflow.claims import Claims, claims_of
 from rfflow.confidential import redacted
 from rfflow.configuration import experiment_config
 from rfflow.errors import ConfigError
@@ -330,7 +330,6 @@ def check_claims(jobs: Sequence[Job]) -> None:
     claims = Claims()
     for job in jobs:
         arguments = job.spec.trainer.args.get
-        check_alone(arguments)
         claims.take(job.number, claims_of(arguments, job.stands_in))
 
 
