@@ -18,8 +18,9 @@ from typing import Any, Protocol
 from hydra.errors import HydraException
 
 from rfflow import places
+from rfflow.disk import is_disk_trouble
 from rfflow.errors import EngineError, OpError
-from rfflow.keeping import is_disk_trouble, link_or_copy, unsaved
+from rfflow.keeping import link_or_copy, unsaved
 from rfflow.runs import ChunkPlan, Experiment, Run, RunPaths
 from rfflow.spec import RunSpec
 from rfflow.training.trainee import Trainee
@@ -199,6 +200,8 @@ class Cloner:
             raise
 
     def _check_disk(self, run: Run, error: Exception) -> None:
+        if isinstance(error, EngineError):
+            raise error
         if is_disk_trouble(error):  # the op is not at fault: it is applied once the experiment goes on
             raise unsaved(f"run {run.number}, a clone", error, self._experiment.paths.root) from error
 

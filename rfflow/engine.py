@@ -19,10 +19,11 @@ from lightning_fabric import Fabric
 
 from rfflow.cloning import Cloner, Composer
 from rfflow.control.ownership import lock_of_experiment
+from rfflow.disk import is_disk_trouble
 from rfflow.errors import ConfigError, EngineError
 from rfflow.foresight import Foresight
 from rfflow.interruption import Interruption
-from rfflow.keeping import Keeper, is_disk_trouble, resume_command, unsaved
+from rfflow.keeping import Keeper, resume_command, unsaved
 from rfflow.reporting import Audience, make_fabric, namespaced
 from rfflow.roster import Roster
 from rfflow.runs import ChunkResult, Experiment, ExperimentPaths, Run, RunPaths, RunState
@@ -135,6 +136,8 @@ class Engine:
         try:
             self._prepare(run)
         except (OSError, HydraException) as error:
+            if is_disk_trouble(error):
+                raise unsaved(f"what run {run.number} needs", error, self.experiment.paths.root) from error
             self._fail(run, error)
             return
         assert run.plan is not None
@@ -174,15 +177,16 @@ class Engine:
             self._keeper.wait_for_all()
         except BaseException as error:
             self._is_open = False
-            if not isinstance(error, EngineError | OSError):
+            is_disks = isinstance(error, OSError) or is_disk_trouble(error)
+            if not isinstance(error, EngineError) and not is_disks:
                 self._save_unsaved()
             try:
                 self._call("on_exception", error=error)
             except Exception:  # what went wrong first is what must be heard
                 log.exception("A callback failed after the experiment had")
             self._let_go()
-            if isinstance(error, OSError) and self.experiment.runs:
-                raise unsaved("what the runs log", error, self.experiment.paths.root) from error
+            if is_disks and self.experiment.runs and not isinstance(error, EngineError | ConfigError):
+                raise unsaved("what the runs leave", error, self.experiment.paths.root) from error
             raise
 
     def close(self) -> None:
@@ -496,13 +500,15 @@ class Engine:
             self._lock.acquire()
 
     def _let_go(self) -> None:
-        self.cloner.forget_early()
-        self._keeper.close()
-        self.roster.close()
+        closing = [self.cloner.forget_early, self._keeper.close, self.roster.close]
         if self._steering is not None:
-            self._steering.close()
+            closing.append(self._steering.close)
             self._steering = None
-        self._lock.release()
+        for close in (*closing, self._lock.release):
+            try:
+                close()
+            except Exception as error:  # all else is let go, and what ended the experiment must be heard
+                log.warning("While the experiment is closed: %s: %s", type(error).__name__, error)
 
     def _call(self, hook: str, **kwargs: Any) -> None:
         self._audience.call(hook, experiment=self.experiment, **kwargs)

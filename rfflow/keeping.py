@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 from rfflow import saved
 from rfflow.checkpoints import Checkpoint, Checkpoints, Draft, Writer
 from rfflow.confidential import digest, redacted
+from rfflow.disk import readable
 from rfflow.errors import EngineError
 from rfflow.owner import Owner, checksum, read_label
 from rfflow.policies.scene import Past
@@ -282,8 +282,13 @@ class Keeper:
 
     def _draft(self, run: Run, trainee: Suspended) -> None:
         with self._told(f"the checkpoint of run {run.number}"):
-            draft = self._checkpoints(run).begin(run.step)
-            self._drafts[run.number] = (draft, trainee.snapshot(draft.folder))
+            checkpoints = self._checkpoints(run)
+            draft = checkpoints.begin(run.step)
+            try:
+                self._drafts[run.number] = (draft, trainee.snapshot(draft.folder))
+            except BaseException:
+                checkpoints.discard(draft)  # a full disk needs the room
+                raise
 
     def _checkpoints(self, run: Run) -> Checkpoints:
         return Checkpoints(run.paths.checkpoints, self.owner(run))
@@ -353,23 +358,10 @@ class _Told:
 def unsaved(what: str, error: BaseException, root: Path) -> EngineError:
     """Say that something could not be written, and how to go on once it can."""
     return EngineError(
-        f"Cannot write {what}: {type(error).__name__}: {error}. Training has stopped, so that nothing is trained that "
+        f"Cannot write {what}: {readable(error)}. Training has stopped, so that nothing is trained that "
         "would be lost; what was saved before stands. Make room or give the directory back, then: "
         f"{resume_command(root)}"
     )
-
-
-_NO_ROOM = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)
-_NO_ROOM_TEXTS = ("No space left on device", "Read-only file system", "PytorchStreamWriter failed", "os error 28")
-
-
-def is_disk_trouble(error: BaseException) -> bool:
-    """Whether a disk is full, or cannot be written to any more; some libraries say so in text alone."""
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
-        return True
-    if any(text in str(error) for text in _NO_ROOM_TEXTS):
-        return True
-    return error.__cause__ is not None and is_disk_trouble(error.__cause__)
 
 
 def resume_command(root: Path) -> str:

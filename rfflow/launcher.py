@@ -37,7 +37,7 @@ from rfflow.jobs import (
     is_composing,
     say_which_orders,
 )
-from rfflow.keeping import resume_command
+from rfflow.keeping import resume_command, unsaved
 from rfflow.overrides import as_written
 from rfflow.process import check_open_files, settle
 from rfflow.references import as_typed, value_at
@@ -317,13 +317,26 @@ class Sweep:
         try:
             with _leaving_in_order(self._paths), env_override(self._config.hydra.job.env_set):
                 self._engine.run()
-        finally:
-            if self.refill is not None:
-                self.refill.settle(self._engine.experiment.runs)
+        except BaseException:
+            self._settle(is_news=False)
             self._engine.close()
+            raise
+        self._settle(is_news=True)
+        self._engine.close()
         self._engine.save(is_finished=self._is_one_batch and _is_over(self._engine))
         self._end_jobs(self._engine)
         _raise_if_failed(run for run in self._engine.experiment.runs if run.parent is not None)
+
+    def _settle(self, *, is_news: bool) -> None:
+        """Tell the search how the runs stand; a disk that has ended the experiment may have no room for that."""
+        if self.refill is None or self._engine is None:
+            return
+        try:
+            self.refill.settle(self._engine.experiment.runs)
+        except OSError as error:
+            if is_news:
+                raise unsaved("the study of the search", error, self._paths.root) from error
+            log.warning("The study of the search was not brought up to date: %s", error)
 
     @property
     def _is_one_batch(self) -> bool:

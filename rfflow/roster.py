@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from rfflow.training.holdings import Holdings
 from rfflow.training.memory import free_memory
 from rfflow.training.trainee import Trainee, Workshop
 from rfflow.training.warm_start import WarmStart
+
+log = logging.getLogger(__name__)
 
 
 class Roster:
@@ -104,9 +107,12 @@ class Roster:
 
     def close(self) -> None:
         """Let go of every trainer."""
-        for trainee in self.trainees.values():
-            trainee.close()
-        self.trainees.clear()
+        while self.trainees:
+            number, trainee = self.trainees.popitem()
+            try:
+                trainee.close()
+            except Exception as error:  # a full disk must not keep the others from being closed
+                log.warning("While run %s is closed: %s: %s", number, type(error).__name__, error)
 
     def wait_for_weights(self, run: Run) -> None:
         """Wait until the weights that a run had at its last boundary are in their file; check that they are its own."""

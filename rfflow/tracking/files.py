@@ -11,8 +11,12 @@ def replace_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.new")
     aside.unlink(missing_ok=True)
-    with aside.open("x", encoding="utf-8", newline="") as file:  # "x" writes through no link that stands there
-        file.write(text)
+    try:
+        with aside.open("x", encoding="utf-8", newline="") as file:  # "x" writes through no link that stands there
+            file.write(text)
+    except OSError:
+        aside.unlink(missing_ok=True)  # a full disk needs the room
+        raise
     os.replace(aside, path)
 
 

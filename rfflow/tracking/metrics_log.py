@@ -8,7 +8,8 @@ import time
 from bisect import bisect_left
 from collections.abc import Mapping
 
-from rfflow.keeping import is_disk_trouble, unsaved
+from rfflow.disk import is_disk_trouble
+from rfflow.keeping import unsaved
 from rfflow.runs import Experiment, Run
 
 

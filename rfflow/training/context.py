@@ -257,7 +257,8 @@ class _LogFile:
             _set_level(root, level)
 
     def close(self) -> None:
-        with contextlib.suppress(io.UnsupportedOperation):
+        # A disk that has no room for the last line: it is closed all the same.
+        with contextlib.suppress(io.UnsupportedOperation, OSError):
             self._stream.close()
 
 

@@ -325,8 +325,12 @@ class Trainee:
         # Written aside and renamed: whoever sees the folder sees all of it.
         final = self.run.paths.final
         aside = final.with_name(f".{final.name}.writing")
-        with _without_token(trainer):
-            trainer.save_model(str(aside))
+        try:
+            with _without_token(trainer):
+                trainer.save_model(str(aside))
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
+            raise
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
 
