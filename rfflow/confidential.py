@@ -80,10 +80,15 @@ def shown_config(cfg: DictConfig, resolved: Mapping[str, Any]) -> Shown:
 
 
 def redacted(text: str) -> str:
-    """Return a text without the secrets that this process knows, and without what stands beside a secret's key."""
+    """Return an override, or what else has keys in it, without known secrets and what stands beside a secret's key."""
+    return _GIVEN.sub(rf"\1{HIDDEN}", without_secrets(text))
+
+
+def without_secrets(text: str) -> str:
+    """Return any text without the secrets that this process knows."""
     for value in sorted(_seen, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
-    return _GIVEN.sub(rf"\1{HIDDEN}", text)
+    return text
 
 
 def digest(value: str, salt: str | None = None) -> str:

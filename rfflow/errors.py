@@ -7,9 +7,14 @@ from collections.abc import Iterable
 
 from hydra.errors import CompactHydraException
 
+from rfflow.confidential import without_secrets
+
 
 class RfflowError(CompactHydraException):
-    """Anything a user can mend."""
+    """Anything a user can mend; it may quote what a library said, and values, but no secrets."""
+
+    def __init__(self, *arguments: object):
+        super().__init__(*(without_secrets(each) if isinstance(each, str) else each for each in arguments))
 
 
 class ConfigError(RfflowError):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from rfflow import saved
 from rfflow.checkpoints import Checkpoint, Checkpoints, Draft, Writer
-from rfflow.confidential import digest, redacted
+from rfflow.confidential import digest, without_secrets
 from rfflow.disk import readable
 from rfflow.errors import EngineError
 from rfflow.owner import Owner, checksum, read_label
@@ -325,7 +325,7 @@ class Keeper:
             ahead=ahead,
             config=config,
             digests=digests,
-            error=None if run.error is None else (type(run.error).__name__, redacted(str(run.error))),
+            error=None if run.error is None else (type(run.error).__name__, without_secrets(str(run.error))),
             chunks=tuple(run.chunks) if has_ended else (),
             metrics=dict(run.metrics) if has_ended else {},
             plan=run.plan if has_ended else None,

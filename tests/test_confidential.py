@@ -126,6 +126,8 @@ def test_secrets_in_texts(text: str, expected: str) -> None:
 def test_a_secret_that_was_read_is_taken_out_of_any_text() -> None:
     shown(model={"token": "${oc.env:HF_TOKEN}"})
     assert redacted("401: hf_clear is not allowed") == "401: (hidden) is not allowed"
+    assert str(ConfigError("unexpected token: hf_clear")) == "unexpected token: (hidden)"
+    assert str(ConfigError("unexpected token: x")) == "unexpected token: x"
 
 
 def test_values_that_are_hidden_and_no_secrets_can_be_compared() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from datasets.fingerprint import Hasher
+from jinja2.exceptions import SecurityError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rfflow.errors import EngineError
@@ -82,3 +83,11 @@ def test_tokenizers_of_another_kind_are_copied_whole() -> None:
     one, two = shared.copy(), shared.copy()
     one.words.append("b")
     assert two.words == [] and not shared.part()
+
+
+def test_a_chat_template_runs_no_code() -> None:
+    """It comes with whatever model is named; docs/security.md relies on the sandbox of transformers."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(SecurityError):
+        tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
