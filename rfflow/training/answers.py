@@ -12,13 +12,22 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, GenerationConfig, TrainerCallback, TrainingArguments
 
 from rfflow.errors import ConfigError, nearest
 from rfflow.spec import RunSpec
 from rfflow.training.model_arguments import KEYWORDS
 from rfflow.training.reward_functions import names_reward_model
-from rfflow.training.unread import BREAKING, INSTEAD, NEVER, ONLY_WITH, WHERE, WITH_OPTIM_ARGS, WITH_OPTIM_TARGETS
+from rfflow.training.unread import (
+    BREAKING,
+    INSTEAD,
+    NEVER,
+    ONLY_WITH,
+    OPTIM_ARGS,
+    WHERE,
+    WITH_OPTIM_ARGS,
+    WITH_OPTIM_TARGETS,
+)
 
 
 class Arguments:
@@ -176,6 +185,27 @@ def _optimizes(arguments: Arguments, place: Place) -> str | None:
                 f"{WHERE}.{key} is {arguments[key]!r}, and nothing would read it with {WHERE}.optim={optim}: it is for "
                 f"those that begin with {names}."
             )
+    known = OPTIM_ARGS.get(optim, ())
+    for given in str(arguments["optim_args"] or "").replace(" ", "").split(",") if known else ():
+        if (name := given.partition("=")[0]) not in known:
+            return (
+                f"{WHERE}.optim_args has {given!r}, and nothing would read it with {WHERE}.optim={optim}."
+                f"{nearest(name, known)} It reads: {', '.join(known)}."
+            )
+    return None
+
+
+def _has_unread_keys(arguments: Arguments, place: Place) -> str | None:
+    """Dictionaries whose readers look for some keys and pass over the others."""
+    generation = [] if arguments["use_vllm"] else [name for name in vars(GenerationConfig()) if name[0] != "_"]
+    for key, known in (("dataset_kwargs", ["skip_prepare_dataset"]), ("generation_kwargs", generation)):
+        given = arguments.given.get(key)
+        given = given if isinstance(given, Mapping) else {}
+        for name in given:
+            if known and name not in known:
+                return f"{WHERE}.{key}.{name} is {given[name]!r}, and nothing would read it.{nearest(name, known)}" + (
+                    f" Allowed: {', '.join(known)}." if len(known) < 4 else ""
+                )
     return None
 
 
@@ -212,6 +242,7 @@ _CHECKS: tuple[Callable[[Arguments, Place], str | None], ...] = (
     _loads,
     _generates,
     _optimizes,
+    _has_unread_keys,
     _stands_on_a_device,
     _publishes,
 )

@@ -24,7 +24,7 @@ from rfflow.errors import ConfigError
 from rfflow.runs import Answer, ChunkPlan, chunk_ends
 from rfflow.training import snapshot
 from rfflow.training.context import unmoved_random_state
-from rfflow.training.foreseen import Foreseen, by_set, evaluation_sets, foresee
+from rfflow.training.foreseen import Foreseen, by_set, check_best_metric, evaluation_sets, foresee
 from rfflow.training.generation import GenerationClock, cycle_steps, skip_epochs
 from rfflow.training.unnoticed import unnoticed
 
@@ -217,6 +217,7 @@ class _SuspendingCallback(TrainerCallback):
             self.chunk_began = (state.global_step, _sum_of_losses(self._coroutine.trainer))
         scores = getattr(self._coroutine.generate, "names", None) if self._coroutine.generate is not None else ()
         foreseen = foresee(self._coroutine.trainer, evaluates=self._evaluate, scores=scores)
+        check_best_metric(args, foreseen)
         self._pause(Ready(ChunkPlan(ends, self._chunks), foreseen))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

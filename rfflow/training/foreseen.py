@@ -10,7 +10,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
+
+from rfflow.errors import ConfigError, nearest
 
 _ALWAYS = {"loss", "grad_norm", "learning_rate", "epoch", "train_loss", "total_flos"}
 _AT_EVALUATIONS = {"loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time"}
@@ -67,6 +69,24 @@ def foresee(trainer: Trainer, *, evaluates: bool, scores: Collection[str] | None
         is_complete_for_evaluation=is_complete and not has_metrics and scores is not None,
         evaluation_sets=evaluation_sets(trainer) if evaluates else (),
     )
+
+
+def check_best_metric(args: TrainingArguments, foreseen: Foreseen) -> None:
+    """Check that the metric which a trainer looks for in its own evaluations will be there.
+
+    Raises:
+        ConfigError: naming the nearest; transformers raises a KeyError at the first evaluation.
+    """
+    metric = args.metric_for_best_model
+    if metric is None or args.eval_strategy.value == "no":
+        return
+    name = metric if metric.startswith("eval_") else f"eval_{metric}"
+    if not foreseen.may_have(name):
+        there = sorted(name for name in foreseen.names if name.startswith("eval_"))
+        raise ConfigError(
+            f"trainer.args.metric_for_best_model is {metric!r}, and no evaluation will have {name}."
+            f"{nearest(name, there)} There will be: {', '.join(there)}."
+        )
 
 
 def evaluation_sets(trainer: Trainer) -> tuple[str, ...]:

@@ -172,3 +172,11 @@ WITH_OPTIM_ARGS = (
     *("stable_adamw", "schedule_free", "adamw_torch_4bit", "adamw_torch_8bit"),
 )
 WITH_OPTIM_TARGETS = ("galore", "apollo")
+OPTIM_ARGS: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
+    {
+        "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
+        "adagrad": ("lr_decay", "weight_decay", "eps"),
+        "rmsprop": ("momentum", "alpha", "eps", "weight_decay", "centered"),
+    }
+)
+"""What transformers reads of the optim_args of these; it passes over all else."""

@@ -62,6 +62,17 @@ ANSWERED: list[tuple[type, Mapping[str, Any], str]] = [
     (trl.SFTConfig, {"push_to_hub": True}, "push_to_hub is True without trainer.args.hub_model_id"),
     (trl.SFTConfig, {"optim": "adamw_torch", "optim_args": "a=1"}, "with trainer.args.optim=adamw_torch: it is for"),
     (trl.SFTConfig, {"optim_target_modules": ["q_proj"]}, "optim_target_modules is ['q_proj'], and nothing would read"),
+    (
+        trl.SFTConfig,
+        {"optim": "sgd", "optim_args": "momentun=0.9"},
+        "Did you mean 'momentum'? It reads: momentum, ",
+    ),
+    (
+        trl.SFTConfig,
+        {"dataset_kwargs": {"add_special_tokens": False}},
+        "add_special_tokens is False, and nothing",
+    ),
+    (trl.GRPOConfig, {"generation_kwargs": {"num_beam": 2}}, "Did you mean 'num_beams'"),
     (trl.SFTConfig, {"debug": "tpu_metrics_debug"}, "rfflow trains on no TPU"),
     (trl.SFTConfig, {"accelerator_config": {"use_configured_state": True}}, "use_configured_state is True"),
     (trl.SFTConfig, {"include_for_metrics": ["loss"]}, "without trainer.compute_metrics"),

@@ -136,3 +136,20 @@ def test_metrics_of_ones_own_are_missed_at_the_first_boundary(
         caplog.clear()
         train(tmp_path / "right", "my_metric", spec(tiny_model, rows, "GRPO", "telling", evaluate=False))
         assert not caplog.records
+
+
+def test_a_metric_that_no_evaluation_of_the_trainer_will_have_is_refused(
+    tiny_model: Path, rows: dict[str, Path], tmp_path: Path
+) -> None:
+    """transformers raises a KeyError at its first evaluation, by when a run may have trained for hours."""
+    asked = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best"}
+    for metric, said in (("eval_los", "Did you mean 'eval_loss'"), ("accuracy", "will have eval_accuracy")):
+        run = spec(tiny_model, rows, "SFT", args={**asked, "metric_for_best_model": metric})
+        engine = Engine(
+            ExperimentSpec(name="test", accelerator="cpu", control=ControlSpec(enabled=False)),
+            ExperimentPaths(tmp_path / metric),
+        )
+        engine.add(run, 0)
+        with pytest.raises(ConfigError, match=f"metric_for_best_model is '{metric}', .*{said}"):
+            engine.run()
+        engine.close()
