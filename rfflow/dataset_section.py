@@ -40,11 +40,8 @@ def read_dataset(section: Node, where: str = "dataset") -> DatasetSpec:
         settings["eval_path"] = _eval_paths(settings["eval_path"])
     if "eval_split" in settings:
         settings["eval_split"] = _eval_splits(settings["eval_split"])
-    if not isinstance(settings.get("columns", {}), Mapping):
-        raise ConfigError(
-            f"{where}.columns is {settings['columns']!r}. "
-            "Allowed: {column in the data: column that the trainer reads}."
-        )
+    if "columns" in settings:
+        settings["columns"] = _columns(settings["columns"], f"{where}.columns")
     if settings.get("sample_by", "line") not in ("line", "paragraph", "document"):
         raise ConfigError(f"{where}.sample_by is {settings['sample_by']!r}. Allowed: line, paragraph, document.")
     settings["datasets"] = _parts(settings.get("datasets", ()), where)
@@ -61,6 +58,14 @@ def read_dataset(section: Node, where: str = "dataset") -> DatasetSpec:
     if where == "dataset":
         _check_mixture(spec)
     return spec
+
+
+def _columns(value: Any, where: str) -> Mapping[str, str]:
+    if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+        return {each: each for each in value}  # as TRL's DatasetConfig has it
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is {value!r}. Allowed: {{column in the data: column that the trainer reads}}.")
+    return value
 
 
 def _text(value: Any, where: str, more: str = "") -> str:

@@ -34,6 +34,7 @@ def test_several_data_sets_are_a_list_or_named() -> None:
     given = [{"path": "a.jsonl", "fraction": 0.7}, {"name": "x/y", "columns": {"q": "prompt"}, "fraction": 3}]
     assert read_dataset({"datasets": given}).datasets == parts
     assert read_dataset({"datasets": dict(zip("ab", given, strict=True))}).datasets == parts
+    assert read_dataset({"path": "a", "columns": ["q", "a"]}).columns == {"q": "q", "a": "a"}
     assert read_dataset({"datasets": ["a.jsonl", "b.jsonl"]}).datasets[1] == DatasetSpec(path="b.jsonl")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +23,11 @@ from rfflow.spec import DatasetSpec, TrainerSpec
 from rfflow.training.contents import as_text, check_filled, labels_as_booleans
 from rfflow.training.mixing import mixed
 from rfflow.training.reading import Source, joined, read_hub, read_path, together
-from rfflow.training.sources import existing_path, import_object, looks_local, resolve_function
+from rfflow.training.sources import existing_path, import_object, listing, looks_local, resolve_function
 from rfflow.training.storing import store
 from rfflow.training.tables import shortened
+
+log = logging.getLogger(__name__)
 
 # The columns that each trainer of TRL can train on. A trainer that is not here checks its columns itself.
 FORMS: Mapping[str, Sequence[tuple[str, ...]]] = {
@@ -82,6 +85,7 @@ def _load(spec: DatasetSpec, seed: int, trainer: TrainerSpec | None) -> Data:
             raise ConfigError(f"dataset.{key} is {value!r}. Allowed: a whole number from 1 up.")
     parts = [_read(part, trainer) for part in _parts(spec)]
     sets = {name: _read(part, trainer) for name, part in _evaluation_parts(spec).items()}
+    _say_what_is_read_twice(parts, sets)
     count = sum(len(part.source.rows) for part in parts)
     rows, held_out = np.arange(count), np.arange(0)
     if not sets and spec.eval_size:
@@ -231,6 +235,17 @@ def _read(part: _PartSpec, trainer: TrainerSpec | None) -> _Part:
         read = _text_columns(trainer)
         sources = [replace(source, rows=as_text(source.rows, read, source.place)) for source in sources]
     return _Part(spec, part.title, joined(sources, _source(spec)))
+
+
+def _say_what_is_read_twice(parts: Sequence[_Part], sets: Mapping[str, _Part]) -> None:
+    """Patterns match more than one thinks: a file twice, or what should only be evaluated on."""
+    trained = [path.resolve() for part in parts for path, _ in part.source.files]
+    twice = sorted({path for path in trained if trained.count(path) > 1}) if len(trained) < 1000 else []
+    if twice:
+        log.warning("dataset.path: read more than once: %s", listing(map(str, twice)))
+    evaluated = {path.resolve() for part in sets.values() for path, _ in part.source.files}
+    if both := sorted(evaluated.intersection(trained)):
+        log.warning("dataset.eval_path: evaluated on, and trained on as well: %s", listing(map(str, both)))
 
 
 def _by_part(parts: Sequence[_Part], rows: np.ndarray) -> list[tuple[_Part, np.ndarray]]:

@@ -96,7 +96,9 @@ def _read_file(path: Path, where: str, name: str, sample_by: str) -> Source:
     what = f"{where} is {name!r}"
     builder = _builder(path)
     if builder is None:
-        raise ConfigError(f"{what}. Readable files end in {', '.join(BUILDERS)} (or are packed: .gz).")
+        raise ConfigError(
+            f"{what}. Readable files end in {', '.join(BUILDERS)} (or are packed: {', '.join(COMPRESSED)})."
+        )
     if path.stat().st_size == 0:
         raise ConfigError(f"{what}: the file is empty.")
     with _refusals(what):

@@ -60,6 +60,18 @@ def test_files_are_read_one_after_the_other(files: list[str]) -> None:
     assert "dataset.eval_path.hard is" in refused(path=a, eval_path={"hard": "*.csv"})
 
 
+def test_what_is_read_twice_is_said(files: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    a, b, _ = files
+    folder = Path(a).parent
+    load(path=(a, b), eval_path=files[2])
+    assert not caplog.records
+    load(path=(a, f"{folder}/[ab]*"), eval_path={"x": b, "y": files[2]})
+    assert [record.getMessage() for record in caplog.records] == [
+        f"dataset.path: read more than once: {a}",
+        f"dataset.eval_path: evaluated on, and trained on as well: {b}",
+    ]
+
+
 def test_a_row_is_named_by_its_file(files: list[str], tmp_path: Path) -> None:
     bad = write_jsonl(tmp_path / "bad.jsonl", [*make_rows(2), {"prompt": "why", "completion": None}])
     message = refused(path=(files[0], str(bad)))
