@@ -84,19 +84,19 @@ class Checkpoints:
         files = {}
         for file in sorted(draft.folder.iterdir()):
             files[file.name] = [file.stat().st_size, _checksum(file)]
-            _sync(file)
+            sync(file)
         content = {"version": 1, "step": draft.step, "files": files, "progress": progress}
         if self._owner is not None:
             content[SECTION] = self._owner.label(draft.step)
         text = json.dumps(content)
         seal = draft.folder / SEAL
         seal.write_text(f"{zlib.crc32(text.encode()):08x}\n{text}\n", encoding="utf-8")
-        _sync(seal)
+        sync(seal)
         path = self.folder / f"step-{draft.step}"
         if path.exists():  # a damaged one, or one of a past that was given up
             shutil.rmtree(path)
         os.rename(draft.folder, path)
-        _sync(self.folder)
+        sync(self.folder)
         return path
 
     def discard(self, draft: Draft) -> None:
@@ -240,7 +240,8 @@ def _checksum(file: Path) -> int:
     return value
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return once a file, or a folder's list of files, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -126,10 +126,11 @@ class Engine:
         """Whether the run has its past."""
         return run.number in self._to_restore
 
-    def restore(self, run: Run, record: SavedRun) -> None:
-        """Give a run that was added its past back."""
+    def restore(self, run: Run, record: SavedRun) -> Path | None:
+        """Give a run that was added its past back; return the checkpoint that it goes on from, if it does from one."""
         checkpoint = self._keeper.restore(run, record)
         self._to_restore[run.number] = (record, checkpoint)
+        return checkpoint
 
     def join(self, run: Run) -> None:
         """Let a run that was added while others train take part; one that cannot be built has failed."""
@@ -423,6 +424,7 @@ class Engine:
                 self._to_skip[run.number] -= 1
                 continue
             run.note(metrics, step)
+            run.logs += 1
             run.step = max(run.step, step)
             self._evaluated[run.number] += sum(value for key, value in metrics.items() if _EVALUATING.fullmatch(key))
             self._audience.log(namespaced(run.name, metrics), step)

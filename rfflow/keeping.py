@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rfflow import saved
-from rfflow.checkpoints import Checkpoint, Checkpoints, Draft, Writer
+from rfflow.checkpoints import Checkpoint, Checkpoints, Draft, Writer, sync
 from rfflow.confidential import digest, without_secrets
 from rfflow.disk import readable
 from rfflow.errors import EngineError
@@ -112,6 +112,8 @@ class Keeper:
         def finish() -> None:
             try:
                 write()
+                if run.paths.metrics.exists():
+                    sync(run.paths.metrics)  # who goes on from the checkpoint will not log it again
                 checkpoints.seal(draft, progress)
             except BaseException:
                 checkpoints.discard(draft)
@@ -224,6 +226,7 @@ class Keeper:
             self._warm[run.number] = record.start_step
         if record.state in ENDED:
             run.chunks, run.metrics, run.plan = list(record.chunks), dict(record.metrics), record.plan
+            run.logs = record.logs
             run.step = run.chunks[-1].step if run.chunks else 0
             run.error = None if record.error is None else _past_error(*record.error)
             self.check_weights(run)
@@ -273,6 +276,7 @@ class Keeper:
         run.chunks = saved.chunks_from(checkpoint.progress["chunks"])
         run.metrics = dict(checkpoint.progress["metrics"])
         run.logged_at = dict(checkpoint.progress.get("logged_at", {}))
+        run.logs = checkpoint.progress.get("logs", 0)
         run.step = checkpoint.step
         self._saved_step[run.number] = checkpoint.step
         if run.state is RunState.QUEUED:  # it was stopped and resumed before it got the device again
@@ -328,6 +332,7 @@ class Keeper:
             error=None if run.error is None else (type(run.error).__name__, without_secrets(str(run.error))),
             chunks=tuple(run.chunks) if has_ended else (),
             metrics=dict(run.metrics) if has_ended else {},
+            logs=run.logs if has_ended else 0,
             plan=run.plan if has_ended else None,
         )
 

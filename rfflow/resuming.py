@@ -19,6 +19,8 @@ from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.saved import SavedExperiment, SavedRun
 from rfflow.starting import Command, command_left_by_hydra
 from rfflow.tracking.files import replace_text, shown
+from rfflow.tracking.lost_lines import put_back
+from rfflow.tracking.metrics_log import MetricsLog
 
 if TYPE_CHECKING:
     from rfflow.engine import Engine
@@ -91,9 +93,10 @@ def take_up(engine: Engine, run: Run, record: SavedRun) -> None:
     """
     check_config(record, run)
     try:
-        engine.restore(run, record)
-        if not run.state.is_final:
-            rewind_log(run.paths.metrics, run.step)
+        checkpoint = engine.restore(run, record)
+        lines = rewind_log(run.paths.metrics, None if run.state.is_final else run.step)
+        if lines is not None or any(isinstance(one, MetricsLog) for one in engine.fabric._callbacks):
+            _see_to_lost_lines(run, lines or [], checkpoint)
     except OSError as error:
         raise unsaved(f"the directory of run {run.number}", error, engine.experiment.paths.root) from error
     log.info("Run %s: %s, step %s", run.number, run.state.value, run.step)
@@ -110,25 +113,52 @@ def remove_leftovers(root: Path, state: SavedExperiment) -> None:
     places.remove_unknown(root, [record.path(root) for record in state.runs])
 
 
-def rewind_log(path: Path, step: int) -> None:
+def rewind_log(path: Path, step: int | None) -> list[dict[str, Any]] | None:
     """Take off the lines of a ``metrics.jsonl`` that are of later steps, or torn: they will be written again.
 
     At step 0 a run begins anew, and what it logs before its first step, too, comes once more.
+
+    Args:
+        path: the file.
+        step: where the run goes on; ``None`` for one that has ended, of which every line stays.
+
+    Returns:
+        The lines that stay; ``None`` where there is no file.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
-        return
-    kept = [line for line in lines if step and (seen := _step_of(line)) is not None and seen <= step]
-    if len(kept) < len(lines):
-        replace_text(path, "".join(f"{line}\n" for line in kept))
+        return None
+    read = [(line, found) for line in lines if (found := _read(line)) is not None]
+    kept = [(line, found) for line, found in read if step is None or (step and found["step"] <= step)]
+    if step is not None and len(kept) < len(lines):
+        replace_text(path, "".join(f"{line}\n" for line, _ in kept))
+    return [found for _, found in kept]
 
 
-def _step_of(line: str) -> int | None:
+def _read(line: str) -> dict[str, Any] | None:
     try:
-        return int(json.loads(line)["step"])
+        found = json.loads(line)
+        is_line = isinstance(found["step"], int) and isinstance(found["metrics"], dict)
     except (ValueError, KeyError, TypeError):
         return None
+    return found if is_line else None
+
+
+def _see_to_lost_lines(run: Run, lines: list[dict[str, Any]], checkpoint: Path | None) -> None:
+    """Say that lines are missing which the run had logged, and put back what is known of them."""
+    lost = run.logs - len(lines)
+    if lost <= 0:
+        return
+    restored = put_back(run, lines, checkpoint)
+    log.warning(
+        "%s: %d of the %d lines that run %d had logged are missing or cannot be read. %s",
+        shown(run.paths.metrics),
+        lost,
+        run.logs,
+        run.number,
+        f"{restored} of them could be put back from what its checkpoint knows{'' if restored == lost else ', no more'}.",
+    )
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

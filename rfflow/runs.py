@@ -153,6 +153,8 @@ class Run:
         """What is known of the run as it stands, by the trainer's own names: see :meth:`note` and :meth:`reach`."""
         self.logged_at: dict[str, int] = {}
         """The step at which each of the metrics was logged."""
+        self.logs = 0
+        """How often it has logged."""
         self.chunks: list[ChunkResult] = []
         self.error: BaseException | None = None
 

@@ -72,6 +72,8 @@ class SavedRun:
     chunks: tuple[ChunkResult, ...] = ()
     """Of a run that has ended."""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    logs: int = 0
+    """How often it has logged; of a live run, its checkpoint says that."""
     plan: ChunkPlan | None = None
 
     def path(self, root: Path) -> Path:
@@ -265,7 +267,12 @@ def versions() -> dict[str, str]:
 def progress_of(run: Run) -> dict[str, Any]:
     """Return how far a run is, for its checkpoint."""
     metrics, logged_at = dict(run.metrics), dict(run.logged_at)
-    return {"chunks": [_chunk(chunk) for chunk in run.chunks], "metrics": metrics, "logged_at": logged_at}
+    return {
+        "chunks": [_chunk(chunk) for chunk in run.chunks],
+        "metrics": metrics,
+        "logged_at": logged_at,
+        "logs": run.logs,
+    }
 
 
 def chunks_from(plain: Sequence[Mapping[str, Any]]) -> list[ChunkResult]:

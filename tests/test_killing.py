@@ -272,13 +272,20 @@ def test_a_long_soak(specs: list[RunSpec], uninterrupted: Uninterrupted, tmp_pat
 def test_a_signal_saves_and_leaves(
     specs: list[RunSpec], uninterrupted: Uninterrupted, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """In the middle of a chunk: it leaves with a checkpoint of that very step, and goes on to the same end."""
+    """In the middle of a chunk: it leaves with a checkpoint of that very step, and goes on to the same end.
+
+    Lines that are cut from its log meanwhile are put back, those of rfflow's own evaluations too.
+    """
     _, expected = uninterrupted
     root = tmp_path / "experiment"
     assert in_a_process(root, specs, signals=(number,)) == 128 + number
     newest = Checkpoints(ExperimentPaths(root).run(0).checkpoints).newest()
     assert newest is not None and newest.step == Signals.STEP
+    metrics = ExperimentPaths(root).run(0).metrics
+    lines = metrics.read_text().splitlines()
+    metrics.write_text("".join(f"{line}\n" for line in lines[:1] + lines[4:]))
     status = in_a_process(root, specs)
+    assert '"restored": true' in metrics.read_text()
     assert status == 0, (root.parent / "trace.txt").read_text()
     assert not differences(expected, outcome(root))
 

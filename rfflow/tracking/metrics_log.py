@@ -18,7 +18,8 @@ class MetricsLog:
 
     A line is ``{"time": seconds since the epoch, "step": optimizer steps done, "chunk": which chunk of the run, from 1,
     "metrics": {name: value}}``. JSON has no NaN and no infinity: they are the strings "NaN", "Infinity" and
-    "-Infinity", which ``float()`` reads. A disk without room ends the experiment: it is the one of the checkpoints.
+    "-Infinity", which ``float()`` reads. A line that was missing when the experiment went on, and was put back, has
+    ``"restored": true``. A disk without room ends the experiment: it is the one of the checkpoints.
     """
 
     def on_log(self, experiment: Experiment, run: Run, metrics: Mapping[str, float], step: int) -> None:
@@ -27,7 +28,7 @@ class MetricsLog:
             "time": round(time.time(), 3),
             "step": step,
             "chunk": chunk_at(run, step),
-            "metrics": {name: _json_value(value) for name, value in metrics.items()},
+            "metrics": {name: json_value(value) for name, value in metrics.items()},
         }
         try:
             run.paths.metrics.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,8 @@ def chunk_at(run: Run, step: int) -> int | None:
     return min(bisect_left(run.plan.ends, step) + 1, len(run.plan))
 
 
-def _json_value(value: object) -> object:
+def json_value(value: object) -> object:
+    """Return a value as the log has it."""
     if value is None or isinstance(value, str | bool | int):
         return value
     try:

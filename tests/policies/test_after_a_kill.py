@@ -88,6 +88,7 @@ def test_every_attribute_of_a_run_comes_back(tmp_path: Path, state: RunState) ->
         "step": chunks[-1].step,
         "metrics": made_up(dict[str, float], draw),
         "logged_at": {} if is_over else {"loss": 3, "reward": 5},  # what has ended reaches no boundary any more
+        "logs": 17,
         "chunks": chunks,
         "error": None,
     }
