@@ -152,8 +152,8 @@ def _see_to_lost_lines(run: Run, lines: list[dict[str, Any]], checkpoint: Path |
         return
     restored = put_back(run, lines, checkpoint)
     log.warning(
-        "%s: %d of the %d lines that run %d had logged are missing or cannot be read. %d of them could be put back from "
-        "what its checkpoint knows%s.",
+        "%s: %d of the %d lines that run %d had logged are missing or cannot be read. %d of them could be put back "
+        "from what its checkpoint knows%s.",
         shown(run.paths.metrics),
         lost,
         run.logs,
