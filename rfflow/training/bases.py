@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ class Base:
             reload: loads the model once more.
         """
         self.model = model
+        _take_from_weights(model)
         self._reload = reload
         self._tokenizer = SharedTokenizer(tokenizer)
         self._marks = self._take_marks()
@@ -59,7 +61,7 @@ class Base:
 
         PEFT can wrap it, TRL can patch its ``forward``, a config can be edited: nothing of that reaches another run.
         """
-        tensors = chain(self.model.parameters(), self.model.buffers())
+        tensors = chain(self.model.parameters(), self.model.buffers(), _held_aside(self.model))
         return copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
 
     def copy(self) -> PreTrainedModel:
@@ -148,6 +150,25 @@ class Base:
 
 
 TOKENIZER = "the tokenizer"
+
+
+def _take_from_weights(model: torch.nn.Module) -> None:
+    """Let layers of bitsandbytes in eight bits take now what they else take from their weights at the first pass.
+
+    They leave nothing there: of runs that share the weights only the first would have it, and train.
+    """
+    for module in model.modules():
+        take = getattr(module, "init_8bit_state", None)
+        if callable(take) and getattr(module.weight, "CB", None) is not None:
+            take()
+
+
+def _held_aside(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Return what such layers hold of their weights in an object beside them."""
+    for module in model.modules():
+        for held in vars(module).values():
+            if dataclasses.is_dataclass(held):
+                yield from (value for value in vars(held).values() if isinstance(value, torch.Tensor))
 
 
 def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -166,6 +166,10 @@ def _refusals(where: str, written: str, loaded: str, part: str = "model") -> Ite
                 f"model.{key} is not an argument of from_pretrained nor a field of the model's config."
                 f"{nearest(key, {*KEYWORDS, *_config_fields(loaded)})} Arguments: {', '.join(KEYWORDS)}."
             ) from error
+        if isinstance(error, ImportError) and "bitsandbytes" in str(error):
+            raise ConfigError(
+                "model.quantization_config needs bitsandbytes, which is not installed: pip install 'rfflow[qlora]'"
+            ) from error
         if "attn_implementation" in str(error) or "FlashAttention" in str(error):
             raise ConfigError(
                 f"model.attn_implementation cannot be: {_reason(error)} Leave it out for what suits the model."

@@ -44,6 +44,7 @@ ANY: Mapping[str, Mapping[str, Any]] = {
     "max_grad_norm": {"max_grad_norm": 0.01},
     "label_smoothing_factor": {"label_smoothing_factor": 0.2},
     "bf16": {"bf16": True},
+    "fp16": {"fp16": True},
     "activation_checkpointing": {
         "activation_checkpointing": True,
         "activation_checkpointing_kwargs": {"use_reentrant": False, "every_n_layers": 2},
@@ -108,6 +109,7 @@ ANY: Mapping[str, Mapping[str, Any]] = {
 SFT: Mapping[str, Mapping[str, Any]] = {
     "max_length": {"max_length": 20, "truncation_mode": "keep_end", "completion_only_loss": False},
     "packing": {"packing": True, "packing_strategy": "wrapped", "eval_packing": False},
+    "padding_free": {"padding_free": True, "max_length": None},
     "pad_to_multiple_of": {"pad_to_multiple_of": 8},
     "shuffle_dataset": {"shuffle_dataset": True},
     "dataset_num_proc": {"dataset_num_proc": 1},
@@ -142,6 +144,7 @@ DPO: Mapping[str, Mapping[str, Any]] = {
     "max_length": {"max_length": 40, "truncation_mode": "keep_end"},
     "precompute_ref_log_probs": {"precompute_ref_log_probs": True, "precompute_ref_batch_size": 3},
     "disable_dropout": {"disable_dropout": False},
+    "padding_free": {"padding_free": True},
     "pad_to_multiple_of": {"pad_to_multiple_of": 8, "pad_token": "<|im_start|>", "dataset_num_proc": 1},
 }
 DPO_EVERY_WEIGHT: Mapping[str, Mapping[str, Any]] = {

@@ -11,7 +11,7 @@ import torch
 
 from rfflow.errors import ConfigError
 from rfflow.runs import RunState
-from rfflow.spec import ModelSpec, RunSpec
+from rfflow.spec import RunSpec
 from rfflow.training.build import build_trainer
 from tests.test_cli import Shell
 from tests.tiny import run_spec
@@ -102,20 +102,3 @@ def test_a_model_in_four_bits_composes(
     assert one.key == two.key
     config = one.kwargs["quantization_config"]
     assert config["bnb_4bit_quant_type"] == "nf4" and config["_target_"] == "transformers.BitsAndBytesConfig"
-
-
-@pytest.mark.gpu
-def test_qlora_trains_on_a_shared_quantised_base(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """Needs bitsandbytes and its kernels."""
-    pytest.importorskip("bitsandbytes")
-    quantization = {
-        "_target_": "transformers.BitsAndBytesConfig",
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_compute_dtype": "bfloat16",
-    }
-    spec = make(tiny_model, tiny_data, METHODS["LoRA"], model_kwargs={"quantization_config": quantization})
-    specs = [spec, replace(spec, peft={**METHODS["LoRA"], "r": 8})]
-    specs = [replace(run, model=ModelSpec(run.model.name, kwargs=run.model.kwargs)) for run in specs]
-    runs, _ = train_together(specs, tmp_path)
-    assert [(run.state, run.error) for run in runs] == [(RunState.COMPLETED, None)] * 2
