@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from rfflow import resuming
-from rfflow.control.ownership import Lock, lock_of_experiment
-from rfflow.errors import ConfigError
-from rfflow.runs import ExperimentPaths, RunState
+from rfflow.control.ownership import Lock, check_at_rest, lock_of_experiment
+from rfflow.errors import ConfigError, EngineError
+from rfflow.runs import Callback, Experiment, ExperimentPaths, RunState
 from rfflow.starting import Command
 from tests.test_cli import Shell, rfflow
 from tests.test_resume_command import started
@@ -155,3 +155,28 @@ def test_one_of_the_version_before_that_is_still_running_too(tmp_path: Path) -> 
             resuming.command([f"resume={root}"])
     finally:
         lock.release()
+
+
+def test_an_experiment_is_held_while_it_trains_and_let_go_afterwards(tmp_path: Path) -> None:
+    """Also with no control directory, and when it ends by an error; nobody can go on with it meanwhile."""
+    from rfflow import saved
+    from tests.toy import Dies, toy_engine, toy_spec
+
+    class Another(Callback):
+        def on_chunk_end(self, experiment: Experiment) -> None:
+            with pytest.raises(ConfigError, match="still running"):
+                resuming.state_of(tmp_path / "exp")
+            state = saved.read(experiment.paths.state)
+            assert state is not None
+            second = toy_engine(tmp_path / "exp", enabled=False)
+            with pytest.raises(ConfigError, match="still running"):
+                resuming.go_on(second, state)
+            seen.append(True)
+
+    seen: list[bool] = []
+    engine = toy_engine(tmp_path / "exp", [toy_spec()], [Another(), Dies(2)], enabled=False)
+    with pytest.raises(EngineError, match="killed"):
+        engine.run()
+    engine.close()
+    assert seen == [True, True]
+    check_at_rest(tmp_path / "exp")
