@@ -139,8 +139,8 @@ def rewind_log(path: Path, step: int | None) -> list[dict[str, Any]] | None:
 def _read(line: str) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
-        is_line = isinstance(found["step"], int) and isinstance(found["metrics"], dict)
-    except (ValueError, KeyError, TypeError):
+        is_line = isinstance(found["step"], int) and isinstance(found.setdefault("metrics", {}), dict)
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return found if is_line else None
 
