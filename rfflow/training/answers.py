@@ -186,7 +186,8 @@ def _optimizes(arguments: Arguments, place: Place) -> str | None:
                 f"those that begin with {names}."
             )
     known = OPTIM_ARGS.get(optim, ())
-    for given in str(arguments["optim_args"] or "").replace(" ", "").split(",") if known else ():
+    given_args = str(arguments["optim_args"] or "").replace(" ", "")
+    for given in given_args.split(",") if known and given_args else ():
         if (name := given.partition("=")[0]) not in known:
             return (
                 f"{WHERE}.optim_args has {given!r}, and nothing would read it with {WHERE}.optim={optim}."

@@ -149,7 +149,9 @@ def spec(caller: Path, tmp_path: Path) -> Callable[..., RunSpec]:
     def make(args: dict[str, Any] | None = None, **kwargs: Any) -> RunSpec:
         run = run_spec(caller, file, chunks=2, trainer="trl.GRPOTrainer", args_target="trl.GRPOConfig")
         given = {key: value for key, value in run.trainer.args.items() if key != "max_length"}
-        own = {"max_completion_length": 24, "num_generations": 2, "max_tool_calling_iterations": 1, **(args or {})}
+        own = {"max_completion_length": 24, "num_generations": 2, **(args or {})}
+        if kwargs.get("tools") or kwargs.get("environment_factory"):
+            own["max_tool_calling_iterations"] = 1
         kwargs = {"reward_funcs": [f"{HERE}.short"], **kwargs}
         kwargs = {key: value for key, value in kwargs.items() if value is not None}
         return replace(run, trainer=replace(run.trainer, args={**given, "learning_rate": 1e-2, **own}, kwargs=kwargs))
