@@ -151,6 +151,8 @@ class Cloner:
     def drop(self, run: Run) -> None:
         """Leave nothing of a clone that does not take part."""
         self._early.pop(run.number, None)
+        if (withdraw := getattr(self._composer, "withdraw", None)) is not None:
+            withdraw(run.number)
         self._builder.give_up(run)
         with contextlib.suppress(OSError):  # what cannot be removed stays; the next clone gets another place
             places.remove(run.paths.root)

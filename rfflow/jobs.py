@@ -247,6 +247,11 @@ class Composer:
         with job.hydra_config(), job.working_directory(), job.notes.given_back():
             self._callbacks.on_job_end(config=job.config, job_return=job.result)
 
+    def withdraw(self, number: int) -> None:
+        """Tell Hydra that a clone has come to nothing, while what its callbacks write then can still be removed."""
+        if number in self.waiting:
+            self.end(self.waiting[number], JobStatus.FAILED, ConfigError(f"Run {number} was not admitted."))
+
     def _run(
         self, number: int, overrides: Sequence[str], config: DictConfig, configure_logging: bool = True
     ) -> JobReturn:

@@ -377,8 +377,8 @@ class Sweep:
         runs = {run.number: run for run in engine.experiment.runs}
         for number, job in list(self._composer.waiting.items()):
             run = runs.get(number)
-            if run is None:  # a clone that was refused after it had been composed
-                self._composer.end(job, JobStatus.FAILED, ConfigError(f"Run {number} was not admitted."))
+            if run is None:
+                self._composer.withdraw(number)
             elif run.state is RunState.FAILED:
                 self._composer.end(job, JobStatus.FAILED, failure(run))
             else:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import rfflow
 from rfflow import launcher
-from rfflow.errors import ConfigError, RunFailed
+from rfflow.cloning import Cloner
+from rfflow.errors import ConfigError, OpError, RunFailed
 from rfflow.launcher import see_one_gpu
 from rfflow.runs import Run
 from rfflow.spec import DatasetSpec, ExperimentSpec, ModelSpec, RunSpec, TrainerSpec
@@ -302,6 +304,37 @@ def test_a_clone_is_a_hydra_job_like_any_other(cloning: App) -> None:
     assert written.read_text() == "- +y=a\n- x=7\n"
     assert [(number, status) for number, status, _ in Ends.seen] == [(n, JobStatus.COMPLETED) for n in (0, 1, 2)]
     assert len(results) == 2, "the sweeper gets the jobs that it asked for"
+
+
+class NothingCanBeBuilt:
+    """A builder to which no clone is right."""
+
+    def build(self, run: Run, hydra: Any, start: Any) -> Any:
+        assert (run.paths.root / ".hydra/config.pickle").is_file()
+        raise ConfigError("not like this")
+
+    def give_up(self, run: Run) -> None:
+        """There is nothing."""
+
+
+class Refusing(StubEngine):
+    """Is asked for a clone of run 0 that cannot be built."""
+
+    def run(self) -> None:
+        super().run()
+        experiment: Any = SimpleNamespace(paths=self.paths, runs=self.runs)
+        builder: Any = NothingCanBeBuilt()
+        with pytest.raises(OpError, match="not like this"):
+            Cloner(experiment, self.composer, builder).make(self.runs[0], ("x=7",), 2, warm_start=False)
+        assert [(number, status) for number, status, _ in Ends.seen] == [(2, JobStatus.FAILED)], "and nothing later"
+
+
+def test_a_clone_that_is_refused_has_ended_and_leaves_nothing(app: App) -> None:
+    """What a callback writes when its job ends included."""
+    app.engine = Refusing(None, None, None)  # type: ignore[arg-type]
+    app.sweep(run_of, "x=1,2", PICKLE)
+    assert [number for number, _, _ in Ends.seen] == [2, 0, 1]
+    assert sorted(pickled(app.folder)) == ["0", "1"] and not (app.folder / "out/runs/2").exists()
 
 
 def test_a_later_batch_leaves_the_clones_their_numbers(cloning: App) -> None:
