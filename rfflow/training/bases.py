@@ -36,7 +36,7 @@ class Base:
             reload: loads the model once more.
         """
         self.model = model
-        _take_from_weights(model)
+        _leave_weights_alone(model)
         self._reload = reload
         self._tokenizer = SharedTokenizer(tokenizer)
         self._marks = self._take_marks()
@@ -152,12 +152,15 @@ class Base:
 TOKENIZER = "the tokenizer"
 
 
-def _take_from_weights(model: torch.nn.Module) -> None:
-    """Let layers of bitsandbytes in eight bits take now what they else take from their weights at the first pass.
+def _leave_weights_alone(model: torch.nn.Module) -> None:
+    """Keep layers of bitsandbytes from changing weights that runs share.
 
-    They leave nothing there: of runs that share the weights only the first would have it, and train.
+    In eight bits they take the scales out of a weight at the first pass, of which the next run then has none: so they
+    take them now. In four, on some CPUs, an evaluation packs the weights and rounds their scales, for good: not here.
     """
     for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
         take = getattr(module, "init_8bit_state", None)
         if callable(take) and getattr(module.weight, "CB", None) is not None:
             take()
