@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -126,3 +127,8 @@ def test_what_quantises_may_be_missing(name: str, tiny_model: Path, monkeypatch:
     node = {"_target_": "transformers.BitsAndBytesConfig", **FOUR_BITS}
     with pytest.raises(ConfigError, match=r"needs bitsandbytes, which is not installed: pip install 'rfflow\[qlora\]'"):
         load_base(ModelSpec(str(tiny_model), kwargs={"quantization_config": node}))
+
+
+def test_nothing_is_said_of_kernels_that_are_not_used() -> None:
+    """Each command of everybody who has bitsandbytes would begin with it."""
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
