@@ -2,5 +2,5 @@
 
 import logging
 
-# At its import it says which kernel for a CPU it could not fetch: one of those that pack weights, which is none of ours.
+# At its import it says which kernel for a CPU it could not fetch: one that packs weights, which is none of ours.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
