@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Json, Value
 
 from rfflow.errors import ConfigError
+from rfflow.training.lines import shortened
 from rfflow.training.storing import store
-from rfflow.training.tables import shortened
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ disk: runs that tokenize the same rows in the same way then find the first one's
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
@@ -20,24 +19,17 @@ from datasets import Dataset
 
 from rfflow.errors import ConfigError, nearest
 from rfflow.spec import DatasetSpec, TrainerSpec
+from rfflow.training.columns import check_columns, forms_of, text_columns
 from rfflow.training.contents import as_text, check_filled, labels_as_booleans
+from rfflow.training.joining import Source, joined, together
+from rfflow.training.lines import shortened
 from rfflow.training.mixing import mixed
-from rfflow.training.reading import Source, joined, read_hub, read_path, together
-from rfflow.training.sources import existing_path, import_object, listing, looks_local, resolve_function
+from rfflow.training.parts import PartSpec, evaluation_parts, name_of, parts_of
+from rfflow.training.reading import read_hub, read_path
+from rfflow.training.sources import listing, looks_local, resolve_function
 from rfflow.training.storing import store
-from rfflow.training.tables import shortened
 
 log = logging.getLogger(__name__)
-
-# The columns that each trainer of TRL can train on. A trainer that is not here checks its columns itself.
-FORMS: Mapping[str, Sequence[tuple[str, ...]]] = {
-    "SFTTrainer": (("prompt", "completion"), ("text",), ("messages",), ("conversations",), ("input_ids",)),
-    "DPOTrainer": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
-    "RewardTrainer": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
-    "KTOTrainer": (("prompt", "completion", "label"), ("prompt", "chosen", "rejected")),
-    "GRPOTrainer": (("prompt",),),
-    "RLOOTrainer": (("prompt",),),
-}
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,7 @@ def load_data(spec: DatasetSpec, seed: int, trainer: TrainerSpec | None = None) 
     try:
         return _load(spec, seed, trainer)
     except UnicodeDecodeError as error:  # of Parquet, say, which nobody has looked into before
-        names = " or ".join([_source(spec), *([str(spec.eval_path)] if spec.eval_path else [])])
+        names = " or ".join([name_of(spec), *([str(spec.eval_path)] if spec.eval_path else [])])
         raise ConfigError(f"The data set {names} is not UTF-8 text: {error}. Save it as UTF-8.") from error
 
 
@@ -83,8 +75,8 @@ def _load(spec: DatasetSpec, seed: int, trainer: TrainerSpec | None) -> Data:
         value = getattr(spec, key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"dataset.{key} is {value!r}. Allowed: a whole number from 1 up.")
-    parts = [_read(part, trainer) for part in _parts(spec)]
-    sets = {name: _read(part, trainer) for name, part in _evaluation_parts(spec).items()}
+    parts = [_read(part, trainer) for part in parts_of(spec)]
+    sets = {name: _read(part, trainer) for name, part in evaluation_parts(spec).items()}
     _say_what_is_read_twice(parts, sets)
     count = sum(len(part.source.rows) for part in parts)
     rows, held_out = np.arange(count), np.arange(0)
@@ -103,7 +95,7 @@ def _load(spec: DatasetSpec, seed: int, trainer: TrainerSpec | None) -> Data:
         return Data(train, made.get("", made))
     if not len(held_out):
         return Data(train)
-    name = f"The evaluation set held out of {_source(spec)}"
+    name = f"The evaluation set held out of {name_of(spec)}"
     held = [
         _finish(replace(part, title=name), own, trainer)
         for part, own in _by_part(parts, held_out[: spec.max_eval_samples])
@@ -130,17 +122,6 @@ def fingerprint(data: Data) -> str:
 
 
 @dataclass(frozen=True)
-class _PartSpec:
-    """One of the data sets that are mixed, or the only one; or an evaluation set."""
-
-    spec: DatasetSpec
-    title: str
-    """How messages about its rows begin."""
-    where: str = "dataset.path"
-    split_key: str = "split"
-
-
-@dataclass(frozen=True)
 class _Part:
     """... as it was read."""
 
@@ -149,73 +130,7 @@ class _Part:
     source: Source
 
 
-def _source(spec: DatasetSpec) -> str:
-    if spec.datasets:
-        return " and ".join(map(_source, spec.datasets))
-    return " and ".join(spec.path) if isinstance(spec.path, tuple) else str(spec.path or spec.name)
-
-
-def _parts(spec: DatasetSpec) -> list[_PartSpec]:
-    """Return what is mixed, each with what it takes over from the whole."""
-    title = "The data set {}".format
-    if spec.datasets:
-        return [
-            _PartSpec(
-                replace(
-                    part,
-                    columns=part.columns or spec.columns,
-                    sample_by=spec.sample_by if part.sample_by == DatasetSpec.sample_by else part.sample_by,
-                    formatting_func=part.formatting_func or spec.formatting_func,
-                ),
-                title(_source(part)),
-                f"dataset.datasets[{index}].path",
-            )
-            for index, part in enumerate(spec.datasets)
-        ]
-    if isinstance(spec.path, tuple) and (spec.probabilities is not None or spec.stopping_strategy is not None):
-        return [
-            _PartSpec(replace(spec, path=path), title(path), f"dataset.path[{index}]")
-            for index, path in enumerate(spec.path)
-        ]
-    return [_PartSpec(spec, title(_source(spec)))]
-
-
-def _evaluation_parts(spec: DatasetSpec) -> dict[str, _PartSpec]:
-    """Return what is evaluated on, by name; one alone is called nothing."""
-    if spec.eval_path is not None:
-        named = spec.eval_path if isinstance(spec.eval_path, Mapping) else {"": spec.eval_path}
-        split = spec.eval_split if isinstance(spec.eval_split, str) else "train"
-        sets = {name: replace(spec, path=path, name=None, datasets=(), split=split) for name, path in named.items()}
-        keys = ("dataset.eval_path", "split")
-    elif spec.eval_split is None:
-        return {}
-    elif spec.datasets or isinstance(spec.path, tuple):
-        raise ConfigError(
-            f"dataset.eval_split is {spec.eval_split!r}, but there are several data sets. Give dataset.eval_path or "
-            "dataset.eval_size."
-        )
-    elif spec.path is not None and not glob.has_magic(spec.path) and existing_path(spec.path, "dataset.path").is_file():
-        raise ConfigError(
-            f"dataset.eval_split is {spec.eval_split!r}, but {spec.path} is one file and has no splits. "
-            "Give dataset.eval_path or dataset.eval_size."
-        )
-    else:
-        splits = spec.eval_split if isinstance(spec.eval_split, Mapping) else {"": spec.eval_split}
-        sets = {name: replace(spec, split=split) for name, split in splits.items()}
-        keys = ("dataset.path", "eval_split")
-    titles = {name: (_source(part) if spec.eval_path is not None else part.split) for name, part in sets.items()}
-    return {
-        name: _PartSpec(
-            part,
-            f"The evaluation set {titles[name]}" + (f" ({name})" if name else ""),
-            f"{keys[0]}.{name}" if name and spec.eval_path is not None else keys[0],
-            keys[1],
-        )
-        for name, part in sets.items()
-    }
-
-
-def _read(part: _PartSpec, trainer: TrainerSpec | None) -> _Part:
+def _read(part: PartSpec, trainer: TrainerSpec | None) -> _Part:
     """Read all rows of a part, with the columns that were chosen, and what is to be text as text."""
     spec = part.spec
     if spec.path is not None:
@@ -232,9 +147,9 @@ def _read(part: _PartSpec, trainer: TrainerSpec | None) -> _Part:
         sources = [read_hub(spec.name, spec.config, spec.split)]
     sources = [_select_columns(source, spec) for source in together(sources)]
     if spec.formatting_func is None:
-        read = _text_columns(trainer)
+        read = text_columns(trainer)
         sources = [replace(source, rows=as_text(source.rows, read, source.place)) for source in sources]
-    return _Part(spec, part.title, joined(sources, _source(spec)))
+    return _Part(spec, part.title, joined(sources, name_of(spec)))
 
 
 def _say_what_is_read_twice(parts: Sequence[_Part], sets: Mapping[str, _Part]) -> None:
@@ -267,13 +182,13 @@ def _finish(part: _Part, rows: np.ndarray, trainer: TrainerSpec | None) -> Sourc
     def place(index: int) -> str:
         return source.place(int(rows[index]))
 
-    read = _text_columns(trainer)
+    read = text_columns(trainer)
     if part.spec.formatting_func is not None:
         dataset = as_text(_format(dataset, part.spec.formatting_func, place), read, place)
     check_columns(dataset, trainer, part.title)
     if not len(dataset):
         raise ConfigError(f"{part.title} has no rows to work with.")
-    if "label" in dataset.column_names and read and any("label" in form for form in _forms(trainer)):
+    if "label" in dataset.column_names and read and any("label" in form for form in forms_of(trainer)):
         dataset = labels_as_booleans(dataset, part.title, place)
     check_filled(dataset, [column for column in read if column in dataset.column_names], part.title, place)
     return Source(dataset, source.name)
@@ -352,60 +267,3 @@ def _format(dataset: Dataset, node: Mapping[str, Any], place_of: Callable[[int],
         raise ConfigError(
             f"dataset.formatting_func {name}: the rows it returns do not fit together: {error}"
         ) from error
-
-
-# --- checking ---------------------------------------------------------------------------------------------------------
-
-
-def check_columns(dataset: Dataset, trainer: TrainerSpec | None = None, source: str = "The data set") -> None:
-    """Check that a trainer finds columns to train on.
-
-    Raises:
-        ConfigError: if it does not; it says which columns are there and which the trainer reads.
-    """
-    if trainer is not None and not _reads_known_columns(trainer):
-        return
-    forms = _forms(trainer)
-    present = dataset.column_names
-    if any(set(present).issuperset(form) for form in forms):
-        return
-    raise ConfigError(
-        f"{source} has the columns {', '.join(present)}. {trainer.target if trainer else 'A trainer'} reads "
-        f"{', or '.join(' + '.join(form) for form in forms)}. Rename them "
-        "(dataset.columns={question: prompt, answer: completion}) or give a dataset.formatting_func."
-    )
-
-
-def _reads_known_columns(trainer: TrainerSpec) -> bool:
-    prepared = (trainer.args.get("dataset_kwargs") or {}).get("skip_prepare_dataset")
-    return _class_name(trainer) in FORMS and not prepared and "formatting_func" not in trainer.kwargs
-
-
-def _forms(trainer: TrainerSpec | None) -> list[tuple[str, ...]]:
-    """Return the sets of columns that a trainer can train on; those of any, where it is not known."""
-    text = (trainer.args.get("dataset_text_field") if trainer else None) or "text"
-    known = FORMS.get(_class_name(trainer)) if trainer else None
-    forms = known or [form for forms in FORMS.values() for form in forms]
-    return list(dict.fromkeys(tuple(text if column == "text" else column for column in form) for form in forms))
-
-
-def _class_name(trainer: TrainerSpec) -> str:
-    """Return the trainer's name, and for one made from TRL's that reads its rows as TRL does, the name of TRL's."""
-    name = trainer.target.rpartition(".")[2]
-    if name in FORMS:
-        return name
-    found = import_object(trainer.target, "trainer._target_")
-    for cls in getattr(found, "__mro__", ()):
-        if cls.__name__ in FORMS:
-            return str(cls.__name__)
-        if "_prepare_dataset" in vars(cls):
-            break
-    return name
-
-
-def _text_columns(trainer: TrainerSpec | None) -> list[str]:
-    """Return the columns that a trainer reads as text or conversations; none where only the trainer knows."""
-    if trainer is not None and not _reads_known_columns(trainer):
-        return []
-    columns = dict.fromkeys(column for form in _forms(trainer) for column in form)
-    return [column for column in columns if column not in ("label", "input_ids")]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from rfflow.errors import ConfigError
 from rfflow.training.data import Data
-from rfflow.training.tables import shortened
+from rfflow.training.lines import shortened
 
 
 def check_rows(args: TrainingArguments, data: Data, tokenizer: PreTrainedTokenizerBase) -> None:

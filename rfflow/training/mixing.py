@@ -8,7 +8,7 @@ import datasets
 from datasets import Dataset
 
 from rfflow.spec import DatasetSpec
-from rfflow.training.reading import Source, check_alike
+from rfflow.training.joining import Source, check_alike
 
 
 def mixed(sources: Sequence[Source], spec: DatasetSpec, seed: int) -> Dataset:

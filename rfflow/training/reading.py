@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,43 +22,13 @@ from datasets import (
 from datasets.exceptions import DatasetsError
 
 from rfflow.errors import ConfigError
+from rfflow.training.joining import BUILDERS, Source, builder_of, joined, one, together
+from rfflow.training.lines import COMPRESSED, Unreadable, check_packing
 from rfflow.training.sources import PACKAGE, existing_path, listing, what_is_there
 from rfflow.training.storing import store
-from rfflow.training.tables import COMPRESSED, Unreadable, check_packing, line_of, read_csv, read_json
+from rfflow.training.tables import read_csv, read_json
 
 log = logging.getLogger(__name__)
-
-BUILDERS = {
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-}
-
-
-@dataclass(frozen=True)
-class Source:
-    """Rows, and where each of them stands."""
-
-    rows: Dataset
-    name: str
-    """What the user calls them."""
-    files: tuple[tuple[Path, int], ...] = ()
-    """Their files, in order, with the number of rows of each; empty where they are not known."""
-
-    def place(self, row: int) -> str:
-        """Say where a row stands: its number, its file where there are several, and its line."""
-        for path, count in self.files:
-            if row < count:
-                line = line_of(path, row)
-                inside = f" of {path}" if len(self.files) > 1 else ""
-                return f"row {row} (from 0){inside}" + (f", line {line}" if line else "")
-            row -= count
-        return f"row {row} (from 0)"
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -94,7 +63,7 @@ def _matches(location: str, where: str) -> list[tuple[Path, str]]:
 
 def _read_file(path: Path, where: str, name: str, sample_by: str) -> Source:
     what = f"{where} is {name!r}"
-    builder = _builder(path)
+    builder = builder_of(path)
     if builder is None:
         raise ConfigError(
             f"{what}. Readable files end in {', '.join(BUILDERS)} (or are packed: {', '.join(COMPRESSED)})."
@@ -104,11 +73,6 @@ def _read_file(path: Path, where: str, name: str, sample_by: str) -> Source:
     with _refusals(what):
         rows = _read_rows(path, builder, where, sample_by)
     return Source(rows, name, ((path, len(rows)),))
-
-
-def _builder(path: Path) -> str | None:
-    kinds = [suffix for suffix in map(str.lower, path.suffixes) if suffix not in COMPRESSED]
-    return BUILDERS.get(kinds[-1]) if kinds else None
 
 
 def _read_rows(path: Path, builder: str, where: str, sample_by: str, separator: str | None = None) -> Dataset:
@@ -134,7 +98,7 @@ def _read_folder(folder: Path, split: str, where: str, split_key: str, sample_by
                 saved = saved[_split_of(saved, split, folder, split_key)]
             # What map makes of rows is kept beside them: not in the user's folder.
             return Source(store(saved.with_format("arrow"), _same, batched=True), str(folder))
-        if not any(_builder(Path(name)) or (folder / name).is_dir() for name in names):
+        if not any(builder_of(Path(name)) or (folder / name).is_dir() for name in names):
             raise ConfigError(
                 f"{where} is {str(folder)!r}, a folder that `datasets` did not save and without files to read "
                 f"({', '.join(BUILDERS)}). In it: {listing(names)}."
@@ -148,7 +112,7 @@ def _read_folder(folder: Path, split: str, where: str, split_key: str, sample_by
                 "dataset.eval_path or dataset.eval_size."
             )
         # Named one by one: `datasets` would take what is called test.txt for a split of its own, and not train on it.
-        return _one([_read_file(Path(text), where, text, sample_by) for text in texts], str(folder))
+        return one([_read_file(Path(text), where, text, sample_by) for text in texts], str(folder))
 
 
 def _read_splits(folder: Path, split: str, where: str, split_key: str, sample_by: str) -> Source:
@@ -160,11 +124,11 @@ def _read_splits(folder: Path, split: str, where: str, split_key: str, sample_by
     aside = [
         str(path.relative_to(folder))
         for path in sorted(folder.rglob("[!.]*"))
-        if _builder(path) and path.is_file() and path.resolve() not in read
+        if builder_of(path) and path.is_file() and path.resolve() not in read
     ]
     if aside:
         log.warning("%s: of the folder %s these files are not read: %s", where, folder, listing(aside))
-    if not {_builder(path) for name in wanted for path in files[name]} <= {"csv", "json"}:
+    if not {builder_of(path) for name in wanted for path in files[name]} <= {"csv", "json"}:
         return Source(load_dataset(str(folder), split=split), str(folder))
     separator = config.sep if getattr(config, "sep", ",") != "," else None
     sources: dict[str, Source] = {}
@@ -172,14 +136,14 @@ def _read_splits(folder: Path, split: str, where: str, split_key: str, sample_by
         made = []
         for path in files[name]:
             with _refusals(f"{where} is {str(folder)!r}, file {path.relative_to(folder.resolve())}"):
-                rows = _read_rows(path, str(_builder(path)), where, sample_by, separator)
+                rows = _read_rows(path, str(builder_of(path)), where, sample_by, separator)
             made.append(Source(rows, str(path), ((path, len(rows)),)))
         sources[name] = joined(together(made), str(folder))
     if wanted == [split]:
         return sources[split]
     instruction = datasets.ReadInstruction.from_spec(split)  # such as train[:10%] or train+validation
     parts = instruction.to_absolute({name: len(source.rows) for name, source in sources.items()})
-    return _one([_part(sources[part.splitname], part.from_, part.to) for part in parts], str(folder))
+    return one([_part(sources[part.splitname], part.from_, part.to) for part in parts], str(folder))
 
 
 def _part(source: Source, first: int | None, end: int | None) -> Source:
@@ -204,80 +168,6 @@ def _only_texts(folder: Path) -> list[str]:
 
 def _same(rows: Any) -> Any:
     return rows
-
-
-# --- several ----------------------------------------------------------------------------------------------------------
-
-
-def joined(sources: Sequence[Source], name: str) -> Source:
-    """Return the rows of several sources, one after the other.
-
-    Raises:
-        ConfigError: if they do not fit together.
-    """
-    check_alike(sources)
-    return _one(sources, name)
-
-
-def check_alike(sources: Sequence[Source]) -> None:
-    """Check that the rows of several sources have the same columns, of the same types.
-
-    Raises:
-        ConfigError: naming the first two that differ, and in what.
-    """
-    first, *others = sources
-    for other in others:
-        mine, theirs = first.rows.features, other.rows.features
-        alone = {first.name: mine.keys() - theirs.keys(), other.name: theirs.keys() - mine.keys()}
-        if any(alone.values()):
-            only = "; ".join(f"only {name} has {', '.join(sorted(own))}" for name, own in alone.items() if own)
-            raise ConfigError(
-                f"{first.name} and {other.name} differ in their columns: {only}. Keep those that all have and give "
-                "them one name (dataset.columns), or make them alike, each by its own columns or formatting_func "
-                "(dataset=mixture)."
-            )
-        for column, feature in mine.items():
-            try:
-                datasets.features.features._check_if_features_can_be_aligned(
-                    [Features({column: feature}), Features({column: theirs[column]})]
-                )
-            except ValueError as error:
-                raise ConfigError(
-                    f"{first.name} and {other.name} differ in the column {column!r}: {_said(feature)} there, "
-                    f"{_said(theirs[column])} here. Make them alike with a formatting_func."
-                ) from error
-
-
-def together(sources: Sequence[Source]) -> list[Source]:
-    """Return sources of JSON with types that hold for all: messages of one may have keys that those of others lack."""
-    names = [source.rows.column_names for source in sources]
-    features = [source.rows.features for source in sources]
-    nested = any(
-        each[column] != features[0][column] and not any(isinstance(own[column], Value) for own in (each, features[0]))
-        for each in features[1:]
-        for column in each.keys() & features[0].keys()
-    )
-    files = [file for source in sources for file in source.files]
-    if not nested or not all(source.files for source in sources) or any(_builder(path) != "json" for path, _ in files):
-        return list(sources)
-    whole, first, made = read_json(*(path for path, _ in files)), 0, []
-    for source, columns in zip(sources, names, strict=True):
-        rows = whole.select(range(first, first + len(source.rows))).select_columns(columns)
-        first += len(source.rows)
-        made.append(replace(source, rows=rows))
-    return made
-
-
-def _one(sources: Sequence[Source], name: str) -> Source:
-    if len(sources) == 1:
-        return replace(sources[0], name=name)
-    files = tuple(file for source in sources for file in source.files)
-    known = all(source.files or not len(source.rows) for source in sources)
-    return Source(datasets.concatenate_datasets([s.rows for s in sources]), name, files if known else ())
-
-
-def _said(feature: Any) -> str:
-    return str(getattr(feature, "dtype", None) or feature)
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------

@@ -6,21 +6,13 @@
 
 from __future__ import annotations
 
-import bz2
-import codecs
 import contextlib
 import csv
 import functools
-import gzip
-import importlib
-import importlib.util
-import io
 import itertools
 import json
-import lzma
 import sys
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +20,12 @@ import pyarrow as pa
 from datasets import Dataset, Features, Json, List, Value
 from datasets.table import table_cast
 
-from rfflow.errors import ConfigError
+from rfflow.training.lines import COMPRESSED, Unreadable, lines_of, shortened
 from rfflow.training.storing import store_files
 
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-_OPENERS: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 _NO_ROWS = "There are no rows in it."
 _BATCH = 1000  # rows, as `datasets` writes them
-
-
-class Unreadable(ValueError):
-    """A file is not what its name says; the message says where in it."""
-
-
-def check_packing(path: Path, where: str) -> None:
-    """Check that a compressed file can be unpacked here.
-
-    Raises:
-        ConfigError: naming the package that is missing.
-    """
-    if path.suffix.lower() == ".zst" and importlib.util.find_spec("zstandard") is None:
-        raise ConfigError(
-            f"{where} is {str(path)!r}, packed by zstd, which takes the package zstandard: pip install zstandard. Or "
-            "unpack it first: unzstd."
-        )
 
 
 def read_csv(path: Path, separator: str | None = None) -> Dataset:
@@ -84,7 +57,7 @@ def line_of(path: Path, row: int) -> int | None:
     if kind in (".csv", ".tsv"):
         found = (line for line, _ in itertools.islice(_csv_rows(path, "\t" if kind == ".tsv" else None), 1, None))
     elif kind in (".jsonl", ".ndjson"):
-        found = (line for line, text in _lines(path) if text.strip())
+        found = (line for line, text in lines_of(path) if text.strip())
     with contextlib.suppress(Unreadable, OSError):
         return next(itertools.islice(found, row, None), None)
     return None
@@ -108,7 +81,7 @@ def _write_csv(path: Path, separator: str | None, made: Path) -> None:
 
 def _csv_rows(path: Path, separator: str | None) -> Iterator[tuple[int, list[str]]]:
     """Yield the header and the rows, each with the line at which it begins."""
-    lines = (text for _, text in _lines(path))
+    lines = (text for _, text in lines_of(path))
     first = next(lines, "")
     separator = separator or _separator(first)
     limit = csv.field_size_limit(sys.maxsize)  # a cell may hold a whole document
@@ -262,7 +235,7 @@ def _array(values: list[Any], field: pa.Field, lines: Sequence[int]) -> pa.Array
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows, each with its line; 0 where it is not one a line."""
-    lines = ((number, text) for number, text in _lines(path) if text.strip())
+    lines = ((number, text) for number, text in lines_of(path) if text.strip())
     begun, first = next(lines, (0, ""))
     if not first:
         return
@@ -289,7 +262,7 @@ def _is_json(text: str) -> bool:
 
 def _whole_json(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of what is JSON only as a whole."""
-    text = "".join(line for _, line in _lines(path))
+    text = "".join(line for _, line in lines_of(path))
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -310,46 +283,3 @@ def _whole_json(path: Path) -> Iterator[dict[str, Any]]:
                 f"Entry {index} (from 0) of the array is not an object with columns: {shortened(repr(row))}"
             )
         yield row if isinstance(row, dict) else {"text": row}
-
-
-# --- lines ------------------------------------------------------------------------------------------------------------
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file, with their ends, and their numbers, from 1."""
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                        raise Unreadable("It is UTF-16, not UTF-8 text. Save it as UTF-8.")
-                yield number, line.decode()
-    except UnicodeDecodeError as error:
-        raise Unreadable(f"Line {number} is not UTF-8 text: {error}. Save it as UTF-8.") from error
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, _zstd_error()) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's, and not of what was read
-            raise
-        raise Unreadable(f"It is damaged, or not packed as its name says: {error}.") from error
-
-
-def _open(path: Path) -> Any:
-    packing = path.suffix.lower()
-    if packing == ".zst":
-        zstandard = importlib.import_module("zstandard")
-        return io.BufferedReader(zstandard.open(path, "rb"))
-    return _OPENERS.get(packing, open)(path, "rb")
-
-
-def _zstd_error() -> type[BaseException]:
-    if "zstandard" not in sys.modules:
-        return EOFError
-    error: type[BaseException] = importlib.import_module("zstandard").ZstdError
-    return error
-
-
-def shortened(text: str, length: int = 60) -> str:
-    """Return the beginning of a text."""
-    text = text.strip()
-    return text if len(text) <= length else text[:length] + "..."
