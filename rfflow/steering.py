@@ -57,6 +57,8 @@ class Steering:
         self._status = StatusFile(self.directory)
         self._answered: dict[tuple[str, str], list[Entry]] = {}
         """What a process that is gone has answered, by file and stamp."""
+        self._untold: list[Entry] = []
+        """What a process that is gone has applied, and not come to tell."""
         self._unwritten: tuple[Entry, ...] = ()
         """What should be in the journal and found no room there."""
         self._looked_at: set[Identity] = set()
@@ -82,6 +84,9 @@ class Steering:
 
     def take_ops(self) -> None:
         """Apply or refuse every op that has come, those of people before those of the policy."""
+        while self._untold:  # here every run is where it was when they were applied
+            entry = self._untold.pop(0)
+            self._tell([entry], f"person, {entry.file}" if entry.by == "person" else entry.by)
         for item in self._inbox.scan() if self._inbox is not None else ():
             if self._was_answered(item):
                 continue
@@ -199,6 +204,7 @@ class Steering:
             missing = [entry for entry in answer.entries if entry not in entries]
             self._journal.append(*missing)
             entries += missing
+            self._untold = [entry for entry in missing if entry.outcome == "applied"]
         for entry in entries:
             if entry.file is not None and entry.stamp is not None:
                 self._answered.setdefault((entry.file, entry.stamp), []).append(entry)

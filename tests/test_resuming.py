@@ -17,6 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from rfflow import resuming, saved
+from rfflow.control.journal import Journal
 from rfflow.control.ownership import Lock
 from rfflow.engine import Engine
 from rfflow.errors import ConfigError, EngineError
@@ -286,6 +287,29 @@ def test_killed_at_any_file_operation_it_ends_as_if_it_had_not_been(
         deaths = [draw.randint(10, total // 2) for _ in range(5)]
         die_and_go_on(root, deaths)
         assert not differences(uninterrupted, outcome(root)), f"killed at {deaths}"
+
+
+@pytest.mark.usefixtures("quick_inbox")
+def test_an_op_that_was_applied_and_not_told_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between the two: TensorBoard, say, would not show what was done to the run."""
+    told: list[tuple[int, str]] = []
+
+    class Hears(Callback):
+        def on_op(self, experiment: Experiment, run: Run, text: str) -> None:
+            told.append((run.step, text))
+
+    plan = {(0, 1): [{"op": "stop", "run": 0}]}
+    for root, dies in ((tmp_path / "whole", False), (tmp_path / "killed", True)):
+        if dies:
+            with monkeypatch.context() as patch, pytest.raises(Killed), locks_die_with_the_process(), Disk():
+                patch.setattr(Journal, "append", lambda journal, *entries: (_ for _ in ()).throw(Killed))
+                play(root, plan=plan)
+        engine = experiment(root, plan)
+        engine.fabric._callbacks.append(Hears())
+        engine.run()
+        engine.close()
+    first, second = told
+    assert first == second and first[0] == 6
 
 
 @pytest.mark.parametrize("deaths", [[160, 28, 143, 65, 86]])
