@@ -75,9 +75,9 @@ def test_clones_of_a_policy_are_the_experiments_own(tmp_path: Path, monkeypatch:
     asked: list[bool] = []
 
     class Composer(ToyComposer):
-        def compose_clone(self, parent: Run, overrides: Sequence[str], number: int) -> Any:
+        def compose_clone(self, parent: Run, overrides: Sequence[str], number: int, directory: Path) -> Any:
             asked.append(is_of_the_experiment())
-            return super().compose_clone(parent, overrides, number)
+            return super().compose_clone(parent, overrides, number, directory)
 
     monkeypatch.setattr("tests.toy.ToyComposer", Composer)
     rule = {"name": "more", "at_chunk": 1, "do": "clone", "select": {"best": 1}, "overrides": ["lr=2"], "times": 1}
