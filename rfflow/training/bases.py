@@ -8,6 +8,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -159,10 +160,11 @@ def _leave_weights_alone(model: torch.nn.Module) -> None:
     take them now. In four, on some CPUs, an evaluation packs the weights and rounds their scales, for good: not here.
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-        take = getattr(module, "init_8bit_state", None)
-        if callable(take) and getattr(module.weight, "CB", None) is not None:
+        layer: Any = module
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+        take = getattr(layer, "init_8bit_state", None)
+        if callable(take) and getattr(layer.weight, "CB", None) is not None:
             take()
 
 
