@@ -9,19 +9,26 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 import hydra._internal.hydra
+import hydra._internal.utils
 from hydra._internal.utils import get_args_parser
-from hydra.core.utils import JobReturn, run_job
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn, JobStatus, run_job
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 import rfflow
 from rfflow import config_files
+from rfflow.errors import ConfigError, RfflowError
+from rfflow.launch import usage
+from rfflow.launch.typos import explained
 
 _here = Path(__file__).resolve().parent
 CONF = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"  # in a wheel, in a checkout
@@ -30,6 +37,7 @@ _MODES = ("run", "multirun", "cfg", "info", "shell_completion")
 """Of Hydra's flags, those that say what is to be done at all."""
 _SHOWING = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 """Those that train nothing."""
+_report_as_hydra = hydra._internal.utils.run_and_report
 
 
 def main() -> None:
@@ -53,11 +61,14 @@ def main() -> None:
     if any(argument.startswith("resume=") for argument in sys.argv[1:]):
         _resume()
     parser = _parser()
-    sys.argv[1:] = config_files.escaped_words(flags_first(sys.argv[1:], parser))
+    arguments = sys.argv[1:] = config_files.escaped_words(flags_first(sys.argv[1:], parser))
     if line := os.environ.get("COMP_LINE"):
         os.environ["COMP_LINE"] = completion_line(line, parser)
+    else:
+        _check_words(parser, arguments)
     config_files.install()
     hydra._internal.hydra.run_job = _run_job  # type: ignore[assignment]  # takes what it hands on
+    hydra._internal.utils.run_and_report = _run_and_report  # type: ignore[assignment]
     try:
         run()
     except KeyboardInterrupt:  # while it reads configurations and loads libraries; the engine hears for itself
@@ -65,9 +76,49 @@ def main() -> None:
         sys.exit(130)
 
 
+def _check_words(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """End with a word on how to use the command, where Hydra would train its defaults or could read nothing."""
+    if all(word in ("--run", "-r", "--multirun", "-m") for word in arguments):
+        print(usage.how_to_use(usage.groups_in(CONF)))
+        sys.exit(2)
+    given = parser.parse_args(list(arguments))
+    if given.config_dir and not Path(given.config_dir).is_dir():
+        parser.error(f"--config-dir {given.config_dir}: there is no such folder.")
+    if said := usage.why_no_override(given.overrides, _groups(given)):
+        parser.error(said)
+
+
+def _groups(given: argparse.Namespace) -> usage.Groups:
+    return usage.groups_in(CONF, *([Path(given.config_dir)] if given.config_dir else []))
+
+
+def _run_and_report(function: Callable[[], Any]) -> Any:
+    """Do what Hydra does, but say in a sentence of ours, and in no more, what is ours to say."""
+
+    def answered() -> Any:
+        try:
+            return function()
+        except HydraException as error:
+            said = error if isinstance(error, RfflowError) else _explained(error)
+            if said is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            print(said, file=sys.stderr)
+            sys.exit(1)
+
+    return _report_as_hydra(answered)
+
+
+def _explained(error: HydraException) -> Exception | None:
+    """Return what to say instead of what Hydra could not compose; ``None`` for what wants a trace."""
+    if not isinstance(error, ConfigCompositionException | MissingConfigException):
+        return None
+    given = get_args_parser().parse_args()
+    loader = GlobalHydra.instance().config_loader()
+    return explained(loader, given.config_name or "config", given.overrides) or error
+
+
 def _settle() -> None:
     """Say before anything is loaded or written that this is not the only process, unless nothing is to be trained."""
-    from rfflow.errors import RfflowError
     from rfflow.process import outlive_viewers, settle
 
     outlive_viewers()
@@ -81,7 +132,6 @@ def _settle() -> None:
 
 def _resume() -> None:
     from rfflow import resuming
-    from rfflow.errors import RfflowError
 
     try:
         arguments = resuming.command(sys.argv[1:])
@@ -100,10 +150,11 @@ def _run_job(**arguments: Any) -> JobReturn:
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        from rfflow.errors import ConfigError
-
         raise ConfigError(f"{folder} cannot be written to: {error}. Another directory: hydra.run.dir=...") from error
-    return run_job(**arguments)
+    result = run_job(**arguments)
+    if result.status is JobStatus.FAILED and isinstance(result._return_value, RfflowError):
+        raise result._return_value  # Hydra would repeat all the overrides first
+    return result
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -120,7 +171,12 @@ def flags_first(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[st
     Hydra's parser refuses what comes after a flag in the middle (``+recipe=sft --multirun lr=1e-3,1e-4``), which is how
     people write it.
     """
-    given = parser.parse_intermixed_args(list(argv))
+    short = [word for word in argv if re.match(r"-[^-]+=", word)]  # argparse would read -recipe=sft as -r ecipe=sft
+    given, unknown = parser.parse_known_intermixed_args([word for word in argv if word not in short])
+    for word in (*short, *unknown)[:1]:
+        following = next(iter(argv[list(argv).index(word) + 1 :]), None) if word in argv else None
+        options = [option for action in parser._actions for option in action.option_strings]
+        parser.error(usage.why_no_flag(word, following, options, _groups(given)))
     modes = [f"--{name.replace('_', '-')}" for name in _MODES if getattr(given, name)]
     if len(modes) > 1:
         parser.error(
@@ -138,10 +194,16 @@ def flags_first(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[st
 
 def _parser() -> argparse.ArgumentParser:
     parser = get_args_parser()
+    parser.error = _wrong_usage  # type: ignore[method-assign,assignment]
     for action in parser._actions:
         if action.dest == "version":
             action.version = f"rfflow {rfflow.__version__} ({action.version})"  # type: ignore[attr-defined]
     return parser
+
+
+def _wrong_usage(message: str) -> None:
+    print(f"{message[:1].upper()}{message[1:]}", file=sys.stderr)
+    sys.exit(2)
 
 
 def completion_line(line: str, parser: argparse.ArgumentParser) -> str:

@@ -175,6 +175,10 @@ def read_experiment(cfg: DictConfig) -> ExperimentSpec:
 
 
 def _settings(section: Any, name: str, allowed: Sequence[str]) -> dict[str, Any]:
+    if section and not isinstance(section, Mapping):
+        raise ConfigError(
+            f"{name} is {section!r}, and holds settings of its own: {', '.join(f'{name}.{key}=' for key in allowed)}."
+        )
     section = dict(section or {})
     for key in section:
         if key not in allowed:

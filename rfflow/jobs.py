@@ -23,8 +23,9 @@ from rfflow.admission import Admission
 from rfflow.claims import Claims, claims_of
 from rfflow.confidential import redacted
 from rfflow.configuration import experiment_config
-from rfflow.errors import ConfigError
+from rfflow.errors import ConfigError, RfflowError
 from rfflow.job_callbacks import JobNotes
+from rfflow.launch.typos import explained
 from rfflow.overrides import on_top, setting_apart
 from rfflow.references import as_typed, resolved, unresolvable, value_at
 from rfflow.runs import ExperimentPaths, Run
@@ -142,7 +143,11 @@ class Composer:
         Raises:
             HydraException: if the overrides do not compose.
         """
-        config = self._config_loader.load_sweep_config(self._config, list(overrides))
+        try:
+            config = self._config_loader.load_sweep_config(self._config, list(overrides))
+        except HydraException as error:
+            said = explained(self._config_loader, self._config.hydra.job.config_name, overrides)
+            raise (said or error) from None
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
             place = self._place(config, directory)
@@ -294,6 +299,25 @@ class _WaitingCallbacks(Callbacks):
             self._waiting[job.number] = job
         else:
             super().on_job_end(config=config, job_return=job_return, **kwargs)
+
+
+class ToldReturn(JobReturn):
+    """What a job returned, or a sentence of what it failed of; Hydra would repeat all its overrides before that."""
+
+    @property
+    def return_value(self) -> Any:
+        if isinstance(self._return_value, RfflowError):
+            raise self._return_value
+        return super().return_value
+
+    @return_value.setter
+    def return_value(self, value: Any) -> None:
+        self._return_value = value
+
+
+def told(result: JobReturn) -> JobReturn:
+    """Return the same result, to be told in a sentence if it is one of ours."""
+    return ToldReturn(**vars(result))
 
 
 def check_shared(jobs: Sequence[Job]) -> None:

@@ -16,6 +16,7 @@ from rfflow.disk import readable
 from rfflow.errors import EngineError
 from rfflow.owner import Owner, checksum, read_label
 from rfflow.policies.scene import Past
+from rfflow.process import typed_command
 from rfflow.runs import Experiment, Run, RunState
 from rfflow.saved import Answer, SavedExperiment, SavedRun
 from rfflow.starting import Command
@@ -373,7 +374,7 @@ def resume_command(root: Path) -> str:
     """Return the command that goes on with an experiment."""
     import shlex
 
-    return f"python -m rfflow {shlex.quote('resume=' + shown(root))}"
+    return f"{typed_command()} {shlex.quote('resume=' + shown(root))}"
 
 
 def link_or_copy(source: Path, target: Path) -> None:

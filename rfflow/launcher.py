@@ -36,6 +36,7 @@ from rfflow.jobs import (
     directory_of,
     is_composing,
     say_which_orders,
+    told,
 )
 from rfflow.keeping import resume_command, unsaved
 from rfflow.overrides import as_written
@@ -264,7 +265,7 @@ class Sweep:
                 self._composer.end(job, JobStatus.FAILED, error)
             raise
         late, self._late = self._late, []
-        return results + late
+        return list(map(told, results + late))
 
     def _load(self, number: int, overrides: Sequence[str]) -> DictConfig:
         record = None if self._state is None else self._state.run(number)

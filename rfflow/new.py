@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rfflow.process import typed_command
+
 TEMPLATE = Path(__file__).resolve().parent.parent / "recipes" / "template"
 NAME = "my_recipe"  # as the template calls itself
 
@@ -26,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     for path in write(folder):
         print(path)
-    print(f"\npython -m rfflow --config-dir {name}/conf +recipe={name} --multirun lr=1e-3,1e-4")
+    print(f"\n{typed_command()} --config-dir {name}/conf +recipe={name} --multirun lr=1e-3,1e-4")
     return 0
 
 

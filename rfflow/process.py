@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import shlex
 import sys
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
 from rfflow.errors import ConfigError
 from rfflow.streams import outlive_viewers
@@ -27,6 +29,16 @@ _SIZES = {
 _SHARED_OUT = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
 _IGNORED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """By these libraries would take the only process for one of several, and wait for the others."""
+
+
+def typed_command() -> str:
+    """Return how rfflow was started, for commands that people are told: ``rfflow`` or ``python -m rfflow``."""
+    program = Path(sys.argv[0])
+    if program.stem == "rfflow":  # the console script
+        return "rfflow"
+    if program.name == "__main__.py" and program.parent.name == "rfflow" and sys.orig_argv[:1]:
+        return f"{shlex.quote(sys.orig_argv[0])} -m rfflow"
+    return "python -m rfflow"  # a notebook, or an app of somebody's own
 
 
 def settle() -> None:
@@ -73,7 +85,7 @@ def _check_alone(environ: Mapping[str, str]) -> None:
 def _several(found: str, name: str) -> ConfigError:
     return ConfigError(
         f"rfflow was started as {found}. An experiment is one process on one device, and trains all its runs there: "
-        "python -m rfflow ..., or torchrun --nproc-per-node 1, accelerate launch --num_processes 1, srun --ntasks 1. "
+        f"{typed_command()} ..., or torchrun --nproc-per-node 1, accelerate launch --num_processes 1, srun --ntasks 1. "
         "Several GPUs take several experiments, with engine.device=0, engine.device=1 and so on. Where the variable is "
         f"only left over: unset {name}"
     )

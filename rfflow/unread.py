@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import AnyNode, DictConfig, OmegaConf
 
 from rfflow.errors import ConfigError
 from rfflow.spec import EXPERIMENT_KEYS
@@ -35,7 +35,10 @@ def unread_keys(cfg: DictConfig) -> tuple[str, ...]:
     for key in unread:
         # recipe is a group without a key of its own: what it sets stands elsewhere
         for meant in difflib.get_close_matches(key, (*ROOT, "recipe"), n=1, cutoff=0.8):
-            raise ConfigError(f"{_nothing_reads(key)} Did you mean {'+recipe=' if meant == 'recipe' else meant}?")
+            meant = "+recipe" if meant == "recipe" else meant
+            value = cfg._get_node(key)
+            plain = f"={value}" if isinstance(value, AnyNode) else ""
+            raise ConfigError(f"{_nothing_reads(key)} Did you mean {meant}{plain}?")
     return unread
 
 

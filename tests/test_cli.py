@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import ConfigCompositionException
 
 from rfflow import __main__ as cli
 from rfflow import launcher
+from rfflow.errors import ConfigError
+from rfflow.keeping import resume_command
 from tests.stub_engine import StubEngine
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
@@ -206,7 +209,7 @@ def test_another_launcher_trains_each_run_by_itself(rfflow: Shell, hydra_launche
 
 
 def test_without_a_recipe_the_defaults_are_trained(rfflow: Shell) -> None:
-    rfflow()
+    rfflow("chunks=4")
     assert rfflow.engines[0].spec.name == "experiment"
 
 
@@ -252,11 +255,12 @@ def test_a_failed_single_run_ends_with_status_1(rfflow: Shell, monkeypatch: pyte
 @pytest.mark.parametrize(
     "line, hint",
     [
-        ("lrr=3", "Key 'lrr' is not in struct"),
-        ("--multirun lrr=3,4", "Key 'lrr' is not in struct"),
+        ("lrr=3", "There is no lrr. Did you mean lr=3?"),
+        ("--multirun lrr=3,4", "There is no lrr. Did you mean lr=3?"),
+        ("engine=cpu", "engine is 'cpu', and holds settings of its own: engine.accelerator=, "),
         ("objective.metrc=loss", "Allowed: metric, direction"),
         ("peft=lara", "lora_small"),
-        ("recipe=sft", "use +recipe=sft"),
+        ("recipe=sft", "Type +recipe=sft"),
         ("engine.acelerator=cpu", "Did you mean 'accelerator'"),
         ("dataset.evalsize=3", "Did you mean 'eval_size'"),
         ("dataset=local", "dataset.path"),
@@ -274,8 +278,11 @@ def test_a_failed_single_run_ends_with_status_1(rfflow: Shell, monkeypatch: pyte
             "dataset.columns=prompt",
             "dataset.columns is 'prompt'. Allowed: {column in the data: column that the trainer",
         ),
-        ("+recip=sft", "recip stands at the root of the configuration, where nothing reads it. Did you mean +recipe=?"),
-        ("+chunk=8", "Did you mean chunks?"),
+        (
+            "+recip=sft",
+            "recip stands at the root of the configuration, where nothing reads it. Did you mean +recipe=sft?",
+        ),
+        ("+chunk=8", "Did you mean chunks=8?"),
         ("seed=abc", "seed is 'abc'. Allowed: a whole number from 0 up"),
         ("engine.device=first", "engine.device is 'first'"),
         ("engine.capture_output=no_thanks", "engine.capture_output is 'no_thanks'. Allowed: true, false"),
@@ -287,8 +294,145 @@ def test_mistakes_are_answered_before_any_training(rfflow: Shell, line: str, hin
     said = rfflow(*line.split())
     assert rfflow.status == 1
     assert hint in said
-    assert "Traceback" not in said
+    assert not any(word in said for word in ("Traceback", "HYDRA_FULL_ERROR", "with overrides"))
     assert rfflow.engines == []
+
+
+def test_a_trace_is_there_for_who_asks_for_it(rfflow: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ConfigError, match="chunks is 0"):
+        rfflow("+recipe=sft", "chunks=0")
+    with pytest.raises(ConfigCompositionException, match="lrr"):
+        rfflow("+recipe=sft", "lrr=3")
+
+
+@pytest.mark.parametrize("mode", [(), ("--multirun",)])
+def test_what_nobody_has_thought_of_shows_its_trace(
+    rfflow: Shell, mode: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*args: object) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(StubEngine, "run", break_down)
+    said = rfflow("+recipe=sft", *mode)
+    assert rfflow.status == 1
+    assert "Traceback" in said and "ZeroDivisionError: a fault of ours" in said
+
+
+@pytest.mark.parametrize("mode", [(), ("--multirun",)])
+def test_a_run_that_failed_does_not_repeat_the_overrides(
+    rfflow: Shell, mode: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = {0: ValueError("loss is NaN")}
+    monkeypatch.setattr(launcher, "make_engine", lambda *args: StubEngine(*args, failing=failing))
+    said = rfflow("+recipe=sft", *mode, "trainer.args.warmup_steps=7")
+    assert rfflow.status == 1
+    assert "Run 0 (" in said and "failed: ValueError: loss is NaN\nIts trace: outputs/sft/" in said
+    assert not any(word in said for word in ("Traceback", "HYDRA_FULL_ERROR", "with overrides"))
+
+
+@pytest.mark.parametrize("words", [(), ("--multirun",), ("-m",), ("--run",)])
+def test_the_command_alone_says_how_it_is_used(rfflow: Shell, words: tuple[str, ...]) -> None:
+    said = rfflow(*words)
+    assert (rfflow.status, rfflow.engines, list(Path().iterdir())) == (2, [], [])
+    assert "rfflow +recipe=sft --multirun lr=1e-3,1e-4" in said and "Recipes: customer_support, dpo, " in said
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("train", "'train' is no override, which would be key=value. To train: rfflow +recipe=sft --multirun"),
+        ("sft", "Type +recipe=sft"),
+        ("sftt", "Did you mean +recipe=sft?"),
+        ("lora", "Type peft=lora"),
+        ("recipe sft", "It is a group. Type +recipe=sft"),
+        ("my.jsonl", "dataset=local dataset.path=my.jsonl"),
+        ("stop 3", "Type rfflow ctl stop 3"),
+        ("stat", "Did you mean rfflow ctl status?"),
+        ("clt stop 3", "Did you mean rfflow ctl?"),
+        ("+recipe=sft ctl", "It stands first: rfflow ctl --help"),
+        ("resume outputs/sft", "Type rfflow resume=outputs/sft"),
+        ("help", "Type rfflow --help"),
+        ("--multirn +recipe=sft", "There is no --multirn. Did you mean --multirun?"),
+        ("--recipe sft", "There is no --recipe. Overrides have no dashes. Type +recipe=sft"),
+        ("--peft=loraa", "Type peft=lora"),
+        ("-recipe=sft", "Type +recipe=sft"),
+        ("+recipe=sft --lr 1e-3", "Type lr=1e-3"),
+        ("--learning_rate=1e-3", "Type lr=1e-3"),
+        ("--warmup-steps 3", "Type trainer.args.warmup_steps=3"),
+        ("--warm-start", "It belongs to rfflow ctl"),
+        ("+recipe=sft -x", "There is no -x. All flags: rfflow --hydra-help"),
+        ("--cfg jobb", "invalid choice: 'jobb'"),
+        ("--config-dir nowhere +recipe=sft", "--config-dir nowhere: there is no such folder."),
+        ("+recipe=sft -m lr=1e-3, 1e-4", "Blanks part words. Type 'lr=1e-3, 1e-4'"),
+        ("+recipe=sft lr = 1e-3", "Blanks part words. Type lr=1e-3"),
+        ("+recipe=sft peft.target_modules=[q, v]", "Type 'peft.target_modules=[q, v]'"),
+        ("+recipe=sft dataset.path=a=b.jsonl", "As text: 'dataset.path=\"a=b.jsonl\"'"),
+        ("+recipe=sft =3", "'=3' cannot be read: there is no key."),
+    ],
+)
+def test_words_that_are_no_overrides_are_answered_by_what_to_type(rfflow: Shell, line: str, answer: str) -> None:
+    said = rfflow(*line.split())
+    assert (rfflow.status, rfflow.engines) == (2, [])
+    assert answer in said and "usage:" not in said and "HYDRA_FULL_ERROR" not in said
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("pefft.r=4", "There is no pefft. Did you mean peft.r=4?"),
+        ("checkpoint.evry=2", "There is no checkpoint.evry. Did you mean checkpoint.every=2?"),
+        ("search.n_trials=4", "search=none is chosen, which has no such setting. Type search=tpe search.n_trials=4"),
+        ("policy.dry_run=true", "Type policy=halving policy.dry_run=true"),
+        ("search=tpe search.n_trial=4", "Did you mean search.n_trials=4?"),
+        ("recipe=sftt", "There is no recipe 'sftt'. Did you mean +recipe=sft?"),
+        ("+recipe=sftt", "Did you mean +recipe=sft? There are: customer_support, dpo, "),
+        ("recip=sftt", "There is no recip. Did you mean +recipe=sft?"),
+        ("peft=loraa", "There is no peft 'loraa'. Did you mean peft=lora? There are: lora, "),
+        ("--multirun peft=lora,loraa", "There is no peft 'loraa'. Did you mean peft=lora?"),
+        ("pefft=loraa", "There is no pefft. Did you mean peft=lora?"),
+        ("+peft=lora", "peft=lora is chosen already. Type peft=lora, without the plus"),
+        ("~peeft", "There is no peeft. Did you mean ~peft?"),
+        ("dataset=my.jsonl", "Rows of your own: dataset=local dataset.path=my.jsonl"),
+        ("model=Qwen/Qwen3-0.6B", "model=hub model.name=Qwen/Qwen3-0.6B"),
+        ("callbacks.mine._target_=x", "A key of your own takes a plus: +callbacks.mine._target_=x"),
+        ("zzz=3", "There is no zzz. The configuration has callbacks, checkpoint, chunks, "),
+        ("hydra.run.dirr=x", "Did you mean hydra.run.dir=x?"),
+        ("--config-name nope chunks=3", "Cannot find primary config 'nope'"),
+    ],
+)
+def test_what_does_not_compose_is_answered_by_what_to_type(rfflow: Shell, line: str, answer: str) -> None:
+    said = rfflow(*line.split())
+    assert (rfflow.status, rfflow.engines) == (1, [])
+    assert answer in said and "HYDRA_FULL_ERROR" not in said
+
+
+def test_a_clone_that_does_not_compose_is_answered_in_the_same_way(
+    rfflow: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(engine: StubEngine) -> None:
+        with pytest.raises(ConfigError, match=r"There is no pefft\. Did you mean peft\.r=4\?"):
+            engine.composer.compose_clone(engine.runs[0], ("pefft.r=4",), 1)
+        with pytest.raises(ConfigError, match=r"There is no peft 'loraa'\. Did you mean peft=lora\?"):
+            engine.composer.compose_clone(engine.runs[0], ("peft=loraa",), 1)
+
+    monkeypatch.setattr(StubEngine, "run", run)
+    said = rfflow("+recipe=sft", "lr=1e-3")
+    assert rfflow.status == 0, said
+
+
+@pytest.mark.parametrize(
+    ("argv", "begins"),
+    [
+        (["/somewhere/bin/rfflow"], "rfflow resume="),
+        (["/somewhere/rfflow/__main__.py"], "python3 -m rfflow resume="),
+        (["mine.py"], "python -m rfflow resume="),
+    ],
+)
+def test_commands_begin_as_the_user_has_begun(argv: list[str], begins: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "rfflow"])
+    assert resume_command(Path("outputs/sft")).startswith(begins)
 
 
 def test_a_config_folder_of_ones_own_adds_to_ours(rfflow: Shell, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_new_recipe_trains_as_it_is(
     assert rfflow(monkeypatch, "new", "shop_talk") == 0
     page = Path("shop_talk/README.md").read_text(encoding="utf-8")
     command = page.splitlines()[0].strip()
-    assert command in capsys.readouterr().out and "my_recipe" not in page
+    assert command.removeprefix("python -m ") in capsys.readouterr().out and "my_recipe" not in page
     words = [*shlex.split(command)[3:], "model=hub", f"model.name={tiny_model}", "trainer.args.max_length=256"]
     assert rfflow(monkeypatch, *words) == 0
     (root,) = Path("outputs/shop_talk").iterdir()
