@@ -102,7 +102,7 @@ def claims_of(argument: Callable[[str], Any], cwd: Path) -> Iterator[Claim]:
         cwd: where the run stands.
     """
     place = argument("output_dir")
-    if place is not None:
+    if place is not None and _is_written_to(argument):
         path = _resolved(place, cwd)
         yield Claim(
             "output_dir",
@@ -133,6 +133,13 @@ def claims_of(argument: Callable[[str], Any], cwd: Path) -> Iterator[Claim]:
             f"its own; in a sweep: 'trainer.args.run_name={name}-${{hydra:job.num}}'.",
             lasts=True,
         )
+
+
+def _is_written_to(argument: Callable[[str], Any]) -> bool:
+    """Whether a trainer writes to its ``output_dir``; many scripts give one that never sees a file."""
+    strategy = argument("save_strategy")
+    is_never = getattr(strategy, "value", strategy) in ("no", False)
+    return not is_never or bool(argument("push_to_hub") or argument("log_completions"))
 
 
 def tracker(name: str) -> Iterator[Claim]:

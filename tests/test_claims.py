@@ -14,6 +14,7 @@ OWN: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"output_dir": "a"}, {"output_dir": "b"}),
     ({"output_dir": "a"}, {"output_dir": "a/b"}),
+    ({"output_dir": "ck", "save_strategy": "no"}, {"output_dir": "ck", "save_strategy": "no"}),  # it sees no file
     ({"hub_model_id": "me/it"}, {"hub_model_id": "me/it"}),  # neither pushes
     ({"push_to_hub": True, "hub_model_id": "me/a"}, {"push_to_hub": True, "hub_model_id": "me/b"}),
     ({"push_to_hub": True, "output_dir": "x/a"}, {"push_to_hub": True, "output_dir": "x/b"}),
@@ -28,6 +29,12 @@ OWN: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 SHARED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"output_dir": "ck"}, {"output_dir": "./ck/"}, "both write to trainer.args.output_dir {cwd}/ck.*'trainer.args"),
+    ({"output_dir": "ck"}, {"output_dir": "ck", "save_strategy": "steps"}, "both write to trainer.args.output_dir"),
+    (
+        {"output_dir": "ck", "save_strategy": "no", "log_completions": True},
+        {"output_dir": "ck", "save_strategy": "no", "log_completions": True},
+        "both write to trainer.args.output_dir",
+    ),
     ({"output_dir": "~/ck"}, {"output_dir": "{home}/ck"}, "both write to trainer.args.output_dir"),
     (
         {"push_to_hub": True, "hub_model_id": "me/it"},
