@@ -26,9 +26,9 @@ from omegaconf import DictConfig, OmegaConf
 
 import rfflow
 from rfflow import config_files
+from rfflow.config.typos import explained
 from rfflow.errors import ConfigError, RfflowError
 from rfflow.launch import usage
-from rfflow.launch.typos import explained
 
 _here = Path(__file__).resolve().parent
 CONF = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"  # in a wheel, in a checkout

@@ -42,6 +42,8 @@ def read_run(cfg: DictConfig) -> RunSpec:
     shown = shown_config(cfg, config)
     unread = unread_keys(cfg)
     _check_held_out(_section(config, "dataset"))
+    _check_own_rows(_section(config, "dataset"))
+    _check_lr(cfg, config.get("lr"))
     model = _read_model(_section(config, "model"))
     trainer = _read_trainer(_section(config, "trainer"), model)
     if trainer.target.endswith("RewardTrainer"):
@@ -61,6 +63,32 @@ def read_run(cfg: DictConfig) -> RunSpec:
         generate=_read_generate(config.get("evaluation")),
         unread=unread,
     )
+
+
+def _check_lr(cfg: DictConfig, lr: Any) -> None:
+    """Name ``lr``, which people have typed, and not the argument that takes it from there."""
+    takes_it = OmegaConf.to_container(cfg, resolve=False).get("trainer", {}).get("args", {}).get("learning_rate")
+    if takes_it == "${lr}" and (isinstance(lr, bool) or not isinstance(lr, int | float)):
+        raise ConfigError(f"lr is {lr!r}. Allowed: a number, such as 2e-4.")
+
+
+def _check_own_rows(dataset: Node) -> None:
+    """Refuse rows of somebody's own where the data set that was chosen reads other columns, for rows of its own."""
+    function = dataset.get("formatting_func")
+    target = function.get("_target_") if isinstance(function, Mapping) else None
+    if not HydraConfig.initialized() or not str(target).startswith("recipes."):
+        return
+    given = dict(str(override).lstrip("+").partition("=")[::2] for override in HydraConfig.get().overrides.task)
+    chosen = HydraConfig.get().runtime.choices.get("dataset")
+    if any(key.startswith("dataset.formatting_func") for key in given):
+        return
+    for key, group in (("path", "local"), ("name", "hub")):
+        if f"dataset.{key}" in given:
+            typed = f"dataset.{key}={given[f'dataset.{key}']}"
+            raise ConfigError(
+                f"{typed}: dataset={chosen} is for rows of its own, whose columns {target} knows. For yours: "
+                f"dataset={group} {typed}"
+            )
 
 
 def _check_held_out(dataset: Node) -> None:

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from rfflow.streams import announce
+
 log = logging.getLogger(__name__)
 
 
@@ -109,7 +111,7 @@ class Interruption:
             raise Interrupted(number)
         self._hurry()
         if number == signal.SIGINT:
-            _say("\nFinishing the step and saving. Ctrl-C once more leaves at once.\n")
+            announce("Finishing the step and saving. Ctrl-C once more leaves at once.")
 
     def _leave(self, status: int) -> None:
         show_cursor = "\x1b[?25h" if sys.__stderr__ is not None and sys.__stderr__.isatty() else ""

@@ -22,10 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rfflow.admission import Admission
 from rfflow.claims import Claims, claims_of
 from rfflow.confidential import redacted
+from rfflow.config.typos import explained
 from rfflow.configuration import experiment_config
 from rfflow.errors import ConfigError, RfflowError
 from rfflow.job_callbacks import JobNotes
-from rfflow.launch.typos import explained
 from rfflow.overrides import on_top, setting_apart
 from rfflow.references import as_typed, resolved, unresolvable, value_at
 from rfflow.runs import ExperimentPaths, Run

@@ -21,23 +21,26 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from rfflow import config_files, saved
+from rfflow.config.typos import explained
 from rfflow.control.journal import Journal
 from rfflow.control.ops import Clone
 from rfflow.errors import ConfigError, RfflowError, nearest
 from rfflow.pilot import BIRTH, make_policy
 from rfflow.policies.scene import Decision, Policy, RunView
 from rfflow.policies.simulation import Curve, Outcome, simulate
+from rfflow.process import typed_command
 from rfflow.runs import ExperimentPaths, RunState
 from rfflow.saved import SavedExperiment
 from rfflow.spec import Node, Objective
 from rfflow.tracking.files import shown
 
-_USAGE = """usage: rfflow replay EXPERIMENT policy=NAME [policy.KEY=VALUE ...] [objective.metric=NAME ...]
+_USAGE = """usage: {rfflow} replay EXPERIMENT policy=NAME [policy.KEY=VALUE ...] [objective.metric=NAME ...]
 
 Say what a policy would have chosen, saved and lost in an experiment that is over.
 EXPERIMENT is its directory, such as outputs/sft/2026-01-31_12-00-00; values may be swept with commas."""
@@ -68,7 +71,7 @@ def main(argv: Sequence[str], conf: Path) -> int:
     roots = [word for word in argv if "=" not in word and not word.startswith("-")]
     overrides = [word for word in argv if "=" in word]
     if len(roots) != 1 or len(roots) + len(overrides) != len(argv) or not overrides:
-        print(_USAGE, file=sys.stdout if {"-h", "--help"} & set(argv) else sys.stderr)
+        print(_USAGE.format(rfflow=typed_command()), file=sys.stdout if {"-h", "--help"} & set(argv) else sys.stderr)
         return 0 if {"-h", "--help"} & set(argv) else 2
     try:
         record = read_record(Path(roots[0]))
@@ -120,7 +123,11 @@ def _each(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 def _replayed(root: Path, record: Record, overrides: Sequence[str], conf: Path) -> str:
     config_files.install()
     with initialize_config_dir(str(conf), version_base="1.3", job_name="replay"):
-        config = compose("config", config_files.escaped_words(overrides))
+        overrides = config_files.escaped_words(overrides)
+        try:
+            config = compose("config", overrides)
+        except HydraException as error:
+            raise explained(GlobalHydra.instance().config_loader(), "config", overrides) or error from None
     policy = OmegaConf.to_container(config.policy, resolve=True)
     if not policy:
         raise ConfigError("policy=none would have changed nothing. Choose a policy: halving, hyperband, median, rules.")

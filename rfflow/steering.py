@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rfflow.admission import as_the_experiment
 from rfflow.confidential import redacted
+from rfflow.control.filing import is_made_up
 from rfflow.control.inbox import Identity, Inbox, Item
 from rfflow.control.journal import Entry, Journal
 from rfflow.control.ops import Clone, Op
@@ -86,7 +87,7 @@ class Steering:
         """Apply or refuse every op that has come, those of people before those of the policy."""
         while self._untold:  # here every run is where it was when they were applied
             entry = self._untold.pop(0)
-            self._tell([entry], f"person, {entry.file}" if entry.by == "person" else entry.by)
+            self._tell([entry], _person(entry.file or "") if entry.by == "person" else entry.by)
         for item in self._inbox.scan() if self._inbox is not None else ():
             if self._was_answered(item):
                 continue
@@ -166,7 +167,7 @@ class Steering:
             self._entry(item, step.op, step.run, "applied", detail, chunk) for step, detail, chunk in apply(steps)
         ]
         self._note(Answer(item.name, item.identity.stamp, tuple(entries)))
-        self._tell(entries, f"person, {item.name}")
+        self._tell(entries, _person(item.name))
         self._inbox.done(item, "\n".join(entry.detail for entry in entries))
         return True
 
@@ -263,6 +264,10 @@ class Steering:
         experiment = self._engine.experiment
         runs = tuple(_status(run) for run in experiment.runs)
         self._status.write(Status(str(experiment.paths.root), runs, waiting=self._is_idle))
+
+
+def _person(file: str) -> str:
+    return "rfflow ctl" if is_made_up(file) else f"person, {file}"
 
 
 def _sentence(words: str) -> str:

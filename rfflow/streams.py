@@ -10,7 +10,7 @@ import logging
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 NEAREST = "rfflow.nearest"
@@ -48,6 +48,30 @@ def stream_handlers() -> Iterator[logging.StreamHandler[TextIO]]:
             # A FileHandler is a StreamHandler too, but its stream is its own.
             if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
                 yield handler
+
+
+_screens: list[Callable[[str], None]] = []
+"""What draws on the terminal, and knows where its own lines are."""
+
+
+def announce(text: str) -> None:
+    """Say something to people at once, also in a signal handler and while a run's output goes to its log."""
+    if _screens:
+        _screens[-1](text)
+        return
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{text}\n".encode("utf-8", "replace"))
+
+
+def announce_on(screen: Callable[[str], None]) -> None:
+    """Let announcements be shown by what draws on the terminal: printed past it, they would tear its lines apart."""
+    _screens.append(screen)
+
+
+def no_longer_on(screen: Callable[[str], None]) -> None:
+    """Take that back; it may be called again."""
+    if screen in _screens:
+        _screens.remove(screen)
 
 
 class _Lasting(io.FileIO):

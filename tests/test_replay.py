@@ -106,7 +106,7 @@ def test_nothing_to_replay_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     assert replay.main([str(tmp_path), "policy=halving"], cli.CONF) == 1
     assert "no experiment's directory: it has no runs.csv" in capsys.readouterr().err
     assert replay.main([str(tmp_path)], cli.CONF) == 2
-    assert "usage: rfflow replay" in capsys.readouterr().err
+    assert "rfflow replay EXPERIMENT policy=NAME" in capsys.readouterr().err
     (tmp_path / "runs.csv").write_text("run,parent,chunks\n0,,4\n")
     with pytest.raises(ConfigError, match="holds no metrics"):
         replay.read_record(tmp_path)
@@ -117,9 +117,9 @@ def test_nothing_to_replay_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         (["outputs/sfd", "policy=halving"], "outputs/sfd: there is no such directory. Did you mean 'outputs/sft'"),
         (["outputs/sft", "policy=halving"], "no experiment's directory. The newest one in it: outputs/sft/2026"),
-        (["outputs/sft/2026", "policy=halvin"], "Could not find 'policy/halvin'"),
+        (["outputs/sft/2026", "policy=halvin"], "There is no policy 'halvin'. Did you mean policy=halving?"),
         (["outputs/sft/2026", "policy=none"], "policy=none would have changed nothing"),
-        (["outputs/sft/2026", "policy=halving", "policy.etta=3"], "Could not override 'policy.etta'"),
+        (["outputs/sft/2026", "policy=halving", "policy.etta=3"], "There is no policy.etta. Did you mean policy.eta="),
         (["outputs/sft/2026", "policy=halving", "policy.eta=1"], "policy.eta is 1"),
         (
             ["outputs/sft/2026", "policy=halving", "objective.metric=los"],

@@ -267,3 +267,26 @@ def test_a_stopped_run_that_was_on_its_way_back_stays_on_disk(tmp_path: Path) ->
     assert play(engine) == [RunState.COMPLETED, RunState.STOPPED, RunState.STOPPED]
     assert any(ahead[0].values()), "nothing is ever read ahead: this test says nothing"
     assert not any(ahead[-1].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [("20261121-230757-889101829-stop.yaml", "rfflow ctl"), ("010-stop.yaml", "person, 010-stop.yaml")],
+)
+def test_a_line_on_an_op_names_no_file_that_nobody_has_named(
+    tmp_path: Path, name: str, by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+
+    class Listener(Callback):
+        def on_op(self, experiment: Experiment, run: Run, text: str) -> None:
+            told.append(text)
+
+    stop = At(0, 0, drop({"op": "stop", "run": 0}, name))
+    resume = At(1, 1, drop({"op": "resume", "run": 0}, "resume.yaml"))
+    refused = At(1, 0, drop({"op": "stop", "run": 7}, name.replace("stop", "delete")))
+    engine = toy_engine(tmp_path, [toy_spec(), toy_spec()], [stop, resume, refused, Listener()])
+    assert play(engine) == [RunState.COMPLETED] * 2
+    assert told[0].endswith(f"({by}, after chunk 1)")
+    assert (name.replace("stop", "delete") in caplog.text) is (by != "rfflow ctl")
+    assert "Refused " in caplog.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
 import sys
 import time
@@ -18,18 +19,27 @@ from rfflow.control.inbox import DONE, REJECTED
 from rfflow.control.ops import VERBS, parse
 from rfflow.control.ownership import Owner, living_owner
 from rfflow.errors import OpError
+from rfflow.process import typed_command
 
 OK, FAILED, USAGE, NOT_YET = 0, 1, 2, 3
 
+_ALIKE = {
+    **dict.fromkeys(("ls", "list", "ps", "show", "info"), "status"),
+    **dict.fromkeys(("kill", "pause", "halt", "end"), "stop"),
+    **dict.fromkeys(("start", "continue", "go", "restart"), "resume"),
+    **dict.fromkeys(("copy", "fork", "cp", "new"), "clone"),
+    **dict.fromkeys(("rm", "remove", "del"), "delete"),
+}
+"""What others call it."""
 _EXAMPLES = """\
 examples:
-  rfflow ctl status
-  rfflow ctl stop 3
-  rfflow ctl stop --worst 50%
-  rfflow ctl resume 3 4
-  rfflow ctl clone 0 lr=5e-4 peft.r=32 --warm-start
-  rfflow ctl clone --best 1 lr=1e-4,5e-4
-  rfflow ctl delete all
+  {ctl} status
+  {ctl} stop 3
+  {ctl} stop --worst 50%
+  {ctl} resume 3 4
+  {ctl} clone 0 lr=5e-4 peft.r=32 --warm-start
+  {ctl} clone --best 1 lr=1e-4,5e-4
+  {ctl} delete all
 
 exit status: 0 applied, 1 refused or no experiment, 2 wrong usage, 3 not answered yet
 """
@@ -39,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``rfflow ctl`` with these arguments (those after ``ctl``) and return its exit status."""
     parser = _parser()
     try:
-        args = parser.parse_intermixed_args(argv)
+        args, unknown = parser.parse_known_intermixed_args(argv)
+        _check_usage(args, unknown, parser)
         document = None if args.verb == "status" else _document(args)
     except SystemExit as end:  # argparse has printed what it had to say
         return end.code if isinstance(end.code, int) else USAGE
@@ -60,13 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    ctl = f"{typed_command()} ctl"
     parser = argparse.ArgumentParser(
-        prog="rfflow ctl",
+        prog=ctl,
         description="Stop, resume, clone or delete runs of the experiment that is going, or see how they stand.",
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLES.format(ctl=ctl),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("verb", choices=[*VERBS, "status"], help="what to do")
+    parser.error = _wrong_usage  # type: ignore[method-assign,assignment]
+    verbs = [*VERBS, "status"]
+    parser.add_argument("verb", nargs="?", metavar=f"{{{','.join(verbs)}}}", help="what to do")
     parser.add_argument("words", nargs="*", metavar="RUN|all|key=value", help="runs, and for clone Hydra overrides")
     parser.add_argument("--best", metavar="N", help="instead of numbers: the best N (or N%%) runs")
     parser.add_argument("--worst", metavar="N", help="instead of numbers: the worst N (or N%%) runs")
@@ -78,6 +92,33 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", type=_seconds, default=60.0, metavar="SECONDS", help="how long to wait for the answer (default 60)"
     )
     return parser
+
+
+def _wrong_usage(message: str) -> None:
+    raise OpError(f"{message[:1].upper()}{message[1:].rstrip('.')}. How it is used: {typed_command()} ctl --help")
+
+
+def _check_usage(args: argparse.Namespace, unknown: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Answer what is no verb, and no flag, by the nearest.
+
+    Raises:
+        OpError: with what to type.
+    """
+    verbs = [*VERBS, "status"]
+    ctl = f"{typed_command()} ctl"
+    for word in unknown:
+        name, _, value = word.lstrip("-").partition("=")
+        options = [option for action in parser._actions for option in action.option_strings if option[:2] == "--"]
+        near = difflib.get_close_matches(f"--{name}", options, 1, 0.7)
+        hint = f"Did you mean {near[0]}?" if near else f"Overrides have no dashes: {name}={value or '...'}"
+        raise OpError(f"There is no {word.partition('=')[0]}. {hint} How it is used: {ctl} --help")
+    if args.verb is None:
+        raise OpError(f"What to do? Type {ctl} status, or stop, resume, clone or delete. How: {ctl} --help")
+    if args.verb not in verbs:
+        near = difflib.get_close_matches(args.verb, verbs, 1, 0.6)
+        meant = _ALIKE.get(args.verb) or (near[0] if near else None)
+        hint = f"Did you mean {meant}? " if meant else ""
+        raise OpError(f"There is no {args.verb!r}. {hint}Allowed: {', '.join(verbs)}.")
 
 
 def _seconds(text: str) -> float:
@@ -94,7 +135,13 @@ def _document(args: argparse.Namespace) -> dict[str, Any]:
     """Return the op document that the command line means, checked as the engine will check it."""
     is_clone = args.verb == "clone"
     overrides = [word for word in args.words if is_clone and ("=" in word or word.startswith("~"))]
-    document = {"op": args.verb, "run": _selection(args, [word for word in args.words if word not in overrides])}
+    selection = _selection(args, [word for word in args.words if word not in overrides])
+    if is_clone and not overrides and not args.warm_start:
+        raise OpError(
+            f"clone {' '.join(args.words)} would repeat its parent. Give overrides, such as lr=5e-4, or --warm-start "
+            "to train on from the parent's weights."
+        )
+    document = {"op": args.verb, "run": selection}
     if is_clone:
         document["overrides"] = overrides
     if is_clone or args.warm_start:
@@ -120,6 +167,8 @@ def _selection(args: argparse.Namespace, words: list[str]) -> Any:
     for word in words:
         if not (word.isascii() and word.isdigit()):
             hint = "" if args.verb == "clone" or "=" not in word else " Overrides belong to clone."
+            if args.verb == "clone":
+                hint = f" An override is key=value: {word}=..." if word.isidentifier() else ""
             raise OpError(f"{word!r} is not a run's number.{hint} Allowed: numbers from 0 up, or all.")
     numbers = [_number(word) for word in words]
     return numbers[0] if len(numbers) == 1 else numbers
@@ -204,7 +253,7 @@ def drop(control: Path, document: dict[str, Any]) -> str:
         while True:
             seconds, nanoseconds = divmod(time.time_ns(), 10**9)
             moment = time.strftime("%Y%m%d-%H%M%S", time.localtime(seconds))
-            name = f"{moment}-{nanoseconds:09}-{document['op']}.yaml"
+            name = f"{moment}-{nanoseconds:09}-{document['op']}.yaml"  # filing.is_made_up knows it by its form
             with contextlib.suppress(FileExistsError):
                 _link(temporary, control / name)
                 return name
@@ -250,7 +299,7 @@ def _print_status(control: Path) -> int:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for column in ("run", "overrides", "state", "chunk", "step", "loss", "eval loss", "parent"):
+    for column in ("run", "overrides", "state", "chunk", "step", "loss", "eval_loss", "parent"):
         table.add_column(column, justify="left" if column in ("overrides", "state") else "right", overflow="fold")
     for run in status.get("runs") or []:
         metrics = run.get("metrics") or {}

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
+
+_MADE_UP = re.compile(r"\d{8}-\d{6}-\d{9}-[a-z]+\.yaml")
+
+
+def is_made_up(name: str) -> bool:
+    """Whether ``rfflow ctl`` has named the file, so that the name says nothing to people."""
+    return _MADE_UP.fullmatch(name) is not None
 
 
 def place_for(folder: int, name: str, note_suffix: str, note: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rfflow.belonging import check_ours, held
 from rfflow.control.documents import MAX_BYTES, parse_documents
-from rfflow.control.filing import joined, place_for, printable, write_note, write_whole
+from rfflow.control.filing import is_made_up, joined, place_for, printable, write_note, write_whole
 from rfflow.control.ops import Op
 from rfflow.control.ownership import LOCK_NAME, Lock
 from rfflow.control.watching import Watch
@@ -33,7 +33,14 @@ RESERVED = (STATUS, STATUS.replace(".yaml", ".yml"))
 
 def is_op_file(name: str) -> bool:
     """Whether a name in the control directory is one that is looked at."""
-    return name.endswith((".yaml", ".yml")) and not name.startswith(".") and name not in RESERVED
+    lower = name.lower()  # stop.YAML: some editors and file systems write so
+    is_yaml = lower.endswith((".yaml", ".yml")) or _is_misnamed(name)
+    return is_yaml and not name.startswith(".") and lower not in RESERVED
+
+
+def _is_misnamed(name: str) -> bool:
+    """Whether an editor has hung its own ending on the name of an op file; the person waits for an answer."""
+    return name.lower().endswith((".yaml.txt", ".yml.txt"))
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ class Inbox:
 
     def reject(self, item: Item, reason: str) -> Path:
         """File the item under ``rejected/``, with the reason beside it as ``<name>.error``; return where it lies."""
-        log.warning("Refused %s: %s", printable(item.name), reason)
+        log.warning("Refused %s: %s", "an op of rfflow ctl" if is_made_up(item.name) else printable(item.name), reason)
         return self._answer(item, REJECTED, ".error", reason)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -221,6 +228,9 @@ class Inbox:
         if not stat.S_ISREG(status.st_mode):
             kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no ordinary file")
             return Item(name, identity, error=OpError(f"It is {kind}. Allowed: an ordinary file of YAML."))
+        if _is_misnamed(name):
+            error = OpError(f"It is called {printable(name)}. Op files end in .yaml: call it {printable(name[:-4])}.")
+            return Item(name, identity, error=error) if self._is_settled(key, status) else None
         if identity.size > MAX_BYTES:
             return Item(name, identity, error=OpError(f"It holds {identity.size} bytes. Allowed: up to {MAX_BYTES}."))
         is_settled = self._is_settled(key, status)

@@ -96,6 +96,9 @@ class _Forms:
         missing = {len(set(self._keys).difference(dict(pairs))) for pairs in self._runs.values()}
         # Clones may set a key more than the others. With more gaps than that, values alone would say little.
         are_alike = {0} <= missing <= {0, 1}
+        if len(self._runs) < 2:  # there is nothing to tell it from: what comes first says most
+            yield Naming(self._by_name(self._runs, generous))
+            return
         for rooms in (generous, (*generous, *tight)):
             yield Naming(self._by_name(self._runs, rooms))
             if are_alike:
@@ -112,9 +115,11 @@ class _Forms:
         """Return what fits of every line."""
         lines = {}
         for number, line in self._by_name(self._runs, (self._width, 24, 16, 12, 8, 6, 5)).items():
-            if len(line) > self._width:
+            if len(line) > self._width and len(self._runs) < 2:
+                line = _cut(self._named(self._runs[number], 12), self._width)
+            elif len(line) > self._width:
                 by_length = " ".join(sorted((self._named((pair,), 5) for pair in self._runs[number]), key=len))
-                line = by_length[: self._width - 1].rstrip("…") + "…"
+                line = _cut(by_length, self._width)
             lines[number] = line
         return lines
 
@@ -154,6 +159,10 @@ class _Forms:
             number: tuple((key, _without_ends(value, *ends[key])) for key, value in pairs)
             for number, pairs in self._runs.items()
         }
+
+
+def _cut(line: str, room: int) -> str:
+    return line if len(line) <= room else line[: room - 1].rstrip("… ") + "…"
 
 
 def _shared_start(texts: Iterable[str]) -> int:

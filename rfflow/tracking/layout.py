@@ -41,7 +41,10 @@ def live_table(experiment: Experiment, console: Console, active: int | None) -> 
     notes = [experiment.spec.name, count_runs(len(runs))]
     if len(runs) > len(shown_runs):
         notes.append(f"{len(runs) - len(shown_runs)} more in {shown(experiment.paths.runs_table)}")
-    if not math.isnan(left):
+    states = {run.state for run in runs}
+    if not any(state.is_live for state in states):  # what is left is for those to say who stopped them
+        notes += ["waiting for an op"] if RunState.STOPPED in states else []
+    elif not math.isnan(left):
         notes.append(f"about {rough(left)} left")
     return Group(
         Text(),

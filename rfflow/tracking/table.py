@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from rfflow.checkpoints import Checkpoints
 from rfflow.runs import ChunkResult, Experiment, Run, RunState
-from rfflow.streams import NEAREST, stream_handlers
+from rfflow.streams import NEAREST, announce_on, no_longer_on, stream_handlers
 from rfflow.tracking.files import shown
 from rfflow.tracking.layout import (
     chunk_line,
@@ -33,8 +33,31 @@ from rfflow.tracking.layout import (
 
 
 class _Screen(Console):
-    """Leaves it to others to say that nobody reads any more; rich would end the process with status 1."""
+    """A console into whose prints an announcement may fall, and whose readers may go away."""
 
+    _printing = 0
+    _late: tuple[str, ...] = ()
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, and then what was announced meanwhile."""
+        self._printing += 1
+        try:
+            super().print(*objects, **options)
+        finally:
+            self._printing -= 1
+        while self._late and not self._printing:
+            text, *late = self._late
+            self._late = tuple(late)
+            _say(self, text)
+
+    def announce(self, text: str) -> None:
+        """Print a line as soon as nothing else is being printed."""
+        if self._printing:
+            self._late += (text,)
+        else:
+            _say(self, text)
+
+    # Others say that nobody reads any more; rich would end the process with status 1.
     def on_broken_pipe(self) -> None:
         raise  # rich calls this while it handles the error
 
@@ -154,6 +177,7 @@ class LiveTable:
                 handler.setStream(stream)
             self._handlers.clear()
             atexit.unregister(self.close)
+            no_longer_on(self._announce)
 
     # --- the live table -----------------------------------------------------------------------------------------------
 
@@ -168,7 +192,14 @@ class LiveTable:
                 self._handlers.append((handler, handler.stream))
                 handler.setStream(sys.stdout if handler.stream is out else sys.stderr)
         atexit.register(self.close)
+        announce_on(self._announce)
         self._draw(experiment)
+
+    def _announce(self, text: str) -> None:
+        if isinstance(self._console, _Screen):
+            self._console.announce(text)
+        elif self._console is not None:
+            _say(self._console, text)
 
     def _draw(self, experiment: Experiment) -> None:
         if self._live is not None:

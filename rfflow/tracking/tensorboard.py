@@ -271,9 +271,9 @@ def _ordered(tags: Mapping[str, None], objective: Objective) -> list[str]:
 def _overlays(objective: Objective) -> dict[str, dict[str, list[Any]]]:
     """Return the custom-scalars page: each chart draws all runs, as its tag is a pattern without a run's name."""
     charts = {
-        "train loss": "train/loss",
-        "eval loss": "eval/loss",
-        "learning rate": "train/learning_rate",
+        "loss": "train/loss",
+        "eval_loss": "eval/loss",
+        "learning_rate": "train/learning_rate",
     }
     if _tag(objective.metric) not in charts.values():
         charts = {objective.metric: _tag(objective.metric)} | charts

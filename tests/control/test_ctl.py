@@ -117,8 +117,13 @@ def test_the_command_line_says_what_the_file_would(start, answered, argv, op):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "required"),
-        (["stpo", "3"], "invalid choice"),
+        ([], "What to do. Type rfflow ctl status, or stop"),
+        (["stpo", "3"], "There is no 'stpo'. Did you mean stop."),
+        (["kill", "3"], "Did you mean stop."),
+        (["ls"], "Did you mean status."),
+        (["zzz"], "There is no 'zzz'. Allowed: stop, resume, clone, delete, status"),
+        (["stop", "--wrost", "1"], "There is no --wrost. Did you mean --worst."),
+        (["clone", "0", "--lr", "5e-4"], "There is no --lr. Overrides have no dashes: lr=..."),
         (["stop"], "which runs"),
         (["stop", "three"], "'three' is not a run's number"),
         (["stop", "-1"], "'-1' is not a run's number"),
@@ -128,19 +133,22 @@ def test_the_command_line_says_what_the_file_would(start, answered, argv, op):
         (["stop", "3", "--warm-start"], "belongs to clone"),
         (["stop", "--worst", "0"], "worst is 0"),
         (["stop", "3", "--timeout", "nan"], "invalid"),
-        (["clone", "0"], "would repeat its parent"),
-        (["clone", "0", "lr"], "'lr' is not a run's number"),
+        (["clone", "0"], "clone 0 would repeat its parent. Give overrides, such as lr=5e-4, or --warm-start"),
+        (["clone", "0", "lr"], "'lr' is not a run's number. An override is key=value: lr=..."),
         (["clone", "0", "x._target_=os.system"], "may not name code"),
     ],
 )
-def test_wrong_usage_exits_2_and_writes_nothing(start, capsys, argv, message):
+def test_wrong_usage_exits_2_and_writes_nothing(start, capsys, monkeypatch, argv, message):
+    monkeypatch.setattr(sys, "argv", ["rfflow", "ctl", *argv])
     inbox = start()
     assert ctl.main(argv) == 2
-    assert re.search(message, capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search(message, said) and said.startswith("rfflow ctl: ") and "usage:" not in said
     assert inbox.scan() == []
 
 
-def test_help_exits_0(capsys):
+def test_help_exits_0(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["rfflow", "ctl", "--help"])
     assert ctl.main(["--help"]) == 0
     assert "rfflow ctl clone 0 lr=5e-4" in capsys.readouterr().out
 

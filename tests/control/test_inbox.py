@@ -91,6 +91,23 @@ def test_a_refused_file_ends_in_rejected_with_its_reason_and_a_log_line(inbox, c
     assert "Refused x.yml" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["stop.YAML", "Stop.Yml"])
+def test_an_ending_in_capitals_is_the_same_ending(inbox, name):
+    """The person who wrote it waits for an answer."""
+    drop(inbox, name)
+    answer(inbox, inbox.scan())
+    assert files(inbox, "done") == [name, f"{name}.outcome"]
+
+
+@pytest.mark.parametrize("name", ["stop.yaml.txt", "stop.yml.TXT"])
+def test_an_ending_that_an_editor_has_hung_on_is_answered(inbox, clock, name):
+    drop(inbox, name)
+    clock.now += 1
+    answer(inbox, inbox.scan())
+    assert files(inbox, "rejected") == [name, f"{name}.error"]
+    assert reason(inbox, name) == f"It is called {name}. Op files end in .yaml: call it {name[:-4]}.\n"
+
+
 def test_files_are_taken_in_the_byte_order_of_their_names(inbox):
     for name in ("b.yaml", "9.yaml", "10.yaml", "B.yml", "é.yaml", "a.yaml"):
         drop(inbox, name)

@@ -18,6 +18,17 @@ def test_a_run_alone_shows_its_overrides() -> None:
     assert label_parts({0: ["lr=1e-3", "+peft.r=4"]}) == {0: "lr=1e-3 peft.r=4"}
 
 
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [(60, "recipe=sft name=t/model dataset=local path=t/train.jsonl"), (24, "recipe=sft name=t/model…")],
+)
+def test_a_run_alone_shows_what_was_typed_first_where_the_room_is_short(width: int, line: str) -> None:
+    """All its values are what all runs have, so that nothing would be left of them."""
+    overrides = ["+recipe=sft", "model.name=t/model", "dataset=local", "dataset.path=t/train.jsonl"]
+    found = tell_apart({0: overrides}, width)
+    assert (found.heading, found.lines) == ("", {0: line})
+
+
 def test_keys_lose_their_groups_only_where_the_room_is_short() -> None:
     """And not where two of them would then look the same."""
     overrides = {0: ["trainer.args.warmup_steps=10"], 1: ["model.name=a", "dataset.name=b"]}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,9 @@ from rich.console import Console, RenderableType
 
 from rfflow.runs import Experiment, RunState
 from rfflow.spec import Objective
+from rfflow.streams import announce
 from rfflow.tracking.layout import duration, live_table, ranking
-from rfflow.tracking.table import LiveTable
+from rfflow.tracking.table import LiveTable, _Screen
 from tests.tracking.story import FOUR, Story, make_experiment, tell_whole
 
 LONG = [
@@ -140,6 +143,24 @@ def test_the_live_table_tells_how_far_every_run_is(experiment: Experiment) -> No
     assert rows[1].split()[-6:] == ["training", "0/4", "0/8", "-", "-", "-"]
 
 
+def test_no_time_is_left_to_tell_while_everything_waits(experiment: Experiment) -> None:
+    """What runs that are stopped will take is for those to say who resume them."""
+    story = Story(experiment)
+    story.begin()
+    story.chunk(experiment.runs[0], {"loss": 2.0})
+
+    def note() -> str:
+        return _lines(live_table(experiment, Console(width=120, height=24), active=None), 120)[-2].strip()
+
+    assert note().startswith("sft · 4 runs · about ")
+    for run in experiment.runs:
+        run.state = RunState.STOPPED
+    assert note() == "sft · 4 runs · waiting for an op"
+    for run in experiment.runs:
+        run.state = RunState.COMPLETED
+    assert note() == "sft · 4 runs"
+
+
 @pytest.mark.parametrize("objective", [Objective(), Objective("mean_token_accuracy", "maximize")])
 @pytest.mark.parametrize("table", ["live", "ranking"])
 def test_eighty_columns_are_enough(tmp_path: Path, objective: Objective, table: str) -> None:
@@ -238,6 +259,61 @@ def test_what_is_printed_and_logged_stands_above_the_table(
 
 def _ways_to_say() -> list[Callable[[str], object]]:
     return [print, logging.getLogger("anybody").warning]
+
+
+def test_an_announcement_stands_above_the_table_and_tears_nothing(experiment: Experiment) -> None:
+    """Ctrl-C in the middle of a chunk: printed past the table, it would leave a second header on the screen."""
+    console = _terminal()
+    table = LiveTable(console=console)
+    story = Story(experiment, table)
+    story.begin()
+    announce("Finishing the step and saving.")
+    story.call("on_run_change", run=experiment.runs[0])
+    assert isinstance(console.file, io.StringIO)
+    seen = _screen(console.file.getvalue())
+    assert [line.strip() for line in seen if "Finishing" in line] == ["Finishing the step and saving."]
+    assert sum(line.split()[:2] == ["run", "overrides"] for line in seen) == 1
+    table.close()
+    said: list[tuple[int, bytes]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "write", lambda descriptor, data: said.append((descriptor, data)))
+        announce("Nothing is drawn any more.")
+    assert said == [(2, b"\nNothing is drawn any more.\n")]
+
+
+def test_an_announcement_waits_for_the_line_that_is_being_printed(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal comes when it comes."""
+    out = io.StringIO()
+    screen = _Screen(file=out, force_terminal=True, width=100)
+
+    class Slow:
+        def __rich__(self) -> str:
+            screen.announce("announced")
+            return "printed"
+
+    screen.print(Slow())
+    assert _screen(out.getvalue())[:2] == ["printed", "announced"]
+
+
+def _screen(written: str) -> list[str]:
+    """Return what stands on a terminal, of the few commands that the live table gives it."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\n|\r|[^\x1b\n\r]+", written):
+        if part == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\r":
+            column = 0
+        elif part.endswith("A"):
+            row -= int(part[2:-1] or 1)
+        elif part.endswith("K"):
+            lines[row] = ""
+        elif not part.startswith("\x1b"):
+            lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + len(part) :]
+            column += len(part)
+    return lines
 
 
 def test_the_cursor_comes_back(experiment: Experiment) -> None:

@@ -185,9 +185,9 @@ def test_one_page_overlays_all_runs(experiment: Experiment) -> None:
     charts = {chart.title: [*chart.multiline.tag] for chart in layout.category[0].chart}
     assert charts == {
         "eval_accuracy": ["^eval/accuracy$"],
-        "train loss": ["^train/loss$"],
-        "eval loss": ["^eval/loss$"],
-        "learning rate": ["^train/learning_rate$"],
+        "loss": ["^train/loss$"],
+        "eval_loss": ["^eval/loss$"],
+        "learning_rate": ["^train/learning_rate$"],
     }
     assert next(iter(charts)) == "eval_accuracy"
 

@@ -1,0 +1,1 @@
+"""What is configured, read and checked; no torch."""
