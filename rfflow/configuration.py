@@ -67,8 +67,10 @@ def read_run(cfg: DictConfig) -> RunSpec:
 
 def _check_lr(cfg: DictConfig, lr: Any) -> None:
     """Name ``lr``, which people have typed, and not the argument that takes it from there."""
-    takes_it = OmegaConf.to_container(cfg, resolve=False).get("trainer", {}).get("args", {}).get("learning_rate")
-    if takes_it == "${lr}" and (isinstance(lr, bool) or not isinstance(lr, int | float)):
+    args = OmegaConf.select(cfg, "trainer.args", default=None)
+    given: Any = OmegaConf.to_container(args, resolve=False) if isinstance(args, DictConfig) else {}
+    is_number = isinstance(lr, int | float) and not isinstance(lr, bool)
+    if given.get("learning_rate") == "${lr}" and not is_number:
         raise ConfigError(f"lr is {lr!r}. Allowed: a number, such as 2e-4.")
 
 

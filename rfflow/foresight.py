@@ -20,6 +20,10 @@ class Known(Protocol):
         """Metrics it will log."""
 
     @property
+    def offered(self) -> frozenset[str]:
+        """Those of them that people may be offered."""
+
+    @property
     def evaluates(self) -> bool:
         """Whether anything is evaluated."""
 
@@ -102,7 +106,7 @@ class Foresight:
                 f"{words} {metric!r}, a score of generated answers, and no run scores any that way. Say "
                 f"evaluation.generate.samples=16 evaluation.generate.scores=[rfflow.scores.{metric[5:]}]."
             )
-        names = frozenset[str]().union(*(known.names for known in self._runs.values()))
+        names = frozenset[str]().union(*(known.offered for known in self._runs.values()))
         if metric.startswith("eval_") and not any(known.evaluates for known in self._runs.values()):
             alone = metric.removeprefix("eval_")
             hint = f" Without evaluation there is {alone!r}." if alone in names else ""
@@ -137,4 +141,4 @@ class Foresight:
 
 def _offer(metric: str, names: Iterable[str]) -> str:
     alike = sorted(name for name in names if name.startswith("eval_") == metric.startswith("eval_"))
-    return f"{nearest(metric, names)} There are: {', '.join(alike) or 'none of that kind'}."
+    return f"{nearest(metric, alike) or nearest(metric, names)} There are: {', '.join(alike) or 'none of that kind'}."

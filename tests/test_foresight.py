@@ -26,12 +26,17 @@ class Known:
     is_complete: bool = True
     evaluation_sets: tuple[str, ...] = ()
 
+    @property
+    def offered(self) -> frozenset[str]:
+        """All of them but one of another configuration."""
+        return self.names - {"aux_loss", "eval_aux_loss"}
+
     def may_have(self, metric: str) -> bool:
         """Whether it may."""
         return metric in self.names or not self.is_complete
 
 
-EVALUATED = Known(frozenset({"loss", "eval_loss", "eval_rouge_l"}), evaluates=True)
+EVALUATED = Known(frozenset({"loss", "eval_loss", "eval_aux_loss", "eval_rouge_l"}), evaluates=True)
 
 
 def foresight(metric: str, *runs: Known | None, searched: Sequence[str] = ()) -> Foresight:
@@ -48,6 +53,7 @@ def foresight(metric: str, *runs: Known | None, searched: Sequence[str] = ()) ->
         ("eval_entropy", [Known()], "and nothing is evaluated. Give .* Without evaluation there is 'entropy'."),
         ("eval_blue", [Known()], "and nothing is evaluated. Give .* leave evaluate=true.$"),
         ("eval_bleu", [EVALUATED], "a score of generated answers, .* Say evaluation.generate.samples=16 "),
+        ("eval_los", [EVALUATED], r"Did you mean 'eval_loss' or 'eval_rouge_l'\? There are: eval_loss, eval_rouge_l\."),
         ("eval_rouge", [Known(), EVALUATED], "Did you mean 'eval_rouge_l'.* There are: eval_loss, eval_rouge_l."),
     ],
 )

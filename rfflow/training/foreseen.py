@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import functools
 import inspect
+import operator
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,7 +17,10 @@ from transformers import Trainer, TrainingArguments
 
 from rfflow.errors import ConfigError, nearest
 
+_AT_THE_END = {"train_loss", "total_flos"}
 _ALWAYS = {"loss", "grad_norm", "learning_rate", "epoch", "train_loss", "total_flos"}
+_BETWEEN_TRAININGS = {"model_preparation_time"}
+"""What transformers logs of an evaluation that does not fall into a training."""
 _AT_EVALUATIONS = {"loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time"}
 _LIBRARIES = ("transformers", "trl", "peft", "accelerate", "rfflow")
 
@@ -30,6 +36,8 @@ class Foreseen:
     """Whether it logs nothing else."""
     is_complete_for_evaluation: bool
     """The same of the metrics whose names begin with ``eval_``."""
+    offered: frozenset[str] = frozenset()
+    """Those of the names that people may be offered: not what another configuration would log."""
     evaluation_sets: tuple[str, ...] = ()
     """The names of several evaluation sets; ``eval_loss`` is the mean of theirs."""
 
@@ -56,10 +64,12 @@ def foresee(trainer: Trainer, *, evaluates: bool, scores: Collection[str] | None
     if callable(getattr(trainer, "_generate", None)):
         found |= {"generation_share"}
         is_complete &= not any(map(_logs_by_itself, getattr(trainer, "reward_funcs", ())))
+    not_offered = _ruled_out(trainer) | _AT_THE_END
     if evaluates:
         sets = evaluation_sets(trainer)
         prefixes = [f"eval_{each}_" for each in sets] or ["eval_"]
         found |= {f"{prefix}{name}" for prefix in prefixes for name in names | _AT_EVALUATIONS} | {"eval_loss"}
+        not_offered |= {f"{prefix}{name}" for prefix in prefixes for name in not_offered | _BETWEEN_TRAININGS}
     found |= set(scores or ())
     has_metrics = evaluates and trainer.compute_metrics is not None
     return Foreseen(
@@ -67,6 +77,7 @@ def foresee(trainer: Trainer, *, evaluates: bool, scores: Collection[str] | None
         evaluates=evaluates or scores is None or bool(scores),
         is_complete=is_complete,
         is_complete_for_evaluation=is_complete and not has_metrics and scores is not None,
+        offered=frozenset(found - not_offered),
         evaluation_sets=evaluation_sets(trainer) if evaluates else (),
     )
 
@@ -82,7 +93,7 @@ def check_best_metric(args: TrainingArguments, foreseen: Foreseen) -> None:
         return
     name = metric if metric.startswith("eval_") else f"eval_{metric}"
     if not foreseen.may_have(name):
-        there = sorted(name for name in foreseen.names if name.startswith("eval_"))
+        there = sorted(name for name in foreseen.offered if name.startswith("eval_"))
         raise ConfigError(
             f"trainer.args.metric_for_best_model is {metric!r}, and no evaluation will have {name}."
             f"{nearest(name, there)} There will be: {', '.join(there)}."
@@ -117,6 +128,63 @@ def _logged_by(trainer_class: type[Trainer]) -> set[tuple[bool, str]]:
         return {(True, "{unknown}")}
     found = re.findall(r'_metrics\[(?:mode|"train"|"eval")\]\[(f?)"([^"]+)"\]', source)
     return {(bool(has_gaps), name) for has_gaps, name in found}
+
+
+def _ruled_out(trainer: Trainer) -> set[str]:
+    """Return the names that are logged only where an attribute of the trainer is another: ``aux_loss``, of experts."""
+    modules = {cls.__module__ for cls in type(trainer).__mro__ if cls.__module__.startswith("trl.")}
+    places: dict[str, list[bool]] = {}
+    for module in modules:
+        for name, conditions in _conditions_in(module):
+            places.setdefault(name, []).append(any(_is(test, trainer) is (not holds) for test, holds in conditions))
+    return {name for name, each in places.items() if all(each)}
+
+
+@functools.cache
+def _conditions_in(module: str) -> list[tuple[str, tuple[tuple[ast.expr, bool], ...]]]:
+    """Return where a module logs metrics by name, and what has to hold of its trainer there."""
+    found: list[tuple[str, tuple[tuple[ast.expr, bool], ...]]] = []
+
+    def look(node: ast.AST, conditions: tuple[tuple[ast.expr, bool], ...]) -> None:
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value).startswith("self._metrics["):
+            name = node.slice.value if isinstance(node.slice, ast.Constant) else None
+            found.extend([(name, conditions)] if isinstance(name, str) else [])
+        if isinstance(node, ast.If):
+            for part, holds in ((node.body, True), (node.orelse, False)):
+                for each in part:
+                    look(each, (*conditions, (node.test, holds)))
+            return
+        for child in ast.iter_child_nodes(node):
+            look(child, conditions)
+
+    with contextlib.suppress(OSError):  # installed without its source
+        look(ast.parse(inspect.getsource(sys.modules[module])), ())
+    return found
+
+
+_COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Gt: operator.gt,
+    ast.Is: operator.is_,
+}
+
+
+def _is(test: ast.expr, trainer: Trainer) -> bool | None:
+    """Say whether a condition on an attribute of the trainer holds; ``None`` for any other condition."""
+    match test:
+        case ast.UnaryOp(op=ast.Not(), operand=inner):
+            holds = _is(inner, trainer)
+            return None if holds is None else not holds
+        case ast.BoolOp(op=ast.And(), values=parts) if any(_is(part, trainer) is False for part in parts):
+            return False
+        case ast.Attribute(value=ast.Name(id="self"), attr=name) if hasattr(trainer, name):
+            return bool(getattr(trainer, name))
+        case ast.Compare(
+            left=ast.Attribute(value=ast.Name(id="self"), attr=name), ops=[op], comparators=[ast.Constant(value=value)]
+        ) if hasattr(trainer, name) and type(op) in _COMPARISONS:
+            return bool(_COMPARISONS[type(op)](getattr(trainer, name), value))
+    return None
 
 
 def _fill_in(own: Collection[tuple[bool, str]], trainer: Trainer) -> tuple[set[str], bool]:
