@@ -123,7 +123,7 @@ def test_a_refused_launch_leaves_everything_as_it_is(tmp_path: Path, rfflow: She
     before = everything(tmp_path)
     said = rfflow("+recipe=sft", *words)
     assert (rfflow.status, rfflow.engines) == (1, [])
-    assert "exp holds an experiment already. Go on with it: python -m rfflow resume=exp" in said
+    assert "exp holds an experiment already. Go on with it: rfflow resume=exp" in said
     assert "Traceback" not in said and everything(tmp_path) == before
 
 

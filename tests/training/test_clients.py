@@ -203,7 +203,7 @@ def test_apps_are_told_what_their_runs_would_share(
     """What a function of the user's builds is known once it is built."""
 
     def build() -> Any:
-        one = spec()
+        one = spec(args={"save_strategy": "steps"})
         base, data = workshop.bases.get(one.model), workshop.data(one.dataset, one.trainer)
         return build_trainer(one, base, data, tmp_path / "one for all", torch.device("cpu"))
 
@@ -216,16 +216,15 @@ def test_what_a_run_used_is_free_when_it_has_ended(
 ) -> None:
     """A tracker that knows one run a process may have them one after the other; a directory stays the first one's."""
     monkeypatch.setattr("rfflow.claims.ONE_A_PROCESS", {"tensorboard": "is said to have one run a process"})
-    taken = spec(args={"report_to": "tensorboard"})
+    taken = spec(args={"report_to": "tensorboard", "save_strategy": "steps"})
     (first,) = prepare(workshop, tmp_path, taken)
     second = Trainee(Run(1, taken, (), RunPaths(tmp_path / "runs/1")), workshop)
     with pytest.raises(ConfigError, match="Runs 0 and 1 both report to tensorboard, which is said to have one run"):
         second.prepare()
     train([first])
     second.prepare()
-    third = Trainee(
-        Run(2, spec(args={"output_dir": first.run.paths.checkpoints}), (), RunPaths(tmp_path / "x")), workshop
-    )
+    same = {"output_dir": str(first.run.paths.checkpoints), "save_strategy": "steps"}
+    third = Trainee(Run(2, spec(args=same), (), RunPaths(tmp_path / "x")), workshop)
     with pytest.raises(ConfigError, match="Runs 0 and 2 both write to"):
         third.prepare()
 

@@ -54,7 +54,7 @@ def test_kto_equals_the_same_scripts_alone(tiny_model: Path, labelled: Path, tmp
 def test_labels_are_true_or_false(tiny_model: Path, tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", [{**row, "label": "good"} for row in make_rows(8)])
     run = run_spec(tiny_model, file, trainer="trl.KTOTrainer", args_target="trl.KTOConfig")
-    with pytest.raises(ConfigError, match=r"The column 'label' holds 'good'. Allowed: true for answers"):
+    with pytest.raises(ConfigError, match=r"the column 'label' holds 'good' in row 0.*Allowed: true for answers"):
         train_together([run], tmp_path / "experiment")
 
 
