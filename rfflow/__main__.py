@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 import rfflow
 from rfflow import config_files
 from rfflow.config.typos import explained
+from rfflow.disk import too_long
 from rfflow.errors import ConfigError, RfflowError
 from rfflow.launch import usage
 
@@ -42,6 +43,16 @@ _report_as_hydra = hydra._internal.utils.run_and_report
 
 def main() -> None:
     """Run the command line."""
+    try:
+        _main()
+    except OSError as error:
+        if (said := too_long(error)) is None:
+            raise
+        print(said, file=sys.stderr)
+        sys.exit(1)
+
+
+def _main() -> None:
     if "" not in sys.path and os.getcwd() not in sys.path:
         # `python -m` puts it there, the console script does not. Last, so that it hides no installed module.
         sys.path.append(os.getcwd())
@@ -104,6 +115,11 @@ def _run_and_report(function: Callable[[], Any]) -> Any:
                 raise
             print(said, file=sys.stderr)
             sys.exit(1)
+        except OSError as error:
+            if (too := too_long(error)) is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            print(too, file=sys.stderr)
+            sys.exit(1)
 
     return _report_as_hydra(answered)
 
@@ -150,6 +166,8 @@ def _run_job(**arguments: Any) -> JobReturn:
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
+        if too_long(error):
+            raise
         raise ConfigError(f"{folder} cannot be written to: {error}. Another directory: hydra.run.dir=...") from error
     result = run_job(**arguments)
     if result.status is JobStatus.FAILED and isinstance(result._return_value, RfflowError):

@@ -24,6 +24,18 @@ _TEXTS = re.compile(
 )
 
 
+def too_long(error: BaseException) -> str | None:
+    """Say in a sentence that a path is too long; ``None`` for any other error."""
+    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
+        return None
+    path = os.fsdecode(error.filename or "")
+    name = next((part for part in path.split(os.sep) if len(os.fsencode(part)) > 255), path)
+    return (
+        f"{name[:40]}… is too long: {len(os.fsencode(name))} bytes. File systems take 255 in a name, 4096 in a path. "
+        "The paths of an experiment come of name, hydra.run.dir, hydra.sweep.dir, hydra.sweep.subdir and control.dir."
+    )
+
+
 def is_disk_trouble(error: BaseException) -> bool:
     """Whether a disk is full, or cannot be written to any more; some libraries say so in text alone."""
     return any(_says_so(one) for one in _causes(error)) or any(

@@ -136,6 +136,8 @@ def check_directory(config: DictConfig) -> ConfigError | None:
             places.check_no_experiment(0, paths.run(0).root)
     except ConfigError as error:
         return error
+    except OSError:
+        return None  # making it will say so
     return None
 
 

@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rfflow import places, saved, trust
 from rfflow.confidential import is_digest_of, is_secret, redacted
 from rfflow.control.ownership import check_at_rest
-from rfflow.errors import ConfigError, nearest
+from rfflow.errors import ConfigError
 from rfflow.keeping import resume_command, unsaved
 from rfflow.runs import ExperimentPaths, Run, RunState
 from rfflow.saved import SavedExperiment, SavedRun
@@ -265,8 +266,11 @@ _ALLOWED_TO_APPS = (*(f"rfflow.{key}" for key in _ALLOWED[:-1]), "hydra.")
 
 def _why_not(root: Path) -> str:
     if not root.exists():
-        near = [str(path) for path in root.parent.glob("*") if path.is_dir()] if root.parent.is_dir() else []
-        return f"there is no such directory.{nearest(str(root), near)}"
+        beside = [path.name for path in root.parent.glob("*/") if (path / "experiment.json").exists()]
+        near = [
+            f" Did you mean resume={shown(root.parent / name)}?" for name in get_close_matches(root.name, beside, 1)
+        ]
+        return f"there is no such directory.{near[0] if near else _newest()}"
     if (root / "study.journal").exists():
         return (
             "the search in it belongs to a program that trains by itself, without rfflow.run, so no job can be gone on "
@@ -277,7 +281,15 @@ def _why_not(root: Path) -> str:
         return f"that is not an experiment. The newest one in it: resume={shown(inside[-1])}"
     if (root / "runs.csv").exists():
         return "it has no experiment.json: it was run with checkpoint.every=null, which saves nothing to go on with."
-    return "that is not an experiment: it has no experiment.json. Give the directory that rfflow made, below outputs/."
+    return (
+        "that is not an experiment: it has no experiment.json. Give the directory that rfflow made, below outputs/."
+        f"{_newest()}"
+    )
+
+
+def _newest() -> str:
+    there = sorted(Path("outputs").glob("*/*/experiment.json"), key=lambda path: path.parent.name)
+    return f" The newest one here: resume={there[-1].parent}" if there else ""
 
 
 def is_over(state: SavedExperiment) -> bool:

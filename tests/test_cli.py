@@ -96,6 +96,41 @@ def test_a_directory_that_cannot_be_made_is_said(rfflow: Shell, words: tuple[str
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "+recipe=sft name=NAME",
+        "+recipe=sft --multirun lr=1e-3,1e-4 name=NAME",
+        "+recipe=sft hydra.run.dir=out/NAME",
+        "+recipe=sft --multirun lr=1e-3,1e-4 hydra.sweep.dir=out/NAME",
+        "+recipe=sft --multirun lr=1e-3,1e-4 hydra.sweep.subdir=NAME",
+        "new NAME",
+        "ctl status --control NAME",
+    ],
+)
+def test_a_path_that_is_too_long_is_said(rfflow: Shell, line: str) -> None:
+    """As ``hydra.sweep.subdir=${hydra.job.override_dirname}`` soon is."""
+    said = rfflow(*line.replace("NAME", 300 * "x").split())
+    assert (rfflow.status, rfflow.engines) == (1, [])
+    assert "xxx… is too long: 300 bytes. File systems take 255 in a name, 4096 in a path. The paths of an" in said
+    assert not any(word in said for word in ("Traceback", "HYDRA_FULL_ERROR", "UserWarning")) and len(said) < 400
+
+
+def test_an_experiment_that_is_not_there_to_go_on_with_names_one_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("2026-01-01_10-00-00", "2026-01-02_10-00-00"):
+        _write(Path("outputs/sft", folder, "experiment.json"), "{}")
+    for given, named in (
+        ("outputs/sft/2026-01-01_10-00-01", "Did you mean resume=outputs/sft/2026-01-01"),
+        ("x", "02_10-00"),
+    ):
+        with pytest.raises(SystemExit, match=named):
+            monkeypatch.setattr(sys, "argv", ["rfflow", f"resume={given}"])
+            cli.main()
+
+
 @pytest.mark.parametrize("mode", [(), ("--multirun",)])
 def test_one_of_several_processes_begins_nothing(
     rfflow: Shell, mode: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -358,6 +393,8 @@ def test_the_command_alone_says_how_it_is_used(rfflow: Shell, words: tuple[str, 
         ("stat", "Did you mean rfflow ctl status?"),
         ("clt stop 3", "Did you mean rfflow ctl?"),
         ("+recipe=sft ctl", "It stands first: rfflow ctl --help"),
+        ("resume", "Type rfflow resume=outputs/... to go on with an experiment"),
+        ("--resume outputs/x", "Type resume=outputs/x"),
         ("resume outputs/sft", "Type rfflow resume=outputs/sft"),
         ("help", "Type rfflow --help"),
         ("--multirn +recipe=sft", "There is no --multirn. Did you mean --multirun?"),
@@ -397,6 +434,7 @@ def test_words_that_are_no_overrides_are_answered_by_what_to_type(rfflow: Shell,
         ("recip=sftt", "There is no recip. Did you mean +recipe=sft?"),
         ("peft=loraa", "There is no peft 'loraa'. Did you mean peft=lora? There are: lora, "),
         ("--multirun peft=lora,loraa", "There is no peft 'loraa'. Did you mean peft=lora?"),
+        ("resum=outputs/x", "Did you mean resume=outputs/x?"),
         ("pefft=loraa", "There is no pefft. Did you mean peft=lora?"),
         ("+peft=lora", "peft=lora is chosen already. Type peft=lora, without the plus"),
         ("~peeft", "There is no peeft. Did you mean ~peft?"),

@@ -114,7 +114,7 @@ def test_one_with_a_stopped_run_is_not_finished(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["resume=outputs/sfd"], r"no such directory\. Did you mean .*outputs/sft"),
+        (["resume=outputs/sfd"], r"no such directory\. Did you mean resume=outputs/sft"),
         (["resume=outputs"], r"is not an experiment. The newest one in it: resume=outputs/sft"),
         (["resume=empty"], r"has no experiment\.json"),
         (["resume=search"], r"trains by itself.*run the program again with hydra\.sweep\.dir=search"),

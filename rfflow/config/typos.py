@@ -101,7 +101,7 @@ class _Reader:
         where = ".".join(path[: depth + 1])
         names = [str(name) for name in node if depth or name != "hydra"]
         if not depth:
-            names += [group for group in self._groups if group not in names]
+            names += [*(group for group in self._groups if group not in names), "resume"]
         elif choosing := list(self._choosing(path)):
             usual = _USUAL.get(path[0], choosing[0])
             others = ", ".join(option for option in choosing if option != usual)

@@ -102,7 +102,7 @@ def why_no_flag(word: str, following: str | None, options: Sequence[str], groups
     if len(key) == 1:
         return f"{said} All flags: {typed_command()} --hydra-help"
     key = _SCRIPTS.get(name, key)
-    if key not in ("lr", "seed", "chunks", "evaluate", "name") and "." not in key:
+    if key not in ("lr", "resume", "seed", "chunks", "evaluate", "name") and "." not in key:
         key = f"trainer.args.{key}"
         said += " An argument of the trainer is set by trainer.args."
     return f"{said} Overrides have no dashes. Type {key}={shlex.quote(value) if value else '...'}"
@@ -117,6 +117,8 @@ def _bare(words: Sequence[str], place: int, groups: Groups) -> str:
         return f"It stands first: {rfflow} {word} --help"
     if word == "resume" and place + 1 < len(words) and not words[place + 1].isdigit():
         return f"Type {rfflow} resume={shlex.quote(words[place + 1])}"
+    if word == "resume" and place + 1 == len(words):
+        return f"Type {rfflow} resume=outputs/... to go on with an experiment, {rfflow} ctl resume RUN while one goes"
     if word in _OF_CTL and place == 0:
         return f"Type {rfflow} ctl {word} {rest}".rstrip()
     if (Path(word) / "experiment.json").is_file():

@@ -3,6 +3,7 @@
 Annotations are not strings here: Hydra loads the module before it is in ``sys.modules``, where dataclasses would look.
 """
 
+import errno
 import os
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -21,7 +22,7 @@ class RfflowSweeper(BasicSweeper):
         except OSError as error:
             assert self.config is not None
             folder = str(self.config.hydra.sweep.dir)
-            if os.access(folder, os.W_OK):
+            if error.errno == errno.ENAMETOOLONG or os.access(folder, os.W_OK):
                 raise
             from rfflow.errors import ConfigError
 
