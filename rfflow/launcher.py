@@ -197,10 +197,7 @@ def see_one_gpu(experiment: ExperimentSpec) -> None:
 def failure(run: Run) -> RunFailed:
     """Say in a sentence that a run failed, why, and where to read on."""
     reason = str(run.error).strip().partition("\n")[0] or "no message"
-    failed = RunFailed(
-        f"Run {run.number} ({run.label}) failed: {type(run.error).__name__}: {reason}\n"
-        f"Its trace: {shown(run.paths.log)}"
-    )
+    failed = RunFailed(f"{run.called} failed: {type(run.error).__name__}: {reason}\nIts trace: {shown(run.paths.log)}")
     failed.__cause__ = run.error
     return failed
 

@@ -172,6 +172,11 @@ class Run:
         return " ".join(self.overrides) or "(defaults)"
 
     @property
+    def called(self) -> str:
+        """What a sentence begins with: the number, and the overrides where they do not hide what it says."""
+        return f"Run {self.number} ({self.label})" if len(self.label) <= 60 else f"Run {self.number}"
+
+    @property
     def seconds(self) -> float:
         """Time spent on the device so far."""
         return sum(chunk.seconds for chunk in self.chunks)

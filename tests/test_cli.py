@@ -371,6 +371,8 @@ def test_a_run_that_failed_does_not_repeat_the_overrides(
     assert rfflow.status == 1
     assert "Run 0 (" in said and "failed: ValueError: loss is NaN\nIts trace: outputs/sft/" in said
     assert not any(word in said for word in ("Traceback", "HYDRA_FULL_ERROR", "with overrides"))
+    said = rfflow("+recipe=sft", *mode, *(f"trainer.args.{name}_steps=70000" for name in ("warmup", "logging", "save")))
+    assert "Run 0 failed: ValueError: loss is NaN\n" in said
 
 
 @pytest.mark.parametrize("words", [(), ("--multirun",), ("-m",), ("--run",)])

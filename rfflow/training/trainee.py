@@ -154,8 +154,7 @@ class Trainee:
             if spec.build is None:  # here, where it goes to the terminal and not to the run's own log
                 self._workshop.say(what_is_dropped(trainer, self._workshop.data(spec.dataset, spec.trainer)))
         except (ConfigError, RunFailed) as error:
-            label = f" ({self.run.label})" if len(self.run.label) <= 60 else ""
-            raise ConfigError(f"Run {self.run.number}{label}: {error}") from error
+            raise ConfigError(f"{self.run.called}: {error}") from error
         finally:
             self._workshop.bases.part_tokenizers()
         assert isinstance(ready, Ready)
