@@ -37,10 +37,10 @@ class Times:
     def __init__(self, folder: str, dies_after: int | None = None):
         import psutil
 
-        from rfflow.checkpoints import Writer
-        from rfflow.keeping import Keeper
-        from rfflow.training.coroutine import TrainerCoroutine
-        from rfflow.training.trainee import Trainee
+        from rfflow.checkpointing.checkpointer import Keeper
+        from rfflow.checkpointing.writer import Writer
+        from rfflow.worker.training.coroutine import TrainerCoroutine
+        from rfflow.worker.training.session import Trainee
 
         self._folder = Path(folder)
         self._number = len(list(self._folder.glob("times-*.json")))
@@ -140,7 +140,7 @@ def _model(model: str, folder: Path) -> list[str]:
     if model == "smollm2":
         return ["dataset.max_samples=32", "trainer.args.max_length=64"]
     sys.path.insert(0, str(ROOT))
-    from tests.tiny import make_data, make_model
+    from tests.support.tiny import make_data, make_model
 
     make_model(folder / "model")
     make_data(folder / "sums.jsonl")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rfflow.runs import Experiment
+from rfflow.runs.experiment import Experiment
 
 
 class Footprint:

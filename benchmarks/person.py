@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rfflow.control.ctl import drop
-from rfflow.runs import ChunkResult, Experiment, Run, RunState
+from rfflow.runs.chunks import ChunkResult
+from rfflow.runs.experiment import Experiment
+from rfflow.runs.run import Run, RunState
 
 
 class Person:

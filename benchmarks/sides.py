@@ -18,7 +18,7 @@ from benchmarks.work import Work
 ROOT = Path(__file__).resolve().parent.parent
 # The allocator gives back at once what was freed: memory is then what a program holds, and not what glibc keeps for it.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-# It keeps what was freed, in huge pages: what rfflow/training/allocator.py asks for, as a script can have it.
+# It keeps what was freed, in huge pages: what rfflow/worker/memory/allocator.py asks for, as a script can have it.
 KEEP = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
     ":glibc.malloc.trim_threshold=8589934592"

@@ -15,18 +15,19 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from rfflow.checkpoints import Writer
+from rfflow.checkpointing.checkpointer import Keeper
+from rfflow.checkpointing.writer import Writer
 from rfflow.control.inbox import Inbox
 from rfflow.control.status import StatusFile
-from rfflow.engine import Engine
-from rfflow.keeping import Keeper
-from rfflow.runs import ChunkResult, Experiment
-from rfflow.scheduler import Scheduler
-from rfflow.steering import Steering
-from rfflow.training.bases import Base
-from rfflow.training.coroutine import TrainerCoroutine
-from rfflow.training.holdings import Holdings
-from rfflow.training.trainee import Trainee
+from rfflow.engine.engine import Engine
+from rfflow.engine.steering import Steering
+from rfflow.runs.chunks import ChunkResult
+from rfflow.runs.experiment import Experiment
+from rfflow.scheduling.scheduler import Scheduler
+from rfflow.worker.memory.offload import Holdings
+from rfflow.worker.models.bases import Base
+from rfflow.worker.training.coroutine import TrainerCoroutine
+from rfflow.worker.training.session import Trainee
 
 TIMED: dict[str, tuple[type, str]] = {
     "training": (TrainerCoroutine, "resume"),

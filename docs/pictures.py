@@ -33,7 +33,8 @@ from typing import Any
 import aiohttp
 from rich.console import Console
 
-from rfflow.runs import Experiment, Run
+from rfflow.runs.experiment import Experiment
+from rfflow.runs.run import Run
 from rfflow.tracking.layout import live_table
 
 

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rfflow.errors import ConfigError, RunFailed
-    from rfflow.launcher import run, train
-    from rfflow.notebook import sweep
-    from rfflow.runs import Callback
+    from rfflow.launch.notebook import sweep
+    from rfflow.launch.train import run, train
+    from rfflow.runs.experiment import Callback
 
 __version__ = "0.1.0"
 __all__ = ["Callback", "ConfigError", "RunFailed", "__version__", "run", "sweep", "train"]
 
 _HOME = {
-    "Callback": "runs",
+    "Callback": "runs.experiment",
     "ConfigError": "errors",
     "RunFailed": "errors",
-    "run": "launcher",
-    "sweep": "notebook",
-    "train": "launcher",
+    "run": "launch.train",
+    "sweep": "launch.notebook",
+    "train": "launch.train",
 }
 
 

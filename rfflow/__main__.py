@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,18 +23,14 @@ from hydra.core.utils import JobReturn, JobStatus, run_job
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
-import rfflow
-from rfflow import config_files
+from rfflow.checkpointing.disk import too_long
+from rfflow.config import files
+from rfflow.config.files import CONF
 from rfflow.config.typos import explained
-from rfflow.disk import too_long
 from rfflow.errors import ConfigError, RfflowError
-from rfflow.launch import usage
+from rfflow.launch import resume, usage
+from rfflow.launch.arguments import completion_line, flags_first, groups, make_parser
 
-_here = Path(__file__).resolve().parent
-CONF = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"  # in a wheel, in a checkout
-
-_MODES = ("run", "multirun", "cfg", "info", "shell_completion")
-"""Of Hydra's flags, those that say what is to be done at all."""
 _SHOWING = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 """Those that train nothing."""
 _report_as_hydra = hydra._internal.utils.run_and_report
@@ -61,23 +56,23 @@ def _main() -> None:
 
         sys.exit(ctl.main(sys.argv[2:]))
     if sys.argv[1:2] == ["replay"]:
-        from rfflow import replay
+        from rfflow.policies import replay
 
         sys.exit(replay.main(sys.argv[2:], CONF))
     if sys.argv[1:2] == ["new"]:
-        from rfflow import new
+        from rfflow.launch import new
 
         sys.exit(new.main(sys.argv[2:]))
     _settle()
     if any(argument.startswith("resume=") for argument in sys.argv[1:]):
         _resume()
-    parser = _parser()
-    arguments = sys.argv[1:] = config_files.escaped_words(flags_first(sys.argv[1:], parser))
+    parser = make_parser()
+    arguments = sys.argv[1:] = files.escaped_words(flags_first(sys.argv[1:], parser))
     if line := os.environ.get("COMP_LINE"):
         os.environ["COMP_LINE"] = completion_line(line, parser)
     else:
         _check_words(parser, arguments)
-    config_files.install()
+    files.install()
     hydra._internal.hydra.run_job = _run_job  # type: ignore[assignment]  # takes what it hands on
     hydra._internal.utils.run_and_report = _run_and_report  # type: ignore[assignment]
     try:
@@ -95,12 +90,8 @@ def _check_words(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> N
     given = parser.parse_args(list(arguments))
     if given.config_dir and not Path(given.config_dir).is_dir():
         parser.error(f"--config-dir {given.config_dir}: there is no such folder.")
-    if said := usage.why_no_override(given.overrides, _groups(given)):
+    if said := usage.why_no_override(given.overrides, groups(given)):
         parser.error(said)
-
-
-def _groups(given: argparse.Namespace) -> usage.Groups:
-    return usage.groups_in(CONF, *([Path(given.config_dir)] if given.config_dir else []))
 
 
 def _run_and_report(function: Callable[[], Any]) -> Any:
@@ -135,7 +126,7 @@ def _explained(error: HydraException) -> Exception | None:
 
 def _settle() -> None:
     """Say before anything is loaded or written that this is not the only process, unless nothing is to be trained."""
-    from rfflow.process import outlive_viewers, settle
+    from rfflow.launch.process import outlive_viewers, settle
 
     outlive_viewers()
     if "COMP_LINE" in os.environ or any(argument in _SHOWING for argument in sys.argv[1:]):
@@ -147,10 +138,9 @@ def _settle() -> None:
 
 
 def _resume() -> None:
-    from rfflow import resuming
 
     try:
-        arguments = resuming.command(sys.argv[1:])
+        arguments = resume.command(sys.argv[1:])
     except RfflowError as error:
         sys.exit(str(error))
     if arguments is None:
@@ -178,67 +168,9 @@ def _run_job(**arguments: Any) -> JobReturn:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def run(cfg: DictConfig) -> Any:
     """Train one configuration, or hand it to the launcher of the sweep."""
-    from rfflow.launcher import train
+    from rfflow.launch.train import train
 
     return train(cfg)
-
-
-def flags_first(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    """Put Hydra's flags before the overrides.
-
-    Hydra's parser refuses what comes after a flag in the middle (``+recipe=sft --multirun lr=1e-3,1e-4``), which is how
-    people write it.
-    """
-    short = [word for word in argv if re.match(r"-[^-]+=", word)]  # argparse would read -recipe=sft as -r ecipe=sft
-    given, unknown = parser.parse_known_intermixed_args([word for word in argv if word not in short])
-    for word in (*short, *unknown)[:1]:
-        following = next(iter(argv[list(argv).index(word) + 1 :]), None) if word in argv else None
-        options = [option for action in parser._actions for option in action.option_strings]
-        parser.error(usage.why_no_flag(word, following, options, _groups(given)))
-    modes = [f"--{name.replace('_', '-')}" for name in _MODES if getattr(given, name)]
-    if len(modes) > 1:
-        parser.error(
-            f"{' and '.join(modes)} cannot be given together. One configuration of a sweep is shown by --cfg job, "
-            "without --multirun and with one value of everything that is swept."
-        )
-    flags = []
-    for action in parser._actions:
-        value = getattr(given, action.dest, None)
-        if not action.option_strings or value in (None, False):
-            continue
-        flags += [action.option_strings[0]] if value is True else [action.option_strings[0], value]
-    return [*flags, *given.overrides]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = get_args_parser()
-    parser.error = _wrong_usage  # type: ignore[method-assign,assignment]
-    for action in parser._actions:
-        if action.dest == "version":
-            action.version = f"rfflow {rfflow.__version__} ({action.version})"  # type: ignore[attr-defined]
-    return parser
-
-
-def _wrong_usage(message: str) -> None:
-    print(f"{message[:1].upper()}{message[1:]}", file=sys.stderr)
-    sys.exit(2)
-
-
-def completion_line(line: str, parser: argparse.ArgumentParser) -> str:
-    """Do the same for the unfinished line that a shell asks Hydra to complete."""
-    program, *words = line.split(" ")
-    if not words:
-        return line
-    *finished, last = words
-    parser.error = _raise  # type: ignore[method-assign,assignment]
-    try:
-        return " ".join([program, *flags_first([word for word in finished if word], parser), last])
-    except argparse.ArgumentError:
-        return line  # as it stands no flags can be told from overrides
-
-
-def _raise(message: str) -> None:
-    raise argparse.ArgumentError(None, message)
 
 
 if __name__ == "__main__":

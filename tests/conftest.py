@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.chance import drawn_anew
+from tests.support.chance import drawn_anew
 
 # Set before any library reads them, and inherited by the processes that tests start. The caches must not be the
 # user's own: a test has to see the same thing on every machine, and leave nothing behind.
@@ -43,7 +43,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a two-layer Llama with its tokenizer; do not write into it."""
     import torch
 
-    from tests.tiny import make_model
+    from tests.support.tiny import make_model
 
     torch.set_num_threads(1)
     return make_model(tmp_path_factory.mktemp("tiny") / "model")
@@ -52,6 +52,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A JSONL file of 96 rows with prompt and completion; do not write to it."""
-    from tests.tiny import make_data
+    from tests.support.tiny import make_data
 
     return make_data(tmp_path_factory.mktemp("tiny") / "sums.jsonl")

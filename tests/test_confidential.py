@@ -12,13 +12,18 @@ import pytest
 from omegaconf import OmegaConf
 
 import rfflow
-from rfflow import confidential, resuming, saved
+from rfflow import confidential
+from rfflow.checkpointing import experiment_file
+from rfflow.checkpointing.experiment_file import SavedRun
 from rfflow.confidential import Shown, digest, is_digest_of, is_secret, redacted, shown_config
 from rfflow.control.ctl import drop
+from rfflow.engine import restoring
 from rfflow.errors import ConfigError
-from rfflow.runs import Callback, ChunkResult, Experiment, Run, RunPaths, RunState
-from rfflow.saved import SavedRun
-from tests.toy import toy_spec
+from rfflow.runs.chunks import ChunkResult
+from rfflow.runs.experiment import Callback, Experiment
+from rfflow.runs.paths import RunPaths
+from rfflow.runs.run import Run, RunState
+from tests.support.toy import toy_spec
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 
@@ -158,7 +163,7 @@ def test_no_file_of_an_experiment_has_the_token(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "planted.py").write_text("open('ran', 'w').close()\nfrom transformers import TrainerCallback as It\n")
     seen: list[Any] = []
-    monkeypatch.setattr("rfflow.training.models.create_model_from_path", _noting(seen))
+    monkeypatch.setattr("rfflow.worker.models.loading.create_model_from_path", _noting(seen))
     words = ["recipe=sft", "dataset=local", f"dataset.path={tiny_data}", "model=hub", f"model.name={tiny_model}"]
     words += ["trainer.args.max_steps=2", "chunks=2", "dataset.max_samples=24", "engine.accelerator=cpu"]
     words += ["+secrets.hf=${oc.env:HF_TOKEN}", "model.token=${secrets.hf}", "trainer.args.hub_token=hf_typed"]
@@ -175,7 +180,7 @@ def test_no_file_of_an_experiment_has_the_token(
     hydras = ("multirun.yaml", ".hydra/overrides.yaml", ".hydra/config.yaml", ".hydra/hydra.yaml", "experiment.json")
     assert [name for name, content in files.items() if b"hf_typed" in content and not name.endswith(hydras)] == []
     assert stat.S_IMODE((root / "experiment.json").stat().st_mode) == 0o600
-    config = json.loads(saved.read(root / "experiment.json").runs[0].config)  # type: ignore[union-attr]
+    config = json.loads(experiment_file.read(root / "experiment.json").runs[0].config)  # type: ignore[union-attr]
     assert config["model"]["token"] == "${oc.env:HF_TOKEN}"
     assert config["trainer"]["args"]["hub_token"] == "(hidden)"
 
@@ -215,30 +220,30 @@ def test_a_token_may_be_renewed_and_a_path_may_not_change(tmp_path: Path, monkey
         (),
         None,
         "runs/0",
-        config=saved.config_text(run.spec.config),
+        config=experiment_file.config_text(run.spec.config),
         digests={key: digest(value) for key, value in run.spec.hidden.items()},
     )
     monkeypatch.setenv("HF_TOKEN", "hf_another")
-    resuming.check_config(record, run_with(**config))
+    restoring.check_config(record, run_with(**config))
     monkeypatch.setenv("DATA", "/elsewhere")
     with pytest.raises(ConfigError, match=r"path='\$\{oc.env:DATA\}/x' and would .* stands for something else"):
-        resuming.check_config(record, run_with(**config))
+        restoring.check_config(record, run_with(**config))
 
 
 def test_an_experiment_of_before_that_has_the_value_in_clear_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     record = SavedRun(0, RunState.RUNNING, (), None, "runs/0", config=json.dumps({"path": "/data/x", "token": "old"}))
     config = {"path": "${oc.env:DATA}/x", "token": "${oc.env:HF_TOKEN}"}
-    resuming.check_config(record, run_with(**config))
+    restoring.check_config(record, run_with(**config))
     monkeypatch.setenv("DATA", "/elsewhere")
     with pytest.raises(ConfigError, match="path="):
-        resuming.check_config(record, run_with(**config))
+        restoring.check_config(record, run_with(**config))
 
 
 def test_who_may_read_the_state_is_for_its_owner_to_say(tmp_path: Path) -> None:
     path = tmp_path / "experiment.json"
-    state = saved.SavedExperiment("sft", 0.0)
-    saved.write(path, state, {}, is_first=True)
+    state = experiment_file.SavedExperiment("sft", 0.0)
+    experiment_file.write(path, state, {}, is_first=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.chmod(0o664)
-    saved.write(path, state, {})
+    experiment_file.write(path, state, {})
     assert stat.S_IMODE(path.stat().st_mode) == 0o644

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rfflow.confidential import HIDDEN, is_secret
+from rfflow.config.spec import EXPERIMENT_KEYS
 from rfflow.control.selection import shown
 from rfflow.errors import ConfigError
-from rfflow.spec import EXPERIMENT_KEYS
 
 CODE_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 """Keys by which Hydra is told, at any depth, what to call and how."""

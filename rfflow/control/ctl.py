@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 
 from rfflow.control.filing import printable
-from rfflow.control.inbox import DONE, REJECTED
+from rfflow.control.items import DONE, REJECTED
 from rfflow.control.ops import VERBS, parse
 from rfflow.control.ownership import Owner, living_owner
 from rfflow.errors import OpError
-from rfflow.process import typed_command
+from rfflow.files import typed_command
 
 OK, FAILED, USAGE, NOT_YET = 0, 1, 2, 3
 

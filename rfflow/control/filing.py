@@ -22,7 +22,7 @@ def place_for(folder: int, name: str, note_suffix: str, note: str) -> str:
     place is the one to take, so that a file has the same name in the end however often its process died.
 
     Args:
-        folder: the open directory (:func:`rfflow.belonging.held`).
+        folder: the open directory (:func:`rfflow.control.belonging.held`).
         name: what it would be called.
         note_suffix: what the note's name has behind it.
         note: what the note will say.

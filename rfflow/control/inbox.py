@@ -16,66 +16,15 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rfflow.belonging import check_ours, held
+from rfflow.control.belonging import check_ours, held
 from rfflow.control.documents import MAX_BYTES, parse_documents
 from rfflow.control.filing import is_made_up, joined, place_for, printable, write_note, write_whole
-from rfflow.control.ops import Op
+from rfflow.control.items import DONE, KINDS, REJECTED, Identity, Item, is_misnamed, is_op_file
 from rfflow.control.ownership import LOCK_NAME, Lock
 from rfflow.control.watching import Watch
 from rfflow.errors import ConfigError, OpError, RfflowError
 
 log = logging.getLogger(__name__)
-
-DONE, REJECTED, STATUS = "done", "rejected", "status.yaml"
-RESERVED = (STATUS, STATUS.replace(".yaml", ".yml"))
-"""Names in the control directory that rfflow writes itself."""
-
-
-def is_op_file(name: str) -> bool:
-    """Whether a name in the control directory is one that is looked at."""
-    lower = name.lower()  # stop.YAML: some editors and file systems write so
-    is_yaml = lower.endswith((".yaml", ".yml")) or _is_misnamed(name)
-    return is_yaml and not name.startswith(".") and lower not in RESERVED
-
-
-def _is_misnamed(name: str) -> bool:
-    """Whether an editor has hung its own ending on the name of an op file; the person waits for an answer."""
-    return name.lower().endswith((".yaml.txt", ".yml.txt"))
-
-
-@dataclass(frozen=True)
-class Identity:
-    """One state of one file: another file of the same name, or a change, makes another identity."""
-
-    device: int
-    inode: int
-    size: int
-    modified: int
-    """Nanoseconds since the epoch."""
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Identity:
-        """Read it from ``os.stat``."""
-        if stat.S_ISDIR(status.st_mode):
-            return cls(status.st_dev, status.st_ino, 0, 0)  # what happens inside a directory is not our business
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-    @property
-    def stamp(self) -> str:
-        """The same as text, for the journal."""
-        return f"{self.device}:{self.inode}:{self.size}:{self.modified}"
-
-
-@dataclass(frozen=True)
-class Item:
-    """One op file as it was read: all of its ops, or what is wrong with it."""
-
-    name: str
-    identity: Identity
-    ops: tuple[Op, ...] = ()
-    """In the order of the documents."""
-    error: OpError | None = None
-    content: bytes = b""
 
 
 @dataclass
@@ -226,9 +175,9 @@ class Inbox:
             self._file_away(self._unmoved[key])
             return None
         if not stat.S_ISREG(status.st_mode):
-            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no ordinary file")
+            kind = KINDS.get(stat.S_IFMT(status.st_mode), "no ordinary file")
             return Item(name, identity, error=OpError(f"It is {kind}. Allowed: an ordinary file of YAML."))
-        if _is_misnamed(name):
+        if is_misnamed(name):
             error = OpError(f"It is called {printable(name)}. Op files end in .yaml: call it {printable(name[:-4])}.")
             return Item(name, identity, error=error) if self._is_settled(key, status) else None
         if identity.size > MAX_BYTES:
@@ -370,13 +319,3 @@ class Inbox:
 def _make_folder(inside: int, name: str) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, dir_fd=inside)
-
-
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFLNK: "a symbolic link, which is not followed",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}

@@ -37,7 +37,7 @@ class Entry:
     file: str | None = None
     """The op file's name, where there was one."""
     stamp: str | None = None
-    """Which state of that file (:attr:`rfflow.control.inbox.Identity.stamp`)."""
+    """Which state of that file (:attr:`rfflow.control.items.Identity.stamp`)."""
     chunk: int | None = None
     """The chunk after which it was applied."""
     time: str = field(default_factory=now)
@@ -113,3 +113,15 @@ class Journal:
 def _opener(path: str, flags: int) -> int:
     """Open the file itself, never what a link in its place leads to."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+@dataclass(frozen=True)
+class Past:
+    """An op that was applied to a run."""
+
+    verb: str
+    run: int
+    by: str
+    """``person``, ``policy/halving``, or ``policy/rules/<rule>``."""
+    chunk: int | None = None
+    """Chunks that the run had done by then."""

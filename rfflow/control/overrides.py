@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rfflow import spec
+from rfflow.config import spec
 from rfflow.control.selection import shown
 from rfflow.errors import OpError
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rfflow.errors import ConfigError
-from rfflow.tracking.files import shown
+from rfflow.files import shown
 
 LOCK_NAME = ".lock"
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from rfflow.config.spec import Objective
 from rfflow.errors import OpError, nearest
-from rfflow.spec import Objective
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 120
@@ -80,7 +80,7 @@ class _State(Protocol):
 
 
 class Candidate(Protocol):
-    """What is looked at in a run; :class:`rfflow.runs.Run` is one."""
+    """What is looked at in a run; :class:`rfflow.runs.run.Run` is one."""
 
     @property
     def number(self) -> int: ...

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from rfflow.belonging import held
+from rfflow.control.belonging import held
 from rfflow.control.filing import write_whole
-from rfflow.control.inbox import STATUS
+from rfflow.control.items import STATUS
 from rfflow.control.journal import now
 
 log = logging.getLogger(__name__)

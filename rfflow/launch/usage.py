@@ -10,7 +10,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from rfflow.process import typed_command
+from rfflow.files import typed_command
 
 COMMANDS = ("ctl", "replay", "new")
 """What stands first and is no experiment to be trained."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from rfflow.control.journal import Past
 from rfflow.policies.halving import Halving, Hyperband
 from rfflow.policies.median import Median
 from rfflow.policies.rules import Rules
-from rfflow.policies.scene import Decision, Past, Policy, RunView, Scene
+from rfflow.policies.scene import Decision, Policy, RunView, Scene
 
 __all__ = ["Decision", "Halving", "Hyperband", "Median", "Past", "Policy", "Rules", "RunView", "Scene"]

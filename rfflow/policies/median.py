@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from statistics import fmean, median
 
+from rfflow.config.spec import Objective
 from rfflow.control.ops import Stop
 from rfflow.control.selection import Numbers
 from rfflow.policies.halving import at_least, is_number
 from rfflow.policies.scene import Decision, RunView, Scene
-from rfflow.spec import Objective
 
 
 class Median:

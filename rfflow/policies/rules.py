@@ -25,16 +25,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-from rfflow.control.ops import VERBS, parse
-from rfflow.control.selection import Ranked, Selection, select
+from rfflow.control.ops import parse
+from rfflow.control.selection import Ranked
 from rfflow.errors import ConfigError, OpError, nearest
+from rfflow.policies.choosing import can_act, choose, chunks_of
 from rfflow.policies.expressions import Unknown, look_up
 from rfflow.policies.rule import Rule, read_file, read_rule
-from rfflow.policies.scene import Decision, Past, RunView, Scene
-from rfflow.spec import Objective
+from rfflow.policies.scene import Decision, RunView, Scene
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ class Rules:
         decisions: list[Decision] = []
         taken: set[int] = set()
         for rule in self.rules:
-            for chunk in _chunks(rule, scene):
+            for chunk in chunks_of(rule, scene):
                 for decision, run in self._apply(rule, scene, chunk):
                     if run not in taken or rule.do == "clone":
                         decisions.append(decision)
@@ -110,12 +109,12 @@ class Rules:
     def _apply(self, rule: Rule, scene: Scene, chunk: int | None) -> list[tuple[Decision, int]]:
         past = [op for op in scene.ops if op.by.startswith("policy/") and op.by.endswith(f"/{rule.name}")]
         if chunk is None:
-            there = [run for run in scene.runs if run.chunk and _can_act(rule, run, past)]
+            there = [run for run in scene.runs if run.chunk and can_act(rule, run, past)]
         else:
             there = scene.ranked_at(chunk)
         holding = [run for run in there if self._holds(rule, scene, run, chunk or run.chunk)]
         try:
-            chosen = _choose(rule, holding, chunk, scene.objective)
+            chosen = choose(rule, holding, chunk, scene.objective)
         except OpError as error:  # nobody has logged what it ranks by, or nobody says which end of that is the good one
             assert isinstance(rule.select, Ranked)
             self._miss(rule, str(rule.select.to_document()), str(error), about="select")
@@ -125,7 +124,7 @@ class Rules:
         for run in chosen:
             if chunk is not None and run.chunk != chunk:
                 continue  # it has gone on
-            if not _can_act(rule, run, past):
+            if not can_act(rule, run, past):
                 continue
             decision = self._decision(rule, scene, run) if left > 0 else None
             if decision is not None:
@@ -184,71 +183,6 @@ class Rules:
 
 
 # --- which chunks, which runs, which values ---------------------------------------------------------------------------
-
-
-def _chunks(rule: Rule, scene: Scene) -> list[int | None]:
-    """Return the chunks at which a rule is to be asked now; None is each run's own boundary."""
-    if rule.at_chunk is not None:
-        return [rule.at_chunk] if scene.is_due(rule.at_chunk) else []
-    if rule.every is not None:
-        most = max((run.chunk for run in scene.runs), default=0)
-        due = range(rule.every, most + 1, rule.every)
-        return [chunk for chunk in due if scene.is_due(chunk)]
-    return [None]
-
-
-def _can_act(rule: Rule, run: RunView, past: Sequence[Past]) -> bool:
-    """Whether a rule may act on a run, given its own ops so far."""
-    if run.state not in VERBS[rule.do].acts_on or any(op.run == run.number and op.chunk == run.chunk for op in past):
-        return False
-    if rule.do != "clone":
-        return rule.at_chunk is not None or rule.every is not None or run.is_live or rule.do == "resume"
-    if rule.every is not None:
-        return True
-    # Once, and no clones of its own clones: there would be no end of them.
-    return not past if rule.at_chunk is not None else all(op.run not in (run.number, run.parent) for op in past)
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A run as it stood at a chunk, for the selection that ops know too."""
-
-    number: int
-    metrics: Mapping[str, float]
-    state: Any
-
-
-@dataclass(frozen=True)
-class _Able:
-    value: str = "able"
-
-
-@dataclass(frozen=True)
-class _Choice:
-    verb: str
-    target: Selection
-    acts_on: tuple[str, ...] = ("able",)
-
-
-def _choose(rule: Rule, runs: Sequence[RunView], chunk: int | None, objective: Objective) -> list[RunView]:
-    """Return whom a rule selects; a share of less than one run is nobody.
-
-    Raises:
-        OpError: if they cannot be ranked.
-    """
-    if not isinstance(rule.select, Ranked) or not runs:
-        return list(runs)
-    candidates = [_Candidate(run.number, run.history[(chunk or run.chunk) - 1], _Able()) for run in runs]
-    everybody = replace(rule.select, count=len(runs), percent=None)
-    ranked = select(_Choice(rule.do, everybody), candidates, objective)
-    try:
-        target = rule.select
-        if target.count is not None:
-            target = replace(target, count=min(target.count, len(runs)))
-        numbers = ranked[: len(select(_Choice(rule.do, target), candidates, objective))]
-    except OpError:
-        numbers = ()
-    return [run for number in numbers for run in runs if run.number == number]
 
 
 _OWN = ("chunk", "chunks", "age", "number")

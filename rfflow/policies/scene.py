@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+from rfflow.config.spec import Objective
+from rfflow.control.journal import Past
 from rfflow.control.ops import Op
-from rfflow.spec import Objective
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,6 @@ class RunView:
     def is_live(self) -> bool:
         """Whether it still asks for the device."""
         return self.state in ("queued", "running")
-
-
-@dataclass(frozen=True)
-class Past:
-    """An op that was applied to a run."""
-
-    verb: str
-    run: int
-    by: str
-    """``person``, ``policy/halving``, or ``policy/rules/<rule>``."""
-    chunk: int | None = None
-    """Chunks that the run had done by then."""
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rfflow.config.spec import Objective
+from rfflow.control.journal import Past
 from rfflow.control.ops import Clone, Op
 from rfflow.control.overrides import expand
 from rfflow.control.selection import select
 from rfflow.errors import OpError
-from rfflow.policies.scene import Decision, Past, Policy, RunView, Scene
-from rfflow.scheduler import Scheduler
-from rfflow.spec import Objective
+from rfflow.policies.scene import Decision, Policy, RunView, Scene
+from rfflow.scheduling.scheduler import Scheduler
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,14 @@ from hydra.core.override_parser.types import ChoiceSweep
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
+from rfflow.config.references import resolved
+from rfflow.config.spec import Objective
 from rfflow.errors import ConfigError
-from rfflow.references import resolved
-from rfflow.runs import ExperimentPaths, Run, RunState
+from rfflow.runs.paths import ExperimentPaths
+from rfflow.runs.run import Run, RunState
+from rfflow.search.samplers import read_search
 from rfflow.search.space import read_space
-from rfflow.search.study import Search, read_search
-from rfflow.spec import Objective
+from rfflow.search.study import Search
 
 if TYPE_CHECKING:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rfflow.runs import Run
+from rfflow.runs.run import Run
 
 Pairs = tuple[tuple[str, str], ...]
 """The keys and values of a run's overrides."""

@@ -10,8 +10,10 @@ from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from rfflow.runs import ChunkResult, Experiment, Run, RunState
-from rfflow.tracking.files import shown
+from rfflow.files import shown
+from rfflow.runs.chunks import ChunkResult
+from rfflow.runs.experiment import Experiment
+from rfflow.runs.run import Run, RunState
 from rfflow.tracking.labels import clip_middle, headed_labels, labels
 from rfflow.tracking.runs_csv import error_line
 

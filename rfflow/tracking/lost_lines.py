@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rfflow.runs import Run
-from rfflow.tracking.files import replace_text
+from rfflow.files import replace_text
+from rfflow.runs.run import Run
 from rfflow.tracking.metrics_log import json_value
 
 Line = dict[str, Any]

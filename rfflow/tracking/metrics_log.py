@@ -8,9 +8,9 @@ import time
 from bisect import bisect_left
 from collections.abc import Mapping
 
-from rfflow.disk import is_disk_trouble
-from rfflow.keeping import unsaved
-from rfflow.runs import Experiment, Run
+from rfflow.checkpointing.disk import is_disk_trouble, unsaved
+from rfflow.runs.experiment import Experiment
+from rfflow.runs.run import Run
 
 
 class MetricsLog:

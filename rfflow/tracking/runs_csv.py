@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rfflow.runs import Experiment, Run
-from rfflow.tracking.files import replace_text
+from rfflow.files import replace_text
+from rfflow.runs.experiment import Experiment
+from rfflow.runs.run import Run
 
 COLUMNS = (
     "run",

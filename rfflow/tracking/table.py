@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from rfflow.checkpoints import Checkpoints
-from rfflow.runs import ChunkResult, Experiment, Run, RunState
-from rfflow.streams import NEAREST, announce_on, no_longer_on, stream_handlers
-from rfflow.tracking.files import shown
+from rfflow.checkpointing.checkpoints import Checkpoints
+from rfflow.files import shown
+from rfflow.runs.chunks import ChunkResult
+from rfflow.runs.experiment import Experiment
+from rfflow.runs.run import Run, RunState
 from rfflow.tracking.layout import (
     chunk_line,
     count_runs,
@@ -30,6 +31,7 @@ from rfflow.tracking.layout import (
     standings,
     tensorboard_command,
 )
+from rfflow.tracking.streams import NEAREST, announce_on, no_longer_on, stream_handlers
 
 
 class _Screen(Console):

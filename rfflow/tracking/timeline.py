@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rfflow.runs import ChunkResult, Experiment, Run
-from rfflow.tracking.files import replace_text, shown
+from rfflow.files import replace_text, shown
+from rfflow.runs.chunks import ChunkResult
+from rfflow.runs.experiment import Experiment
+from rfflow.runs.run import Run
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from watchdog import events
 
-from rfflow.belonging import Marks
 from rfflow.control import filing
+from rfflow.control.belonging import Marks
 from rfflow.control.documents import MAX_BYTES
 from rfflow.control.inbox import Inbox
 from rfflow.control.ops import Stop
@@ -701,7 +701,7 @@ def test_folders_of_another_user_are_not_used(tmp_path, monkeypatch):
     """He could read what is filed there, and put it back as ops."""
     (tmp_path / "done").mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: os.stat(tmp_path).st_uid + 1)
-    monkeypatch.setattr("rfflow.belonging.marks_in", lambda _: Marks(os.geteuid(), True))
+    monkeypatch.setattr("rfflow.control.belonging.marks_in", lambda _: Marks(os.geteuid(), True))
     with pytest.raises(ConfigError, match="It belongs to another user"):
         Inbox(tmp_path)
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from rfflow.config.spec import Objective
 from rfflow.control.ops import Clone, Delete, Resume, Stop, parse
 from rfflow.control.selection import Everything, Numbers, Ranked, select, spans
 from rfflow.errors import OpError
-from rfflow.spec import Objective
 
 
 @dataclass

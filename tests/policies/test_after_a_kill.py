@@ -14,17 +14,21 @@ from typing import Any, get_type_hints
 import pytest
 from hydra.utils import instantiate
 
-from rfflow import resuming, saved
-from rfflow.engine import Engine
-from rfflow.keeping import Keeper
+from rfflow.checkpointing import experiment_file
+from rfflow.checkpointing.checkpointer import Keeper
+from rfflow.config.spec import CheckpointSpec, ExperimentSpec, Objective
+from rfflow.engine import restoring
+from rfflow.engine.engine import Engine
 from rfflow.policies.scene import Decision, Scene
-from rfflow.runs import ChunkPlan, ChunkResult, Experiment, ExperimentPaths, Run, RunState
-from rfflow.spec import CheckpointSpec, ExperimentSpec, Objective
+from rfflow.runs.chunks import ChunkPlan, ChunkResult
+from rfflow.runs.experiment import Experiment
+from rfflow.runs.paths import ExperimentPaths
+from rfflow.runs.run import Run, RunState
 from rfflow.tracking.runs_csv import RunsTable
-from tests import chance
+from tests.engine.test_restoring import Disk, Killed, differences, locks_die_with_the_process, outcome
 from tests.policies.test_contract import RULES
-from tests.test_resuming import Disk, Killed, differences, locks_die_with_the_process, outcome
-from tests.toy import quick_inbox, toy_engine, toy_spec
+from tests.support import chance
+from tests.support.toy import quick_inbox, toy_engine, toy_spec
 
 __all__ = ["quick_inbox"]
 
@@ -56,10 +60,10 @@ def test_every_field_of_a_chunk_comes_back(seed: int) -> None:
     chunk = made_up_chunk(random.Random(seed))
     run = Run(0, toy_spec(), (), ExperimentPaths("x").run(0))
     run.chunks = [chunk]
-    plain = json.loads(json.dumps(saved.progress_of(run)))
-    assert saved.chunks_from(plain["chunks"]) == [chunk]
-    ended = saved.SavedRun(0, RunState.COMPLETED, (), None, "runs/0", chunks=(chunk,))
-    assert saved.chunks_from(json.loads(saved.run_text(ended))["chunks"]) == [chunk]
+    plain = json.loads(json.dumps(experiment_file.progress_of(run)))
+    assert experiment_file.chunks_from(plain["chunks"]) == [chunk]
+    ended = experiment_file.SavedRun(0, RunState.COMPLETED, (), None, "runs/0", chunks=(chunk,))
+    assert experiment_file.chunks_from(json.loads(experiment_file.run_text(ended))["chunks"]) == [chunk]
 
 
 class Still:
@@ -102,7 +106,7 @@ def test_every_attribute_of_a_run_comes_back(tmp_path: Path, state: RunState) ->
         keeper.checkpoint_now(run, Still())
     keeper.write(lambda number: 0.0)
     keeper.close()
-    found = saved.read(experiment.paths.state)
+    found = experiment_file.read(experiment.paths.state)
     assert found is not None
     (record,) = found.runs
     again = Run(record.number, before["spec"], record.overrides, experiment.paths.run(4))
@@ -172,15 +176,15 @@ def experiment(root: Path, policy: Mapping[str, Any], every: int = 1) -> Engine:
         objective=Objective("reward", "maximize"),
         policy=node,
     )
-    state = saved.read(ExperimentPaths(root).state)
+    state = experiment_file.read(ExperimentPaths(root).state)
     if state is None:
         for number in range(4):
             engine.add(toy_spec(chunks=4, lr=number + 1, rewarded=True), number, (f"lr={number}",))
         return engine
-    resuming.go_on(engine, state)
+    restoring.go_on(engine, state)
     for record in state.runs:
         run = engine.add(toy_spec(chunks=4, **json.loads(record.config)), record.number, record.overrides)
-        resuming.take_up(engine, run, record)
+        restoring.take_up(engine, run, record)
     return engine
 
 

@@ -10,7 +10,7 @@ from benchmarks import early_stopping_demo as demo
 from benchmarks.early_stopping import FAMILIES, POLICIES, Rounds, draw_curves, run_all, tables
 from benchmarks.learning_curves import add, collect
 from rfflow.policies.simulation import simulate
-from tests.test_replay import record
+from tests.policies.test_replay import record_experiment
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -32,7 +32,7 @@ def test_a_seed_draws_the_same_curves_again() -> None:
 
 def test_a_bank_of_real_curves_is_collected_part_by_part(tmp_path: Path) -> None:
     """A part that is made again takes the place of what was there of it."""
-    root, bank = record(tmp_path / "experiment", runs=2), tmp_path / "bank.json"
+    root, bank = record_experiment(tmp_path / "experiment", runs=2), tmp_path / "bank.json"
     curves = collect(1, root)
     assert [(curve["run"], curve["state"], curve["loss"]) for curve in curves] == [
         (run, "completed", [1.0] * 4) for run in range(2)

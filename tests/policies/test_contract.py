@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from rfflow.config.spec import Objective
 from rfflow.control.ops import Resume, Stop
 from rfflow.control.selection import Numbers
 from rfflow.policies import Halving, Hyperband, Median, Policy, Rules, Scene
 from rfflow.policies.simulation import simulate
-from rfflow.spec import Objective
 from tests.policies.curves import random_curves
 
 RULES = [

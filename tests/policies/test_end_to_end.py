@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rfflow import __main__ as cli
+from rfflow.config import files
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 
@@ -52,7 +53,7 @@ def test_a_dry_run_trains_every_weight_as_without_a_policy(train, capsys: pytest
 
 def test_population_based_training_from_a_file_of_rules(train, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """After chunk 2 the worst of four stops, and the best goes on twice more from its weights with other rates."""
-    (tmp_path / "pbt.yaml").write_text((cli.CONF / "policy/pbt.yaml").read_text(), encoding="utf-8")
+    (tmp_path / "pbt.yaml").write_text((files.CONF / "policy/pbt.yaml").read_text(), encoding="utf-8")
     done = train("pbt", "lr=1e-2,1e-3,1e-4,1e-5", "policy=rules", "policy.file=pbt.yaml")
     assert {op["by"] for op in done.ops} == {f"policy/rules/{rule}" for rule in ("exploit", "explore", "done")}
     state = {number: (run["state"], run["chunk"], run["parent"], run["overrides"]) for number, run in done.runs.items()}

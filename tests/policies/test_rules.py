@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from rfflow.config.spec import Objective
 from rfflow.control.ops import Clone
 from rfflow.errors import ConfigError
 from rfflow.policies import Rules, RunView, Scene
 from rfflow.policies.simulation import Curve, simulate
-from rfflow.spec import Objective
 from tests.policies.curves import NAN, curves
 
 

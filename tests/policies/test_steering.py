@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 
-from rfflow.admission import is_of_the_experiment
+from rfflow.config.spec import ControlSpec, ExperimentSpec
+from rfflow.control.admission import is_of_the_experiment
 from rfflow.control.ops import Resume, Stop
 from rfflow.control.selection import Numbers, Ranked
-from rfflow.engine import Engine
+from rfflow.engine.engine import Engine
 from rfflow.errors import ConfigError
 from rfflow.policies import Decision, Scene
-from rfflow.runs import Callback, Experiment, ExperimentPaths, Run, RunState
-from rfflow.spec import ControlSpec, ExperimentSpec
-from tests.tiny import run_spec
-from tests.toy import ToyComposer, put, quick_inbox, toy_engine, toy_spec  # noqa: F401
+from rfflow.runs.experiment import Callback, Experiment
+from rfflow.runs.paths import ExperimentPaths
+from rfflow.runs.run import Run, RunState
+from tests.support.tiny import run_spec
+from tests.support.toy import ToyComposer, put, quick_inbox, toy_engine, toy_spec  # noqa: F401
 
 HALVING = {"_target_": "rfflow.policies.Halving", "dry_run": False}
 Policy = Mapping[str, Any]
@@ -79,7 +81,7 @@ def test_clones_of_a_policy_are_the_experiments_own(tmp_path: Path, monkeypatch:
             asked.append(is_of_the_experiment())
             return super().compose_clone(parent, overrides, number, directory)
 
-    monkeypatch.setattr("tests.toy.ToyComposer", Composer)
+    monkeypatch.setattr("tests.support.toy.ToyComposer", Composer)
     rule = {"name": "more", "at_chunk": 1, "do": "clone", "select": {"best": 1}, "overrides": ["lr=2"], "times": 1}
     engine = engine_with(tmp_path, {"_target_": "rfflow.policies.Rules", "rules": [rule]}, runs=1)
     engine.experiment.paths.control.mkdir()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rfflow.pilot import make_policy
-from rfflow.spec import Objective
-from tests.test_cli import Shell, rfflow  # noqa: F401
+from rfflow.config.spec import Objective
+from rfflow.policies.runner import make_policy
+from tests.launch.test_cli import Shell, rfflow  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 

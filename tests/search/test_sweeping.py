@@ -25,18 +25,20 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 from werkzeug.test import Client as WsgiClient
 
-from rfflow import launcher
-from rfflow.__main__ import CONF
-from rfflow.engine import Engine
+from rfflow.checkpointing.experiment_file import read
+from rfflow.config.files import CONF
+from rfflow.config.spec import ExperimentSpec, Objective, RunSpec
+from rfflow.engine.engine import Engine
 from rfflow.errors import ConfigError, EngineError
-from rfflow.runs import Callback, Experiment, Run
-from rfflow.saved import read
+from rfflow.launch import start
+from rfflow.runs.experiment import Callback, Experiment
+from rfflow.runs.run import Run
+from rfflow.search.samplers import SearchSpec
 from rfflow.search.space import read_space
-from rfflow.search.study import Search, SearchSpec
-from rfflow.spec import ExperimentSpec, Objective, RunSpec
+from rfflow.search.study import Search
 from rfflow.tracking.runs_csv import RunsTable
-from rfflow.training.checkpoint import SafetensorsIO
-from tests.toy import Dies, ToyTrainee, put, settle_at_once, toy_spec, write_at_once
+from rfflow.worker.models.safetensors_io import SafetensorsIO
+from tests.support.toy import Dies, ToyTrainee, put, settle_at_once, toy_spec, write_at_once
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 
@@ -241,7 +243,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Order, list[
             made.append(Engine(spec, paths, fabric, composer, make_trainee=ToyTrainee))
             return made[-1]
 
-        monkeypatch.setattr(launcher, "make_engine", make)
+        monkeypatch.setattr(start, "make_engine", make)
         return order, made
 
     settle_at_once(monkeypatch)
@@ -288,7 +290,7 @@ def test_a_search_goes_on_where_its_process_was_killed(
         app.sweep(PARABOLA, "y=choice(2,6)", task=run_of)
     before, trained = len(app.trials), list(order.seen)
     assert 3 < before < 7
-    monkeypatch.setattr("rfflow.resuming._requested", tmp_path / "out")
+    monkeypatch.setattr("rfflow.launch.resume._requested", tmp_path / "out")
     order, made = engines()
     app.sweep(PARABOLA, "y=choice(2,6)", task=run_of)
     runs = made[-1].experiment.runs
@@ -338,7 +340,7 @@ def test_a_search_that_was_killed_asks_for_what_it_would_have_asked_for(
     for at in copies.at:
         app = App(tmp_path / f"killed-{at}", **search)
         assert len(app.trials) < len(whole.trials)
-        monkeypatch.setattr("rfflow.resuming._requested", app.folder / "out")
+        monkeypatch.setattr("rfflow.launch.resume._requested", app.folder / "out")
         engines(policy, extra=[RunsTable()])
         app.sweep(*space, task=run_of)
         assert told(app) == told(whole), at
@@ -416,7 +418,7 @@ def test_a_policy_goes_on_where_the_process_was_killed(
         if extra:
             with pytest.raises(EngineError):
                 app.sweep(PARABOLA, "y=4", task=run_of)
-            monkeypatch.setattr("rfflow.resuming._requested", tmp_path / folder / "out")
+            monkeypatch.setattr("rfflow.launch.resume._requested", tmp_path / folder / "out")
         _, made = engines(policy)
         if extra or not states:
             app.sweep(PARABOLA, "y=4", task=run_of)

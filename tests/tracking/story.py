@@ -9,8 +9,11 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from rfflow.runs import ChunkPlan, ChunkResult, Experiment, ExperimentPaths, Run, RunState
-from rfflow.spec import DatasetSpec, ExperimentSpec, ModelSpec, Objective, RunSpec, TrainerSpec
+from rfflow.config.spec import DatasetSpec, ExperimentSpec, ModelSpec, Objective, RunSpec, TrainerSpec
+from rfflow.runs.chunks import ChunkPlan, ChunkResult
+from rfflow.runs.experiment import Experiment
+from rfflow.runs.paths import ExperimentPaths
+from rfflow.runs.run import Run, RunState
 
 EPOCH = 1_700_000_000.0
 PLAN = ChunkPlan(ends=(2, 4, 6, 8), per_epoch=4)

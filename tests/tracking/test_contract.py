@@ -16,12 +16,12 @@ import pytest
 from hydra.utils import instantiate
 from rich.console import Console
 
-from rfflow.runs import Callback, Experiment
+from rfflow.runs.experiment import Callback, Experiment
 from rfflow.tracking.table import LiveTable
 from tests.tracking.story import FOUR, Story, add_run, make_experiment, tell_whole
 
 TARGETS = {
-    "tensorboard": "rfflow.tracking.tensorboard.TensorBoardLogger",
+    "tensorboard": "rfflow.loggers.tensorboard.TensorBoardLogger",
     "table": "rfflow.tracking.table.LiveTable",
     "runs_csv": "rfflow.tracking.runs_csv.RunsTable",
     "metrics_log": "rfflow.tracking.metrics_log.MetricsLog",

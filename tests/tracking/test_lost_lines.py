@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from rfflow import resuming
-from rfflow.runs import ExperimentPaths, Run
-from rfflow.spec import CheckpointSpec
+from rfflow.config.spec import CheckpointSpec
+from rfflow.engine import restoring
+from rfflow.runs.paths import ExperimentPaths
+from rfflow.runs.run import Run
 from rfflow.tracking.metrics_log import MetricsLog
-from tests.test_resuming import experiment, outcome, play
-from tests.toy import Dies, toy_engine, toy_spec
+from tests.engine.test_restoring import experiment, outcome, play
+from tests.support.toy import Dies, toy_engine, toy_spec
 
 
 def lines_of(run: Run) -> list[dict[str, Any]]:
@@ -93,5 +94,5 @@ def test_a_log_that_is_gone_altogether_and_one_of_a_run_that_has_ended(
 def test_lines_that_are_all_there_are_left_alone(tmp_path: Path) -> None:
     paths = killed(tmp_path / "x", knows=True)
     before = paths.run(0).metrics.stat().st_ino
-    lines = resuming.rewind_log(paths.run(0).metrics, 6)
+    lines = restoring.rewind_log(paths.run(0).metrics, 6)
     assert lines is not None and len(lines) == 3 and paths.run(0).metrics.stat().st_ino == before

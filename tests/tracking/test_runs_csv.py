@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas
 import pytest
 
-from rfflow.runs import Run, RunState
-from rfflow.spec import Objective
+from rfflow.config.spec import Objective
+from rfflow.runs.run import Run, RunState
 from rfflow.tracking.runs_csv import COLUMNS, RunsTable, newest_checkpoint
 from tests.tracking.story import FOUR, Story, make_experiment, tell_whole
 

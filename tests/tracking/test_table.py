@@ -14,10 +14,11 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from rfflow.runs import Experiment, RunState
-from rfflow.spec import Objective
-from rfflow.streams import announce
+from rfflow.config.spec import Objective
+from rfflow.runs.experiment import Experiment
+from rfflow.runs.run import RunState
 from rfflow.tracking.layout import duration, live_table, ranking
+from rfflow.tracking.streams import announce
 from rfflow.tracking.table import LiveTable, _Screen
 from tests.tracking.story import FOUR, Story, make_experiment, tell_whole
 

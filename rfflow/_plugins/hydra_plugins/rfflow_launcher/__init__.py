@@ -26,8 +26,8 @@ class RfflowLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Look at the sweep's directory: any sweeper calls this before it writes there."""
-        from rfflow.launcher import Sweep
-        from rfflow.process import settle
+        from rfflow.launch.process import settle
+        from rfflow.launch.sweep import Sweep
 
         settle()
         self._sweep = Sweep(hydra_context, task_function, config)
@@ -44,7 +44,7 @@ class RunDirectory(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """End the program where the directory holds an experiment that nobody asked to go on with."""
-        from rfflow.launcher import check_directory
+        from rfflow.launch.start import check_directory
 
         if (said := check_directory(config)) is not None:
             sys.stderr.write(f"{said}\n")

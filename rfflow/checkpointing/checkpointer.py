@@ -1,0 +1,350 @@
+"""Keeps an experiment safe while it runs: a checkpoint of every run, and ``experiment.json`` over all of them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from rfflow.checkpointing import experiment_file, provenance
+from rfflow.checkpointing.checkpoints import Checkpoint, Checkpoints, Draft, sync
+from rfflow.checkpointing.disk import Told
+from rfflow.checkpointing.experiment_file import Answer, SavedExperiment, SavedRun
+from rfflow.checkpointing.owner import Owner, checksum, read_label
+from rfflow.checkpointing.starting import Command
+from rfflow.checkpointing.writer import Writer
+from rfflow.confidential import digest, without_secrets
+from rfflow.control.journal import Past
+from rfflow.runs.experiment import Experiment
+from rfflow.runs.run import Run, RunState
+
+log = logging.getLogger(__name__)
+
+ENDED = (RunState.COMPLETED, RunState.FAILED, RunState.DELETED)
+
+
+class Suspended(Protocol):
+    """A run that stands still."""
+
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """Write what is small and return what writes the rest, from any thread."""
+        ...
+
+
+class Keeper:
+    """Writes what it takes to go on after a crash, and reads it back.
+
+    Whatever cannot be written ends the experiment with an :class:`EngineError`: what is trained unsaved would be lost.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        job_of: Callable[[int], tuple[str, ...] | None],
+        command: Command | None = None,
+    ):
+        """Write nothing yet.
+
+        Args:
+            experiment: whose runs are kept.
+            job_of: returns the overrides of a run's Hydra job.
+            command: what started it, where a command line did.
+        """
+        self._experiment = experiment
+        self._spec = experiment.spec.checkpoint
+        self._job_of = job_of
+        self._writer = Writer()
+        self._drafts: dict[int, tuple[Draft, Callable[[], None]]] = {}
+        self._saved_step: dict[int, int] = {}
+        """The step of each run's last checkpoint, written or on its way."""
+        self._ended: dict[int, str] = {}
+        """How runs that have ended stand in the file; they do not change any more."""
+        self._warm: dict[int, int | None] = {}
+        """Clones that began with their parents' weights, and the steps at which those had them."""
+        self._reached: dict[int, int] = {}
+        """The chunks that each run has done, in this process or the one before."""
+        self._last_answer: Answer | None = None
+        self.imagined: Sequence[tuple[int, Past]] = ()
+        """What a policy would have done in a dry run."""
+        self._is_first = True
+        self._versions = provenance.versions()
+        self._program = provenance.program()
+        self._command = command
+        self._configs: dict[int, tuple[str, dict[str, str]]] = {}
+        """Each run's configuration as it stands in the file, and the digests of what is not shown of it."""
+        self.data: Mapping[str, str] = {}
+        """Fingerprints of the rows."""
+
+    # --- while training -----------------------------------------------------------------------------------------------
+
+    def wait(self, run: Run) -> None:
+        """Wait until the run's checkpoint is written, before anything of it changes or moves."""
+        with self._told(f"the checkpoint of run {run.number}"):
+            self._writer.wait(run.number)
+
+    def check(self) -> None:
+        """Raise what went wrong in the background."""
+        with self._told("a checkpoint"):
+            self._writer.check()
+
+    def draft(self, run: Run, trainee: Suspended) -> bool:
+        """Begin the checkpoint of a run that has come to a boundary, if one is due; :meth:`commit` ends it.
+
+        Between the two everybody hears of the boundary: what they have written must not be older than the checkpoint.
+        """
+        is_due = self._spec.every is not None and len(run.chunks) % self._spec.every == 0
+        if is_due:
+            self._draft(run, trainee)
+        return is_due
+
+    def commit(self, run: Run) -> bool:
+        """Write the checkpoint that was begun, while other runs train; return whether one was."""
+        if run.number not in self._drafts:
+            return False
+        draft, write = self._drafts.pop(run.number)
+        progress = experiment_file.progress_of(run)
+        checkpoints, keep = self._checkpoints(run), self._keep(run, draft.step)
+        self._saved_step[run.number] = draft.step
+
+        def finish() -> None:
+            try:
+                write()
+                if run.paths.metrics.exists():
+                    sync(run.paths.metrics)  # who goes on from the checkpoint will not log it again
+                checkpoints.seal(draft, progress)
+            except BaseException:
+                checkpoints.discard(draft)
+                raise
+            checkpoints.keep_only(keep)
+
+        self._writer.submit(run.number, finish)
+        return True
+
+    def is_saved(self, run: Run) -> bool:
+        """Whether there is a checkpoint of the run as it stands, or none is wanted."""
+        return self._spec.every is None or run.step in (0, self._saved_step.get(run.number))
+
+    def is_behind(self, run: Run) -> bool:
+        """Whether the run was further before the process ended that it goes on from."""
+        return len(run.chunks) < self._reached.get(run.number, 0)
+
+    def wait_for_all(self) -> None:
+        """Wait until everything is written."""
+        with self._told("a checkpoint"):
+            self._writer.wait_for_all()
+
+    def checkpoint_now(self, run: Run, trainee: Suspended) -> None:
+        """Write the checkpoint of a run as it stands, unless there is one, and wait for it."""
+        self.wait(run)
+        if self.is_saved(run):
+            return
+        self._draft(run, trainee)
+        self.commit(run)
+        self.wait(run)
+
+    def go_on(self, before: SavedExperiment) -> None:
+        """Take over what an earlier process had answered."""
+        self._last_answer, self._is_first, self.imagined = before.answer, False, before.imagined
+
+    def write(self, ahead: Callable[[int], float], answer: Answer | None = None, *, is_finished: bool = False) -> None:
+        """Write ``experiment.json``.
+
+        Args:
+            ahead: how much of its fair share a run has used, less the chunks it has done.
+            answer: an op file whose ops are in the runs' states, and for good once this returns.
+            is_finished: whether nothing is left to do.
+        """
+        if self._spec.every is None:
+            return
+        self._last_answer = answer or self._last_answer
+        runs = []
+        for run in self._experiment.runs:
+            record = self._record(run, ahead(run.number))
+            if run.state in ENDED and run.number not in self._ended:
+                self._ended[run.number] = experiment_file.run_text(record)
+            elif run.state is RunState.DELETED:
+                self._ended[run.number] = experiment_file.run_text(record)  # it may have ended in another way before
+            runs.append(record)
+        state = SavedExperiment(
+            name=self._experiment.spec.name,
+            started=self._experiment.started,
+            objective=self._experiment.spec.objective,
+            id=self._experiment.id,
+            runs=tuple(runs),
+            answer=self._last_answer,
+            data=self.data,
+            versions=self._versions,
+            is_finished=is_finished,
+            imagined=tuple(self.imagined),
+            program=self._program,
+            command=self._command,
+        )
+        with self._told("experiment.json"):
+            experiment_file.write(self._experiment.paths.state, state, self._ended, is_first=self._is_first)
+        self._is_first = False
+
+    def ended(self, run: Run) -> None:
+        """Remove the checkpoints that nobody needs of a run that has completed; call it behind :meth:`write`."""
+        if self._spec.every is None:
+            return
+        self.wait(run)
+        keep = self._spec.keep
+        checkpoints = self._checkpoints(run)
+        steps = {step for step in (self._best_step(run, checkpoints.steps()),) if "best" in keep and step is not None}
+        if "last" in keep:
+            steps.update(checkpoints.steps()[:1])
+        with self._told(f"the checkpoints of run {run.number}"):
+            checkpoints.keep_only(steps)
+        if "final" not in keep:
+            shutil.rmtree(run.paths.final, ignore_errors=True)
+
+    def started_warm(self, run: Run) -> None:
+        """Remember that a clone began with its parent's weights."""
+        self._warm[run.number] = (read_label(run.paths.start) or {}).get("step")
+
+    def close(self) -> None:
+        """End the thread that writes; what goes wrong now is only logged."""
+        try:
+            self._writer.wait_for_all()
+        except Exception:
+            log.exception("A checkpoint could not be written")
+        self._writer.close()
+        self._writer = Writer()
+
+    # --- after a crash ------------------------------------------------------------------------------------------------
+
+    def restore(self, run: Run, record: SavedRun) -> Path | None:
+        """Give a run its past back; return the checkpoint to go on from, if it has one and is not over."""
+        run.parent, run.first_chunk, run.state = record.parent, record.first_chunk, record.state
+        self._reached[run.number] = record.done
+        # What its checkpoints were written with: a variable of the environment may have another value now.
+        self._configs[run.number] = record.config, dict(record.digests)
+        if record.is_warm:
+            self._warm[run.number] = record.start_step
+        if record.state in ENDED:
+            run.chunks, run.metrics, run.plan = list(record.chunks), dict(record.metrics), record.plan
+            run.logs = record.logs
+            run.step = run.chunks[-1].step if run.chunks else 0
+            run.error = None if record.error is None else _past_error(*record.error)
+            self.check_weights(run)
+            return None
+        self._check_start(run, record)
+        checkpoints = self._checkpoints(run)
+        checkpoints.clean()
+        newest = checkpoints.newest()
+        if newest is None:
+            run.state = RunState.STOPPED if record.state is RunState.STOPPED else RunState.QUEUED
+            run.paths.weights.unlink(missing_ok=True)  # of a boundary that the run will come to once more
+            return None
+        self._take_over(run, newest)
+        if run.chunks and run.step != run.chunks[-1].step:  # else they are written anew; they may be ahead of it
+            self._check_weights(run, set())
+        return newest.path
+
+    def owner(self, run: Run) -> Owner:
+        """Return what the files of a run say of whose they are."""
+        return Owner(self._experiment.id, run.number, checksum(self._config(run)[0]))
+
+    def check_weights(self, run: Run) -> None:
+        """Check that the weights of a run's last boundary, where there are any, are its own.
+
+        Raises:
+            ForeignFile: if they are another run's.
+        """
+        self._check_weights(run, {chunk.step for chunk in run.chunks})
+
+    def _check_weights(self, run: Run, steps: set[int]) -> None:
+        if run.paths.weights.is_file():
+            self.owner(run).check(run.paths.weights, read_label(run.paths.weights), steps)
+
+    def _check_start(self, run: Run, record: SavedRun) -> None:
+        if record.is_warm and record.start_step is not None and record.parent is not None:
+            label = read_label(run.paths.start)
+            # The parent may not be there yet; its number and its step say enough.
+            parent = Owner(self._experiment.id, record.parent, (label or {}).get("config", ""))
+            parent.check(run.paths.start, label, {record.start_step})
+
+    def newest(self, run: Run) -> Checkpoint | None:
+        """Return the last checkpoint of a run that is whole."""
+        self.wait(run)
+        return self._checkpoints(run).newest()
+
+    def _take_over(self, run: Run, checkpoint: Checkpoint) -> None:
+        run.chunks = experiment_file.chunks_from(checkpoint.progress["chunks"])
+        run.metrics = dict(checkpoint.progress["metrics"])
+        run.logged_at = dict(checkpoint.progress.get("logged_at", {}))
+        run.logs = checkpoint.progress.get("logs", 0)
+        run.step = checkpoint.step
+        self._saved_step[run.number] = checkpoint.step
+        if run.state is RunState.QUEUED:  # it was stopped and resumed before it got the device again
+            run.state = RunState.RUNNING
+
+    # --- details ------------------------------------------------------------------------------------------------------
+
+    def _draft(self, run: Run, trainee: Suspended) -> None:
+        with self._told(f"the checkpoint of run {run.number}"):
+            checkpoints = self._checkpoints(run)
+            draft = checkpoints.begin(run.step)
+            try:
+                self._drafts[run.number] = (draft, trainee.snapshot(draft.folder))
+            except BaseException:
+                checkpoints.discard(draft)  # a full disk needs the room
+                raise
+
+    def _checkpoints(self, run: Run) -> Checkpoints:
+        return Checkpoints(run.paths.checkpoints, self.owner(run))
+
+    def _keep(self, run: Run, newest: int) -> set[int]:
+        """The new one, the one before in case it gets damaged, and the best so far if that is asked for."""
+        steps = [newest, *(step for step in self._checkpoints(run).steps() if step < newest)]
+        keep = set(steps[:2])
+        best = self._best_step(run, steps)
+        if "best" in self._spec.keep and best is not None:
+            keep.add(best)
+        return keep
+
+    def _best_step(self, run: Run, steps: list[int]) -> int | None:
+        objective = self._experiment.spec.objective
+        there = [chunk for chunk in run.chunks if chunk.step in steps and objective.value(chunk.metrics) is not None]
+        return min(there, key=lambda chunk: objective.sort_key(chunk.metrics)).step if there else None
+
+    def _record(self, run: Run, ahead: float) -> SavedRun:
+        has_ended = run.state in ENDED
+        config, digests = self._config(run)
+        self._reached[run.number] = max(len(run.chunks), self._reached.get(run.number, 0))
+        return SavedRun(
+            number=run.number,
+            state=run.state,
+            overrides=tuple(run.overrides),
+            job=self._job_of(run.number),
+            directory=self._experiment.paths.relative(run.paths),
+            parent=run.parent,
+            first_chunk=run.first_chunk,
+            is_warm=run.number in self._warm,
+            start_step=self._warm.get(run.number),
+            done=self._reached[run.number],
+            ahead=ahead,
+            config=config,
+            digests=digests,
+            error=None if run.error is None else (type(run.error).__name__, without_secrets(str(run.error))),
+            chunks=tuple(run.chunks) if has_ended else (),
+            metrics=dict(run.metrics) if has_ended else {},
+            logs=run.logs if has_ended else 0,
+            plan=run.plan if has_ended else None,
+        )
+
+    def _config(self, run: Run) -> tuple[str, dict[str, str]]:
+        if run.number not in self._configs:
+            digests = {key: digest(value) for key, value in run.spec.hidden.items()}
+            self._configs[run.number] = experiment_file.config_text(run.spec.config), digests
+        return self._configs[run.number]
+
+    def _told(self, what: str) -> Told:
+        return Told(what, self._experiment.paths.root)
+
+
+def _past_error(kind: str, message: str) -> Exception:
+    """Make an exception that reads as the one of a process that is gone."""
+    return type(kind, (Exception,), {})(message)

@@ -1,0 +1,123 @@
+"""The Fabric of an experiment: it finds the device, saves and loads, and carries loggers and callbacks."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
+
+from rfflow.config.spec import ExperimentSpec, Node
+from rfflow.config.targets import check_node, import_object
+from rfflow.errors import ConfigError, EngineError
+from rfflow.worker.models.safetensors_io import SafetensorsIO
+
+log = logging.getLogger(__name__)
+
+
+def make_fabric(spec: ExperimentSpec) -> Fabric:
+    """Make the Fabric that finds the device, saves and loads, and carries loggers and callbacks.
+
+    Loggers that have hooks (``on_chunk_end``, ...) hear them too.
+
+    Raises:
+        ConfigError: if a logger or callback cannot be made, or the device is not there.
+    """
+    loggers = [_instantiate(node, f"loggers.{name}") for name, node in spec.loggers.items()]
+    callbacks = [_instantiate(node, f"callbacks.{name}") for name, node in spec.callbacks.items()]
+    hearing = [logger for logger in loggers if any(name.startswith("on_") for name in dir(logger))]
+    # Not left to be found out: under torchrun, SLURM and others Fabric would count on processes that there are not.
+    alone = LightningEnvironment()
+    alone.set_global_rank(0)
+    try:
+        return Fabric(
+            accelerator=spec.accelerator,
+            devices=1,
+            plugins=[SafetensorsIO(), alone],
+            loggers=loggers,
+            callbacks=[*hearing, *callbacks],
+        )
+    except (ValueError, RuntimeError) as error:  # Lightning's MisconfigurationException among them
+        raise ConfigError(f"engine.accelerator is {spec.accelerator!r}: {error}") from error
+
+
+def _instantiate(node: Node, where: str) -> Any:
+    import_object(str(node.get("_target_")), f"{where}._target_")  # for its better message
+    check_node(node, where)
+    try:
+        return instantiate(dict(node), _convert_="all")
+    except InstantiationException as error:
+        raise ConfigError(f"{where}: cannot make {node.get('_target_')!r}: {error.__cause__ or error}") from error
+
+
+class Audience:
+    """Everybody who hears of an experiment. Whoever fails costs a warning: the others hear, and training goes on.
+
+    Only what is meant to end the experiment does: an :class:`~rfflow.errors.EngineError`.
+    """
+
+    def __init__(self, fabric: Fabric):
+        """Tell nobody yet.
+
+        Args:
+            fabric: carries the callbacks and loggers.
+        """
+        self._fabric = fabric
+        self._failures: Counter[tuple[str, str]] = Counter()
+        """How often each has failed in each hook."""
+
+    def call(self, hook: str, **kwargs: Any) -> None:
+        """Call a hook of every callback, as ``Fabric.call`` does, with the arguments that it names."""
+        for callback in self._fabric._callbacks:
+            with self._warned(callback, hook):
+                if callable(method := getattr(callback, hook, None)):
+                    method(**self._fabric._filter_kwargs_for_callback(method, kwargs))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Give metrics to every logger."""
+        for logger in self._fabric.loggers:
+            with self._warned(logger, "log_metrics"):
+                logger.log_metrics(metrics=dict(metrics), step=step)
+
+    def save(self) -> None:
+        """Let every logger write what it holds."""
+        for logger in self._fabric.loggers:
+            with self._warned(logger, "save"):
+                logger.save()
+
+    def sum_up(self) -> None:
+        """Say once more, at the end, who has failed: the first time may be days ago."""
+        for who in dict.fromkeys(name for name, _ in self._failures):
+            hooks = {hook: times for (name, hook), times in self._failures.items() if name == who}
+            if (times := sum(hooks.values())) > 1:
+                log.warning("%s failed %d times, in %s", who, times, ", ".join(hooks))
+        self._failures.clear()
+
+    @contextlib.contextmanager
+    def _warned(self, hearer: object, hook: str) -> Iterator[None]:
+        try:
+            yield
+        except EngineError:
+            raise
+        except Exception as error:
+            name = type(hearer).__name__
+            self._failures[name, hook] += 1
+            if self._failures[name, hook] == 1:
+                # What a disk or a terminal says needs no trace; a mistake in somebody's code does.
+                trace = None if isinstance(error, OSError) else error
+                kind = type(error).__name__
+                log.warning("%s failed in %s, and all else goes on: %s: %s", name, hook, kind, error, exc_info=trace)
+
+
+def namespaced(run: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Name metrics as loggers get them: ``3/train/loss``, ``3/eval/loss``."""
+    return {
+        f"{run}/eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"{run}/train/{key}": value
+        for key, value in metrics.items()
+    }

@@ -1,0 +1,289 @@
+"""Ops on their way from the control directory to the runs: planned whole, applied in order, answered once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rfflow.checkpointing.experiment_file import Answer, SavedExperiment
+from rfflow.confidential import redacted
+from rfflow.control.admission import as_the_experiment
+from rfflow.control.filing import is_made_up
+from rfflow.control.inbox import Inbox
+from rfflow.control.items import Identity, Item
+from rfflow.control.journal import Entry, Journal
+from rfflow.control.ops import Clone, Op
+from rfflow.control.status import RunStatus, Status, StatusFile
+from rfflow.engine.planning import Plan, apply
+from rfflow.errors import OpError
+from rfflow.policies.runner import Imagined, Pilot, stamp
+from rfflow.policies.scene import Decision
+from rfflow.runs.run import Run
+
+if TYPE_CHECKING:
+    from rfflow.engine.engine import Engine
+
+
+log = logging.getLogger(__name__)
+
+_LAST_CALL = 2.0
+"""Seconds, at most, that the end of an experiment waits for a file that is still being written."""
+
+
+class Steering:
+    """Answers the ops of one experiment, at moments when every run is at a boundary of its own."""
+
+    def __init__(self, engine: Engine, before: SavedExperiment | None = None, imagined: Sequence[Imagined] = ()):
+        """Take the control directory.
+
+        Args:
+            engine: whose runs are steered.
+            before: what a process that is gone has left.
+            imagined: what :attr:`imagined` was when this was asked last, in this process or another.
+        """
+        spec, paths = engine.experiment.spec.control, engine.experiment.paths
+        self.directory = Path(spec.dir) if spec.dir else paths.control
+        self._engine = engine
+        self._idle_timeout = spec.idle_timeout
+        self._idle_until: float | None = None
+        self._is_idle = False
+        self._last_call: float | None = None
+        self._inbox = Inbox(self.directory, paths.root, polling=spec.polling) if spec.enabled else None
+        self._journal = Journal(paths.ops)
+        self._status = StatusFile(self.directory)
+        self._answered: dict[tuple[str, str], list[Entry]] = {}
+        """What a process that is gone has answered, by file and stamp."""
+        self._untold: list[Entry] = []
+        """What a process that is gone has applied, and not come to tell."""
+        self._unwritten: tuple[Entry, ...] = ()
+        """What should be in the journal and found no room there."""
+        self._looked_at: set[Identity] = set()
+        """Files that were looked at in the middle of this chunk."""
+        if before is not None:
+            self._go_on(before.answer)
+        node = engine.experiment.spec.policy
+        try:
+            self._pilot = Pilot(node, engine.experiment, self._journal.read(), imagined) if node else None
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def imagined(self) -> Sequence[Imagined]:
+        """What the policy would have done in a dry run."""
+        return () if self._pilot is None else self._pilot.imagined
+
+    @property
+    def read_metrics(self) -> Mapping[str, str]:
+        """The metrics that the policy reads by name, and what in it does."""
+        return {} if self._pilot is None else self._pilot.reads
+
+    def take_ops(self) -> None:
+        """Apply or refuse every op that has come, those of people before those of the policy."""
+        while self._untold:  # here every run is where it was when they were applied
+            entry = self._untold.pop(0)
+            self._tell([entry], _person(entry.file or "") if entry.by == "person" else entry.by)
+        for item in self._inbox.scan() if self._inbox is not None else ():
+            if self._was_answered(item):
+                continue
+            if self._answer(item):
+                self._is_idle, self._last_call = False, None
+        for decision in self._pilot.decide() if self._pilot is not None else ():
+            self._follow(decision)
+        self._engine.cloner.forget_early()
+        self._looked_at.clear()
+        self._write_status()
+
+    def look_ahead(self, training: Run) -> None:
+        """Make the clones that will be asked for when this chunk ends, as far as that can be known in its middle.
+
+        Nothing is answered by it, and nothing applied: :meth:`take_ops` will read the files again.
+        """
+        for item in self._inbox.peek(self._looked_at) if self._inbox is not None else ():
+            self._looked_at.add(item.identity)
+            is_new = (item.name, item.identity.stamp) not in self._answered
+            if is_new and any(isinstance(op, Clone) for op in item.ops):
+                with contextlib.suppress(OpError):  # the reason will be found again, and told
+                    Plan(self._engine, training).of(item.ops)
+
+    def is_awaited(self, run: Run) -> bool:
+        """Whether a stopped run waits for a person: one that the policy has stopped waits for nobody."""
+        return self._inbox is not None and (self._pilot is None or not self._pilot.stopped(run))
+
+    def wait(self) -> bool:
+        """Sleep until there may be an op; return False when ``control.idle_timeout`` has passed without one."""
+        if not self._is_idle:
+            self._is_idle = True
+            self._write_status()
+            self._engine.tell("on_wait", control=self.directory, timeout=self._idle_timeout)
+            self._idle_until = None if self._idle_timeout is None else time.monotonic() + self._idle_timeout
+        left = None if self._idle_until is None else self._idle_until - time.monotonic()
+        assert self._inbox is not None
+        if left is not None and left <= 0:
+            return self.wait_for_young_files()
+        self._inbox.wait(left)
+        return True
+
+    def wait_for_young_files(self) -> bool:
+        """Give a file that came in the last moment the time to be written; return whether there is one."""
+        if self._inbox is None or not self._inbox.has_young_files:
+            return False
+        if self._last_call is None:
+            self._last_call = time.monotonic() + _LAST_CALL
+        if time.monotonic() >= self._last_call:
+            return False
+        self._inbox.wait(_LAST_CALL)
+        return True
+
+    def close(self) -> None:
+        """Give the control directory back."""
+        self._is_idle = False
+        if self._unwritten:
+            self._write_journal()
+        self._write_status()
+        if self._inbox is not None:
+            self._inbox.close()
+
+    # --- one file -----------------------------------------------------------------------------------------------------
+
+    def _answer(self, item: Item) -> bool:
+        """Apply the ops of a file, or none of them; return whether they were applied."""
+        assert self._inbox is not None
+        try:
+            if item.error is not None:
+                raise item.error
+            steps = Plan(self._engine).of(item.ops)
+        except OpError as error:
+            reason = redacted(str(error))
+            self._note(Answer(item.name, item.identity.stamp, tuple(self._refusals(item, reason))))
+            self._inbox.reject(item, reason)
+            return False
+        entries = [
+            self._entry(item, step.op, step.run, "applied", detail, chunk) for step, detail, chunk in apply(steps)
+        ]
+        self._note(Answer(item.name, item.identity.stamp, tuple(entries)))
+        self._tell(entries, _person(item.name))
+        self._inbox.done(item, "\n".join(entry.detail for entry in entries))
+        return True
+
+    def _follow(self, decision: Decision) -> None:
+        """Apply an op of the policy as one of a person, or refuse it."""
+        assert self._pilot is not None
+        by, op = self._pilot.by(decision), decision.op
+        file, moment = f"({by})", f"{os.getpid()}:{time.time_ns()}"
+        try:
+            with as_the_experiment():
+                steps = Plan(self._engine).of([op])
+        except OpError as error:
+            if self._pilot.refuse(decision, str(error)):
+                log.warning("Refused an op of %s: %s", by, error)
+                entries = [Entry(op.verb, None, "refused", str(error), by, file, stamp(decision))]
+                self._note(Answer(file, stamp(decision), tuple(entries)))
+            return
+        entries = [
+            Entry(op.verb, step.run, "applied", f"{detail} {_sentence(decision.why)}", by, file, moment, chunk)
+            for step, detail, chunk in apply(steps)
+        ]
+        self._note(Answer(file, moment, tuple(entries)))
+        self._tell(entries, by)
+
+    def _tell(self, entries: Sequence[Entry], source: str) -> None:
+        for entry in entries:
+            assert entry.run is not None
+            run = self._engine.experiment.run(entry.run)
+            self._engine.tell("on_op", run=run, text=f"{entry.detail} ({source}, after chunk {entry.chunk})")
+
+    def _go_on(self, answer: Answer | None) -> None:
+        """Take over from a process that is gone: what it had answered is not answered again."""
+        entries = self._journal.read()
+        if answer is not None:
+            missing = [entry for entry in answer.entries if entry not in entries]
+            self._journal.append(*missing)
+            entries += missing
+            self._untold = [entry for entry in missing if entry.outcome == "applied"]
+        for entry in entries:
+            if entry.file is not None and entry.stamp is not None:
+                self._answered.setdefault((entry.file, entry.stamp), []).append(entry)
+
+    def _was_answered(self, item: Item) -> bool:
+        """File an item away that was answered by a process that died before it could do so."""
+        assert self._inbox is not None
+        entries = self._answered.pop((item.name, item.identity.stamp), None)
+        if entries is None:
+            return False
+        text = "\n".join(entry.detail for entry in entries)
+        if any(entry.outcome == "applied" for entry in entries):
+            self._inbox.done(item, text)
+        else:
+            self._inbox.reject(item, entries[0].detail)
+        return True
+
+    def _note(self, answer: Answer) -> None:
+        if self._pilot is not None:
+            self._pilot.note(answer.entries)
+        # First the experiment's own state: from here on the ops are applied, whatever happens. A process that goes on
+        # adds the lines that are missing, those among them that found no room before.
+        answer = replace(answer, entries=(*self._unwritten, *answer.entries))
+        self._engine.save(answer)
+        self._unwritten = answer.entries
+        self._write_journal()
+
+    def _write_journal(self) -> None:
+        try:
+            self._journal.append(*self._unwritten)
+        except OSError as error:  # a full disk must not end the training; the answer beside the file says the same
+            log.error("Cannot write %s: %s", self._journal.path, error)
+        else:
+            self._unwritten = ()
+
+    def _refusals(self, item: Item, reason: str) -> list[Entry]:
+        if not item.ops:
+            return [Entry("unknown", None, "refused", reason, file=item.name, stamp=item.identity.stamp)]
+        return [self._entry(item, op, None, "refused", reason) for op in item.ops]
+
+    def _entry(self, item: Item, op: Op, run: int | None, outcome: str, detail: str, chunk: int | None = None) -> Entry:
+        assert outcome in ("applied", "refused")
+        return Entry(
+            op.verb,
+            run,
+            "applied" if outcome == "applied" else "refused",
+            detail,
+            file=item.name,
+            stamp=item.identity.stamp,
+            chunk=chunk,
+        )
+
+    def _write_status(self) -> None:
+        if self._inbox is None:
+            return
+        experiment = self._engine.experiment
+        runs = tuple(_status(run) for run in experiment.runs)
+        self._status.write(Status(str(experiment.paths.root), runs, waiting=self._is_idle))
+
+
+def _person(file: str) -> str:
+    return "rfflow ctl" if is_made_up(file) else f"person, {file}"
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:].rstrip(".") + "."
+
+
+def _status(run: Run) -> RunStatus:
+    return RunStatus(
+        number=run.number,
+        state=run.state.value,
+        overrides=run.overrides,
+        chunk=len(run.chunks),
+        chunks=len(run.plan) if run.plan is not None else None,
+        step=run.step,
+        steps=run.plan.steps if run.plan is not None else None,
+        metrics=run.metrics,
+        parent=run.parent,
+    )

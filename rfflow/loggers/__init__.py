@@ -1,0 +1,1 @@
+"""Fabric loggers that conf/loggers chooses."""

@@ -1,0 +1,1 @@
+"""Runs, their chunks and places, and the experiment they belong to."""

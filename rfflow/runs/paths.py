@@ -1,0 +1,49 @@
+"""Where an experiment and its runs keep their files; the names are public."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class RunPaths:
+    """Where one run keeps its files."""
+
+    def __init__(self, root: Path):
+        # A run may have a working directory of its own (hydra.job.chdir) and writes from there.
+        self.root = root.absolute()
+        self.log = self.root / "run.log"
+        self.metrics = self.root / "metrics.jsonl"
+        self.checkpoints = self.root / "checkpoints"
+        self.final = self.checkpoints / "final"
+        """The trained adapter (or model), as ``save_pretrained`` writes it."""
+        self.weights = self.checkpoints / "last.safetensors"
+        """The trained weights at the last boundary; clones that start warm begin from them."""
+        self.start = self.checkpoints / "start.safetensors"
+        """Of a clone that started warm: the weights it began with, whatever becomes of its parent."""
+
+
+class ExperimentPaths:
+    """Where an experiment keeps its files; the names are public."""
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root)
+        self.runs_table = self.root / "runs.csv"
+        self.timeline = self.root / "timeline.json"
+        self.timeline_picture = self.root / "timeline.png"
+        self.tensorboard = self.root / "tb"
+        self.control = self.root / "control"
+        self.ops = self.root / "ops.jsonl"
+        self.state = self.root / "experiment.json"
+
+    def run(self, number: int) -> RunPaths:
+        """Return the paths of a run that lies where it lies by default."""
+        return RunPaths(self.root / "runs" / str(number))
+
+    def relative(self, paths: RunPaths) -> str:
+        """Return a run's directory as it stands in files: relative where it lies inside, so that all may be moved."""
+        root = self.root.absolute()
+        return str(paths.root.relative_to(root) if paths.root.is_relative_to(root) else paths.root)
+
+    def found(self, number: int | str, directory: str | None) -> RunPaths:
+        """Return the paths of a run whose directory stands in a file; a version before this one has left it out."""
+        return RunPaths(self.root / directory) if directory else self.run(int(number))

@@ -1,0 +1,136 @@
+"""Runs, their states, their results, and every file name of an experiment in one place."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+from rfflow.config.spec import RunSpec
+from rfflow.runs.chunks import ChunkPlan, ChunkResult
+from rfflow.runs.paths import RunPaths
+
+
+class RunState(enum.Enum):
+    """``queued -> running <-> stopped -> completed | failed | deleted``."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    DELETED = "deleted"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run will not train any more."""
+        return self in (RunState.COMPLETED, RunState.FAILED, RunState.DELETED)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the run still asks for the device."""
+        return self in (RunState.QUEUED, RunState.RUNNING)
+
+
+_LEGAL = {
+    RunState.QUEUED: {RunState.RUNNING, RunState.STOPPED, RunState.FAILED, RunState.DELETED},
+    RunState.RUNNING: {RunState.STOPPED, RunState.COMPLETED, RunState.FAILED, RunState.DELETED},
+    RunState.STOPPED: {RunState.QUEUED, RunState.RUNNING, RunState.FAILED, RunState.DELETED},
+    RunState.COMPLETED: {RunState.DELETED},
+    RunState.FAILED: {RunState.DELETED},
+    RunState.DELETED: set(),
+}
+
+
+class IllegalTransition(ValueError):
+    """A run was asked to go where its state does not lead."""
+
+
+class Run:
+    """One configuration, from Hydra job to trained adapter."""
+
+    def __init__(
+        self, number: int, spec: RunSpec, overrides: tuple[str, ...], paths: RunPaths, parent: int | None = None
+    ):
+        self.number = number
+        self.spec = spec
+        self.overrides = overrides
+        """Hydra overrides that set this run apart, for people to read."""
+        self.paths = paths
+        self.parent = parent
+        """The run this one was cloned from."""
+        self.first_chunk = 0
+        """The chunk of the epoch that comes first; not 0 for a clone that started warm."""
+        self.state = RunState.QUEUED
+        self.plan: ChunkPlan | None = None
+        """Known once the trainer has counted its steps."""
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        """What is known of the run as it stands, by the trainer's own names: see :meth:`note` and :meth:`reach`."""
+        self.logged_at: dict[str, int] = {}
+        """The step at which each of the metrics was logged."""
+        self.logs = 0
+        """How often it has logged."""
+        self.chunks: list[ChunkResult] = []
+        self.error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({self.number}, {self.state.value}, step {self.step})"
+
+    @property
+    def name(self) -> str:
+        """The name of the run's directories."""
+        return str(self.number)
+
+    @property
+    def label(self) -> str:
+        """The overrides as one line."""
+        return " ".join(self.overrides) or "(defaults)"
+
+    @property
+    def called(self) -> str:
+        """What a sentence begins with: the number, and the overrides where they do not hide what it says."""
+        return f"Run {self.number} ({self.label})" if len(self.label) <= 60 else f"Run {self.number}"
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the device so far."""
+        return sum(chunk.seconds for chunk in self.chunks)
+
+    def note(self, metrics: Mapping[str, float], step: int) -> None:
+        """Take in what was logged at a step. At step 0 nothing is trained: that says nothing of the configuration."""
+        if step > 0:
+            self.metrics.update(metrics)
+            self.logged_at.update(dict.fromkeys(metrics, step))
+
+    def reach(self, step: int, metrics: Mapping[str, float], running: Mapping[str, float] | None = None) -> None:
+        """Come to a boundary, and forget what is older: nobody shall be ranked by it.
+
+        An evaluation is of the weights at one step, so it must be of this one; what a trainer logs of its steps must
+        be of the chunk that ends here.
+
+        Args:
+            step: optimizer steps done.
+            metrics: what the boundary has found.
+            running: what the trainer has counted since it logged last, for what it has not logged in the chunk.
+        """
+        began = self.chunks[-1].step if self.chunks else 0
+        current = {
+            name: value
+            for name, value in self.metrics.items()
+            if self.logged_at.get(name, 0) >= (step if name.startswith("eval_") else began + 1)
+        }
+        self.metrics = {**current, **{k: v for k, v in (running or {}).items() if k not in current}, **metrics}
+        self.logged_at = dict.fromkeys(self.metrics, step)
+
+    def move_to(self, state: RunState) -> None:
+        """Change state.
+
+        Raises:
+            IllegalTransition: if the state machine has no such step.
+        """
+        if state not in _LEGAL[self.state]:
+            allowed = ", ".join(sorted(s.value for s in _LEGAL[self.state])) or "nothing: it is final"
+            raise IllegalTransition(
+                f"Run {self.number} is {self.state.value} and cannot become {state.value}. Allowed: {allowed}."
+            )
+        self.state = state

@@ -1,0 +1,1 @@
+"""What fits where: estimates, moves between device, host and disk."""

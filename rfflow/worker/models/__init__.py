@@ -1,0 +1,1 @@
+"""Base models, tokenizers and heads, loaded once and shared."""

@@ -1,0 +1,1 @@
+"""Reward functions and models, loaded and tried before training."""

@@ -1,0 +1,82 @@
+"""What the runs on one device share: base models, data, memory."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+from lightning_fabric import Fabric
+from transformers import Trainer
+
+from rfflow.checkpointing.owner import SECTION, Owner
+from rfflow.confidential import redacted
+from rfflow.config.claims import Claims
+from rfflow.config.spec import DatasetSpec, MemorySpec, RunSpec, TrainerSpec
+from rfflow.runs.run import Run
+from rfflow.worker.data.rows import Data, fingerprint, load_data
+from rfflow.worker.memory.memory import Memory
+from rfflow.worker.models.bases import Bases
+from rfflow.worker.models.loading import load_base
+
+log = logging.getLogger(__name__)
+
+
+class Workshop:
+    """What runs are built from, and share: the device, base models and data, each loaded once."""
+
+    def __init__(self, fabric: Fabric, memory: MemorySpec, seed: int, owner_of: Callable[[Run], Owner] | None = None):
+        self.fabric = fabric
+        self._owner_of = owner_of
+        self._seed = seed
+        self.memory = Memory(fabric, memory)
+        self.bases = Bases(functools.partial(load_base, before=self.memory.require_base), fabric.to_device)
+        self.claims = Claims()
+        self._data: dict[str, Data] = {}
+        self._rows_of_apps: dict[int, str] = {}
+        """Fingerprints of the rows that apps have built trainers with, by run."""
+        self._fingerprints: dict[str, str] = {}
+        self._said: set[str] = set()
+
+    def data(self, spec: DatasetSpec, trainer: TrainerSpec) -> Data:
+        """Return the rows of ``spec`` for a trainer of that kind, reading them the first time they are asked for."""
+        key = f"{trainer.target} {spec.key}"
+        if key not in self._data:
+            self._data[key] = load_data(spec, self._seed, trainer)
+        return self._data[key]
+
+    def say(self, lines: Iterable[str]) -> None:
+        """Warn of something once, however many runs it holds for."""
+        for line in lines:
+            if line not in self._said:
+                self._said.add(line)
+                log.warning("%s", line)
+
+    def has_bases(self, spec: RunSpec) -> bool:
+        """Whether the models that a run of ours shares are loaded."""
+        return all(self.bases.has(model) for model in (spec.model, spec.trainer.ref_model) if model is not None)
+
+    def saving_weights(self, run: Run, weights: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+        """Return what writes the weights of a run as it stands to their file, which says whose they are."""
+        content: dict[str, Any] = {"weights": weights}
+        if self._owner_of is not None:
+            content[SECTION] = json.dumps(self._owner_of(run).label(run.step))
+        return functools.partial(self.fabric.save, run.paths.weights, content)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return a fingerprint of the rows of every data set that was read."""
+        rows = {f"of run {number}": rows for number, rows in self._rows_of_apps.items()}
+        return rows | {redacted(key): fingerprint(data) for key, data in self._data.items()}
+
+    def note_rows(self, number: int, trainer: Trainer) -> None:
+        """Take the fingerprint of rows that an app has read itself; of a stream there is none."""
+        rows = trainer.train_dataset
+        if isinstance(rows, Dataset):
+            known = rows._fingerprint  # runs that were built from the same rows in the same way are looked at once
+            if known not in self._fingerprints:
+                self._fingerprints[known] = fingerprint(Data(rows))
+            self._rows_of_apps[number] = self._fingerprints[known]

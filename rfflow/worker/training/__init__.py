@@ -1,0 +1,1 @@
+"""One run: an unmodified trainer inside a coroutine."""

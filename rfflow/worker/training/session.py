@@ -1,0 +1,284 @@
+"""A run as the engine handles it: its trainer's coroutine inside its context."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from rfflow.config.claims import check_alone, claims_of
+from rfflow.errors import ConfigError, RunFailed
+from rfflow.runs.events import Boundary, Pause, Ready, WarmStart
+from rfflow.runs.run import Run
+from rfflow.worker.data.checks import what_is_dropped
+from rfflow.worker.memory.offload import Holdings, own_tensors, trained_bytes
+from rfflow.worker.memory.sizes import Need, lora_bytes
+from rfflow.worker.models.bases import Base
+from rfflow.worker.shared import Workshop
+from rfflow.worker.training.answers import Generation, Generations
+from rfflow.worker.training.build import build_trainer, call_builder, refusals
+from rfflow.worker.training.clients import claims_of_trainer, end_clients
+from rfflow.worker.training.context import RunContext
+from rfflow.worker.training.coroutine import TrainerCoroutine
+from rfflow.worker.training.warm_start import all_finite, load_weights, start_at_chunk, trained_weights
+
+log = logging.getLogger(__name__)
+
+
+class Trainee:
+    """One run on its way from spec to adapter."""
+
+    def __init__(self, run: Run, workshop: Workshop, *, capture_output: bool = True, hydra: Any = None):
+        self.run = run
+        self.context = RunContext(workshop.fabric.device, run.paths.log, capture_output=capture_output, hydra=hydra)
+        self.holdings: Holdings | None = None
+        """What the run owns on the device; known once it is prepared."""
+        self._workshop = workshop
+        self._coroutine: TrainerCoroutine | None = None
+        self._measured = 0
+        """How many weights had a state in the optimizer when the holdings were last measured."""
+        self._unkept: dict[str, torch.Tensor] | None = None
+        """The weights of the last boundary until they are saved."""
+
+    def prepare(self, warm_start: WarmStart | None = None, checkpoint: Path | None = None) -> Ready:
+        """Build the trainer and take it to just before its first step.
+
+        Args:
+            warm_start: where the weights come from, and which chunk is the first.
+            checkpoint: where a run goes on from that has trained before.
+
+        Raises:
+            ConfigError: if the run cannot be built, naming it.
+            OpError: if the warm start does not fit.
+        """
+        spec = self.run.spec
+        try:
+            self._claim(spec.trainer.args.get)
+            build = self._plan()
+            with self._leaving_bases_alone(), self.context.active():
+                trainer = self.context.variables.run(build)
+                self._claim(lambda name: getattr(trainer.args, name, None))
+                if spec.build is not None:
+                    self._workshop.note_rows(self.run.number, trainer)
+                if warm_start is not None:
+                    self._warm(trainer, warm_start)
+                self._coroutine = TrainerCoroutine(
+                    trainer,
+                    spec.chunks,
+                    evaluate=spec.evaluate,
+                    finish=self._save,
+                    checkpoint=checkpoint,
+                    variables=self.context.variables,
+                )
+                if spec.generate is not None and spec.build is None:
+                    rows = self._workshop.data(spec.dataset, spec.trainer).eval
+                    kind: Any = Generations if isinstance(rows, dict) else Generation
+                    self._coroutine.generate = kind(spec.generate, rows, trainer.processing_class)
+                with refusals("The trainer cannot begin", ValueError, TypeError, LookupError):
+                    ready = self._coroutine.resume()
+                claims = self.context.variables.run(list, claims_of_trainer(trainer))
+                self._workshop.claims.take(self.run.number, claims)
+            self._hold(trainer)
+            if spec.build is None:  # here, where it goes to the terminal and not to the run's own log
+                self._workshop.say(what_is_dropped(trainer, self._workshop.data(spec.dataset, spec.trainer)))
+        except (ConfigError, RunFailed) as error:
+            raise ConfigError(f"{self.run.called}: {error}") from error
+        finally:
+            self._workshop.bases.part_tokenizers()
+        assert isinstance(ready, Ready)
+        if checkpoint is not None and self.run.chunks and self.run.step == self.run.chunks[-1].step:
+            self._unkept = trained_weights(trainer.model)
+        return ready
+
+    def resume(self) -> Pause:
+        """Train to the next pause.
+
+        Raises:
+            RunFailed: if the run has changed weights that it shares with others, which have them back now.
+            EngineError: if they could not be restored.
+        """
+        assert self._coroutine is not None and self.holdings is not None, "prepare() comes first"
+        with self._leaving_bases_alone(), self.context.active():
+            pause = self._coroutine.resume()
+        if isinstance(pause, Boundary):
+            optimizer = self._coroutine.trainer.optimizer
+            if optimizer is not None and len(optimizer.state) != self._measured:  # what it has made is there now
+                self._measured = len(optimizer.state)
+                self.holdings.measure()
+            self._unkept = trained_weights(self._coroutine.trainer.model)
+            if not all_finite(self._unkept):
+                self._unkept = None
+                pause = replace(pause, is_finite=False)
+        return pause
+
+    def load_weights(self, warm_start: WarmStart) -> None:
+        """Load weights once more, before the first step: the parent has trained on since the run was built."""
+        assert self._coroutine is not None, "prepare() comes first"
+        weights = self._workshop.fabric.load(warm_start.weights)["weights"]
+        load_weights(self._coroutine.trainer.model, weights, warm_start.parent)
+
+    def keep_weights(self) -> None:
+        """Save the weights of the boundary for clones that start warm, unless :meth:`snapshot` has seen to it.
+
+        They are wanted of a run that fails later or has left the device, too. Weights that are no numbers are not kept.
+        """
+        if self._unkept is not None:
+            weights, self._unkept = self._unkept, None
+            self._workshop.saving_weights(self.run, weights)()
+
+    def hurry(self) -> None:
+        """Make the trainer pause behind its current step, at the first place from which a resume is exact."""
+        if self._coroutine is not None:
+            self._coroutine.is_hurried = True
+
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """Write what is small of the suspended run to an empty folder, and return what writes its tensors.
+
+        What is returned may be called from another thread while the run stays suspended and its tensors in place. At a
+        boundary it does what :meth:`keep_weights` does, too.
+        """
+        assert self._coroutine is not None, "prepare() comes first"
+        with self.context.active():
+            write_tensors = self._coroutine.snapshot(folder, self._unkept)
+        weights, self._unkept = self._unkept, None
+        if weights is None:
+            return write_tensors
+
+        write_weights = self._workshop.saving_weights(self.run, weights)
+
+        def write() -> None:
+            write_tensors()
+            write_weights()
+
+        return write
+
+    def close(self) -> None:
+        """Let go of the trainer and what it holds."""
+        if self._coroutine is not None:
+            with self.context.active():
+                self._coroutine.close()
+                end_clients(self._coroutine.trainer)
+            self._coroutine = None
+        if self.holdings is not None:
+            self.holdings.forget()
+        self._workshop.claims.release(self.run.number, has_trained=self.run.step > 0)
+        self.context.close()
+
+    def _plan(self) -> Callable[[], Trainer]:
+        """Load what the run shares; return what builds its trainer."""
+        spec = self.run.spec
+        if spec.build is not None:
+            return functools.partial(call_builder, spec.build)
+        base, *references = self._bases()
+        data = self._workshop.data(spec.dataset, spec.trainer)
+        own = base.bytes if spec.peft is None else lora_bytes(spec.peft, base.model)
+        optim = str(spec.trainer.args.get("optim", "adamw"))
+        self._require(Need.of(own, own, optim))
+        device, reference = self._workshop.fabric.device, next(iter(references), None)
+        checkpoints = self.run.paths.checkpoints
+        return functools.partial(build_trainer, spec, base, data, checkpoints, device, reference)
+
+    def _claim(self, argument: Callable[[str], Any]) -> None:
+        """Check that nothing the run asks for is another's, or the whole process's."""
+        number, claims = self.run.number, self._workshop.claims
+        if self.run.spec.build is not None:  # what of ours cannot be read is answered when the trainer is built
+            check_alone(argument)
+        claims.take(number, claims_of(argument, self.context.cwd))
+        claims.agree(number, argument, self._workshop.fabric.device.type)
+
+    def _bases(self) -> list[Base]:
+        """Return the models that the run shares with others: its base, and the reference it compares with."""
+        spec = self.run.spec
+        names = [] if spec.build is not None else [spec.model, spec.trainer.ref_model]
+        return [self._workshop.bases.get(name) for name in names if name is not None]
+
+    @contextlib.contextmanager
+    def _leaving_bases_alone(self) -> Iterator[None]:
+        """Look, whatever becomes of the run, whether it has changed what it shares with others."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self._check_bases()
+            except RunFailed as changed:
+                log.warning("%s", changed)
+            raise
+        try:
+            self._check_bases()
+        except Exception:
+            shutil.rmtree(self.run.paths.final, ignore_errors=True)  # if that was its end: it is not to be trusted
+            raise
+
+    def _check_bases(self) -> None:
+        changes = []
+        for base in self._bases():
+            try:
+                base.check_untouched(f"Run {self.run.number}")
+            except RunFailed as changed:
+                changes.append(changed)
+        if changes:
+            raise changes[0]
+
+    def _warm(self, trainer: Trainer, warm_start: WarmStart) -> None:
+        weights = self._workshop.fabric.load(warm_start.weights)["weights"]
+        load_weights(trainer.model, weights, warm_start.parent)
+        start_at_chunk(trainer, warm_start.first_chunk, self.run.spec.chunks)
+
+    def _hold(self, trainer: Trainer) -> None:
+        """Count what the run owns, and what its first step will add."""
+        file = self.run.paths.root / ".suspended.safetensors"
+        holdings = Holdings(self._workshop.fabric, own_tensors(trainer, *(base.model for base in self._bases())), file)
+        own, trained = holdings.measure(), trained_bytes(trainer)
+        need = Need.of(own, trained, str(getattr(trainer.args.optim, "value", trainer.args.optim)))
+        if trainer.optimizer is not None and trainer.optimizer.state:  # it goes on, and has its state already
+            need = replace(need, optimizer=0)
+        self._require(need, there=own)
+        holdings.coming = need.optimizer
+        self.holdings = holdings
+
+    def _require(self, need: Need, there: int = 0) -> None:
+        """Refuse the run if it does not fit."""
+        spec, require = self.run.spec, self._workshop.memory.require
+        if spec.build is not None:
+            require(need, "Its trainer", there)
+        elif spec.peft is not None:
+            advice = "A smaller peft.r, fewer peft.target_modules or another trainer.args.optim needs less."
+            require(need, "Training its adapter", there, advice=advice)
+        else:
+            advice = "An adapter (peft=lora), model.dtype=bfloat16 or a smaller model needs less."
+            require(need, "Training every weight of the model", there, advice=advice)
+
+    def _save(self, trainer: Trainer) -> None:
+        # Written aside and renamed: whoever sees the folder sees all of it.
+        final = self.run.paths.final
+        aside = final.with_name(f".{final.name}.writing")
+        try:
+            with _without_token(trainer):
+                trainer.save_model(str(aside))
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
+            raise
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(aside, final)
+
+
+@contextlib.contextmanager
+def _without_token(trainer: Trainer) -> Iterator[None]:
+    """Keep ``hub_token`` out of ``training_args.bin``, which goes where the adapter goes."""
+    args = trainer.args
+    token = args.hub_token
+    if not args.push_to_hub:  # else saving is sending
+        args.hub_token = None
+    try:
+        yield
+    finally:
+        args.hub_token = token

@@ -1,0 +1,296 @@
+"""What TensorBoard reads from the directories that the logger writes."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard import context
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugin_util import markdown_to_safe_html
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+from tensorboard.util.tensor_util import make_ndarray
+
+from rfflow.config.spec import Objective
+from rfflow.loggers.tensorboard import TensorBoardLogger
+from rfflow.runs.experiment import Experiment
+from rfflow.runs.run import RunState
+from tests.tracking.story import FOUR, Story, add_run, make_experiment, tell_whole
+
+
+class Board:
+    """TensorBoard without its server: the same loader and the HParams plugin's own handlers."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._files = EventMultiplexer()
+        provider = MultiplexerDataProvider(self._files, str(root))
+        self._hparams = backend_context.Context(TBContext(data_provider=provider, logdir=str(root)))
+
+    def reload(self) -> Board:
+        """Look at the files again, as a running TensorBoard does every few seconds."""
+        self._files.AddRunsFromDirectory(str(self.root)).Reload()
+        return self
+
+    def runs(self) -> set[str]:
+        """Return the directories that hold events."""
+        return {*self._files.Runs()}
+
+    def columns(self) -> tuple[list[str], list[str]]:
+        """Return the HParams table's settings and metrics."""
+        ctx = context.RequestContext()
+        known = self._hparams.hparams_metadata(ctx, "")
+        answer = get_experiment.Handler(ctx, self._hparams, "", api_pb2.GetExperimentRequest()).run()
+        assert known
+        return [info.name for info in answer.hparam_infos], [info.name.tag for info in answer.metric_infos]
+
+    def rows(self) -> dict[str, Any]:
+        """Return the HParams table's rows: status, settings, metrics."""
+        statuses = [api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE, api_pb2.STATUS_RUNNING]
+        request = api_pb2.ListSessionGroupsRequest(slice_size=100, allowed_statuses=statuses)
+        answer = list_session_groups.Handler(context.RequestContext(), self._hparams, "", request).run()
+        return {
+            group.name: (
+                api_pb2.Status.Name(group.sessions[0].status).removeprefix("STATUS_"),
+                {key: getattr(value, value.WhichOneof("kind")) for key, value in group.hparams.items()},
+                {value.name.tag: value.value for value in group.sessions[0].metric_values},
+            )
+            for group in answer.session_groups
+        }
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    """Make four runs."""
+    return make_experiment(tmp_path, *FOUR)
+
+
+def _read(experiment: Experiment, run: int) -> EventAccumulator:
+    """Read as a running TensorBoard does, which drops what a resumed run repeats where others do not."""
+    return EventAccumulator(str(experiment.paths.tensorboard / str(run))).Reload()
+
+
+def _points(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, float(make_ndarray(event.tensor_proto))) for event in events.Tensors(tag)]
+
+
+def test_every_run_has_its_curves_against_the_step(experiment: Experiment) -> None:
+    """Training, evaluation and chunk, NaN and infinity included."""
+    tell_whole(experiment, TensorBoardLogger())
+    good, diverging, silent = (_read(experiment, number) for number in range(3))
+    assert _points(good, "train/loss") == [(2, 2), (4, 1), (6, 0.5), (8, pytest.approx(1 / 3))]
+    assert _points(good, "eval/loss")[:2] == [(2, 2.5), (4, 1.5)]
+    assert _points(good, "chunk") == [(2, 1), (4, 2), (6, 3), (8, 4)]
+    assert math.isnan(_points(diverging, "train/loss")[0][1])
+    assert _points(diverging, "eval/loss")[0][1] == math.inf
+    assert not any(tag.startswith(("train/", "eval/")) for tag in silent.Tags()["tensors"])
+
+
+def test_curves_can_be_seen_after_every_chunk(experiment: Experiment) -> None:
+    """Not only when the experiment has ended."""
+    logger = TensorBoardLogger()
+    story = Story(experiment, logger)
+    story.begin()
+    story.chunk(experiment.runs[0], {"loss": 2.0})
+    assert _points(_read(experiment, 0), "train/loss") == [(2, 2)]
+    logger.finalize("success")
+
+
+def test_the_configuration_is_shown_as_text(experiment: Experiment) -> None:
+    """As YAML in a block of code, so that underscores and stars stay what they are."""
+    tell_whole(experiment, TensorBoardLogger())
+    events = _read(experiment, 1)
+
+    def text(tag: str) -> str:
+        [event] = events.Tensors(f"{tag}/text_summary")
+        return markdown_to_safe_html(event.tensor_proto.string_val[0])
+
+    assert "<pre><code>lr: 0.1\ntrainer:\n  args:\n    learning_rate: 0.1" in text("config")
+    assert "target_modules:\n  - q_proj" in text("config")
+    assert text("overrides") == "<pre><code>lr=1e-1\npeft=lora_large\n</code></pre>"
+
+
+def test_the_hparams_table_has_every_run_from_the_start(experiment: Experiment) -> None:
+    """Its columns are what was overridden and what differs, without what only repeats it."""
+    story = Story(experiment, TensorBoardLogger())
+    story.begin()
+    board = Board(experiment.paths.tensorboard).reload()
+    assert board.columns() == (["lr", "peft", "peft.r", "trainer.args.max_steps"], [])
+    rows = board.rows()
+    assert [*rows] == ["0", "1", "2", "3"]
+    assert rows["1"][1]["lr"] == 0.1 and rows["1"][1]["peft"] == "lora_large" and rows["1"][1]["peft.r"] == 64
+    assert rows["3"][1]["lr"] == 2e-4 and rows["3"][1]["peft.use_dora"] is False
+
+
+def test_the_hparams_table_lives(experiment: Experiment) -> None:
+    """One TensorBoard that never restarts sees new metrics, ends, clones with new settings, and deletions."""
+    objective = Objective("accuracy", "maximize")
+    experiment.spec = type(experiment.spec)(name="sft", objective=objective)
+    board = Board(experiment.paths.tensorboard)
+    story = Story(experiment, TensorBoardLogger())
+    story.begin()
+    first, second, third, _ = experiment.runs
+    assert board.reload().columns()[1] == []
+
+    story.chunk(first, {"loss": 2.0, "eval_loss": 2.5, "eval_accuracy": 0.5, "accuracy": 0.25, "eval_runtime": 1.0})
+    assert board.reload().columns()[1] == ["train/accuracy", "eval/loss", "train/loss", "eval/accuracy", "eval/runtime"]
+    assert board.rows()["0"][2]["eval/accuracy"] == 0.5
+
+    story.chunk(second, {"loss": 3.0})
+    story.fail(second, RuntimeError("no"))
+    clone = add_run(experiment, ("peft.lora_alpha=32",), parent=0)
+    story.change(clone)
+    story.chunk(clone, {"loss": 1.0})
+    board.reload()
+    assert {*board.columns()[0]} == {
+        "lr",
+        "parent",
+        "peft",
+        "trainer.args.max_steps",
+        "peft.lora_alpha",
+        "peft.r",
+    }
+    assert {name: row[0] for name, row in board.rows().items()} == {
+        "0": "UNKNOWN",
+        "1": "FAILURE",
+        "2": "UNKNOWN",
+        "3": "UNKNOWN",
+        "4": "UNKNOWN",
+    }
+    assert board.rows()["4"][2] == {"train/loss": 1.0}
+
+    story.change(third, RunState.DELETED)
+    assert not (experiment.paths.tensorboard / "2").exists()
+    story.log(third, {"loss": 1.0}, step=2)
+    assert [*board.reload().rows()] == ["0", "1", "3", "4"]
+    story.complete(first)
+    story.end()
+    assert board.reload().rows()["0"][0] == "SUCCESS"
+    assert len(board.runs()) == 5, "one directory besides the runs'"
+
+
+def test_one_page_overlays_all_runs(experiment: Experiment) -> None:
+    """The losses and the learning rate, and first of all an objective that is none of them."""
+    experiment.spec = type(experiment.spec)(name="sft", objective=Objective("eval_accuracy", "maximize"))
+    tell_whole(experiment, TensorBoardLogger())
+    [shared] = experiment.paths.tensorboard.glob("experiment-*")
+    [event] = EventAccumulator(str(shared)).Reload().Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    charts = {chart.title: [*chart.multiline.tag] for chart in layout.category[0].chart}
+    assert charts == {
+        "eval_accuracy": ["^eval/accuracy$"],
+        "loss": ["^train/loss$"],
+        "eval_loss": ["^eval/loss$"],
+        "learning_rate": ["^train/learning_rate$"],
+    }
+    assert next(iter(charts)) == "eval_accuracy"
+
+
+def test_a_resumed_run_replaces_the_steps_it_repeats(experiment: Experiment) -> None:
+    """A process that died after the checkpoint leaves points that the next one logs again."""
+    run = experiment.runs[0]
+    story = Story(experiment, TensorBoardLogger())
+    story.begin()
+    story.chunk(run, {"loss": 2.0})
+    story.log(run, {"loss": 99.0}, step=3)
+    story.call("on_exception", error=KeyboardInterrupt())
+
+    run.step = 2  # where the checkpoint is
+    again = Story(experiment, TensorBoardLogger())
+    again.begin()
+    again.log(run, {"loss": 1.5}, step=3)
+    again.end()
+    assert _points(_read(experiment, 0), "train/loss") == [(2, 2), (3, 1.5)]
+
+
+def test_nothing_stands_twice_where_an_experiment_goes_on(experiment: Experiment) -> None:
+    """A run that has no checkpoint says its step 0 again, too; one that has does not show its settings again."""
+    first, second, *_ = experiment.runs
+    story = Story(experiment, TensorBoardLogger())
+    story.begin()
+    for run in (first, second):
+        story.log(run, {"eval_loss": 9.0}, step=0)
+        story.chunk(run, {"loss": 2.0, "reward": 1.0})
+    story.call("on_exception", error=KeyboardInterrupt())
+
+    columns = Board(experiment.paths.tensorboard).reload().columns()
+    second.step, second.chunks, second.metrics = 0, [], {}  # the kill came before its checkpoint was whole
+    again = Story(experiment, TensorBoardLogger())
+    again.begin()
+    assert Board(experiment.paths.tensorboard).reload().columns() == columns
+    again.log(second, {"eval_loss": 9.0}, step=0)
+    again.end()
+    for run in (0, 1):
+        assert _points(_read(experiment, run), "eval/loss") == [(0, 9)]
+        assert [event.step for event in _read(experiment, run).Tensors("config/text_summary")] == [0]
+    assert len(Board(experiment.paths.tensorboard).reload().rows()) == 4
+
+
+def test_metrics_of_no_run_are_kept(experiment: Experiment) -> None:
+    """A callback of the user's may log what belongs to the whole experiment."""
+    logger = TensorBoardLogger()
+    story = Story(experiment, logger)
+    story.begin()
+    story.fabric.log("gpu/memory", 12.0, step=1)
+    story.end()
+    events = EventAccumulator(str(experiment.paths.tensorboard)).Reload()
+    assert _points(events, "gpu/memory") == [(1, 12)]
+
+
+@pytest.mark.parametrize(("hook", "method"), [("save", "flush"), ("finalize", "close")])
+def test_one_run_that_cannot_be_written_takes_no_curves_of_others(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, hook: str, method: str
+) -> None:
+    """Its error comes out when the others are whole."""
+    logger = TensorBoardLogger()
+    story = Story(experiment, logger)
+    story.begin()
+    asked = []
+
+    def fail(name: str) -> None:
+        asked.append(name)
+        raise OSError(28, f"No space left for {name}")
+
+    for name, writer in logger._writers.items():
+        monkeypatch.setattr(writer, method, partial(fail, name))
+    with pytest.raises(OSError, match="No space left for 0"):
+        getattr(logger, hook)(*["success"] * (hook == "finalize"))
+    assert asked == ["0", "1", "2", "3", "experiment-1"]
+    monkeypatch.undo()
+    story.end()
+
+
+def test_a_full_disk_is_not_silent(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer works in a thread of its own; its error has to come out where people look."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    story = Story(experiment, TensorBoardLogger())
+    story.begin()
+
+    def full(self: RecordWriter, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    monkeypatch.setattr("threading.excepthook", lambda args: None)
+    with pytest.raises(OSError, match="No space left"):
+        story.chunk(experiment.runs[0], {"loss": 1.0})
+    story.call("on_exception", error=OSError(28, "No space left on device"))
+
+
+def test_ops_and_parents_are_shown(experiment: Experiment) -> None:
+    """What was done to a run is text beside its curves, and the HParams table says whose clone a run is."""
+    story = tell_whole(experiment, TensorBoardLogger())
+    clone = next(run for run in story.experiment.runs if run.parent is not None and run.state is not RunState.DELETED)
+    board = Board(experiment.paths.tensorboard).reload()
+    assert "parent" in board.columns()[0]
+    assert board.rows()[clone.name][1]["parent"] == str(clone.parent)
+    events = EventAccumulator(str(experiment.paths.tensorboard / clone.name)).Reload()
+    texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("ops/text_summary")]
+    assert texts and all(f"run {clone.number} is" in text for text in texts)
