@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +69,16 @@ class Timeline:
         """Write the last word and draw the picture."""
         self._write(experiment)
         if self._picture and self._chunks:
-            try:
-                from rfflow.tracking.gantt import draw
-            except ImportError as error:
-                log.warning("%s was not drawn: %s.", shown(experiment.paths.timeline_picture), error)
-                return
-            draw(read(experiment.paths.timeline), experiment.paths.timeline_picture)
+            with _quiet_matplotlib():
+                self._draw(experiment)
+
+    def _draw(self, experiment: Experiment) -> None:
+        try:
+            from rfflow.tracking.gantt import draw
+        except ImportError as error:
+            log.warning("%s was not drawn: %s.", shown(experiment.paths.timeline_picture), error)
+            return
+        draw(read(experiment.paths.timeline), experiment.paths.timeline_picture)
 
     def on_exception(self, experiment: Experiment) -> None:
         """Write what is known, if the experiment ever started; no picture."""
@@ -113,3 +119,15 @@ def read(path: Path) -> dict[str, Any]:
 def _array(name: str, lines: list[str]) -> str:
     body = ",\n  ".join(lines)
     return f'"{name}": [\n  {body}\n ]' if lines else f'"{name}": []'
+
+
+@contextmanager
+def _quiet_matplotlib() -> Iterator[None]:
+    """Pass over what it says on a first picture: that it has looked at the fonts, and where its cache is."""
+    logger = logging.getLogger("matplotlib")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
 
-from rfflow.tracking import timeline
+from rfflow.tracking import gantt, timeline
 from rfflow.tracking.gantt import draw
 from rfflow.tracking.timeline import Timeline, read
 from tests.tracking.story import EPOCH, FOUR, Story, make_experiment, tell_whole
@@ -81,6 +82,19 @@ def test_the_picture_shows_every_run_in_its_color(tmp_path: Path) -> None:
     pixels = imread(experiment.paths.timeline_picture)[..., :3]
     for color in [(0.122, 0.467, 0.706), (1.0, 0.498, 0.055), (0.173, 0.627, 0.173), (0.839, 0.153, 0.157)]:
         assert (abs(pixels - color).max(axis=-1) < 0.01).sum() > 1000
+
+
+def test_drawing_says_nothing_of_fonts_and_caches(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first experiment would end with matplotlib's notes to itself."""
+    fonts = logging.getLogger("matplotlib.font_manager")
+    monkeypatch.setattr(gantt, "draw", lambda *_: fonts.info("generated new fontManager"))
+    with caplog.at_level(logging.INFO):
+        tell_whole(make_experiment(tmp_path, *FOUR), Timeline())
+        assert not caplog.records
+        fonts.info("others may say it")
+    assert caplog.messages == ["others may say it"]
 
 
 @pytest.mark.parametrize("runs", [1, 32])
