@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rfflow.config.fields import boolean, plain, settings_of, whole_number
@@ -33,25 +32,6 @@ def check_lr(cfg: DictConfig, lr: Any) -> None:
     is_number = isinstance(lr, int | float) and not isinstance(lr, bool)
     if given.get("learning_rate") == "${lr}" and not is_number:
         raise ConfigError(f"lr is {lr!r}. Allowed: a number, such as 2e-4.")
-
-
-def check_own_rows(dataset: Node) -> None:
-    """Refuse rows of somebody's own where the data set that was chosen reads other columns, for rows of its own."""
-    function = dataset.get("formatting_func")
-    target = function.get("_target_") if isinstance(function, Mapping) else None
-    if not HydraConfig.initialized() or not str(target).startswith("recipes."):
-        return
-    given = dict(str(override).lstrip("+").partition("=")[::2] for override in HydraConfig.get().overrides.task)
-    chosen = HydraConfig.get().runtime.choices.get("dataset")
-    if any(key.startswith("dataset.formatting_func") for key in given):
-        return
-    for key, group in (("path", "local"), ("name", "hub")):
-        if f"dataset.{key}" in given:
-            typed = f"dataset.{key}={given[f'dataset.{key}']}"
-            raise ConfigError(
-                f"{typed}: dataset={chosen} is for rows of its own, whose columns {target} knows. For yours: "
-                f"dataset={group} {typed}"
-            )
 
 
 def read_experiment(cfg: DictConfig) -> ExperimentSpec:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from rfflow.confidential import shown_config
 from rfflow.config.dataset import read_dataset
-from rfflow.config.experiment import check_lr, check_own_rows
+from rfflow.config.experiment import check_lr
 from rfflow.config.fields import boolean, plain, section_of, settings_of, whole_number, without_none
 from rfflow.config.spec import (
     GenerateSpec,
@@ -30,7 +30,6 @@ def read_run(cfg: DictConfig) -> RunSpec:
     shown = shown_config(cfg, config)
     unread = unread_keys(cfg)
     _check_held_out(section_of(config, "dataset"))
-    check_own_rows(section_of(config, "dataset"))
     check_lr(cfg, config.get("lr"))
     model = _read_model(section_of(config, "model"))
     trainer = _read_trainer(section_of(config, "trainer"), model)

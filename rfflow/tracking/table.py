@@ -174,12 +174,14 @@ class LiveTable:
         live, self._live = self._live, None
         if live is not None:
             live.transient = not keep
-            live.stop()
-            for handler, stream in self._handlers:
-                handler.setStream(stream)
-            self._handlers.clear()
-            atexit.unregister(self.close)
-            no_longer_on(self._announce)
+            try:
+                live.stop()
+            finally:  # a terminal that is gone takes no last word, and holds nobody
+                for handler, stream in self._handlers:
+                    handler.setStream(stream)
+                self._handlers.clear()
+                atexit.unregister(self.close)
+                no_longer_on(self._announce)
 
     # --- the live table -----------------------------------------------------------------------------------------------
 

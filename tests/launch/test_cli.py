@@ -320,11 +320,6 @@ def test_a_failed_single_run_ends_with_status_1(rfflow: Shell, monkeypatch: pyte
         ("+chunk=8", "Did you mean chunks=8?"),
         ("lr=abc", "lr is 'abc'. Allowed: a number, such as 2e-4."),
         ("lr=null", "lr is None. Allowed: a number, such as 2e-4."),
-        (
-            "+recipe=sft dataset.path=my.jsonl",
-            "For yours: dataset=local dataset.path=my.jsonl",
-        ),
-        ("+recipe=sft dataset.name=a/b", "For yours: dataset=hub dataset.name=a/b"),
         ("seed=abc", "seed is 'abc'. Allowed: a whole number from 0 up"),
         ("engine.device=first", "engine.device is 'first'"),
         ("engine.capture_output=no_thanks", "engine.capture_output is 'no_thanks'. Allowed: true, false"),

@@ -112,7 +112,7 @@ def test_as_many_files_may_be_open_as_the_system_grants(monkeypatch: pytest.Monk
 
 
 PROGRAMS = {
-    "-c": ("-c", "from rfflow.checkpointing.experiment_file import program; print(program())"),
+    "-c": ("-c", "from rfflow.checkpointing.provenance import program; print(program())"),
     "a folder": ("{here}/app",),
     "an archive": ("{here}/app.pyz",),
 }
@@ -120,7 +120,7 @@ PROGRAMS = {
 
 def test_how_python_was_told_to_run_a_program(tmp_path: Path) -> None:
     """So that `resume=` can do so again; of what was typed nothing is there any more."""
-    code = "from rfflow.checkpointing.experiment_file import program; print(program())"
+    code = "from rfflow.checkpointing.provenance import program; print(program())"
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "__main__.py").write_text(code)
     zipapp.create_archive(tmp_path / "app")

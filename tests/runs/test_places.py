@@ -16,7 +16,7 @@ from rfflow.config.spec import CheckpointSpec
 from rfflow.control.journal import Journal
 from rfflow.engine import restoring
 from rfflow.errors import ConfigError, EngineError
-from rfflow.launch import notebook, resume, start
+from rfflow.launch import notebook, resume, sweep
 from rfflow.policies.record import read_record
 from rfflow.runs import places
 from rfflow.runs.experiment import Callback, Experiment
@@ -254,7 +254,7 @@ def test_a_resumed_run_goes_where_it_was_whatever_the_configuration_says_now(
     )
     monkeypatch.setattr(resume, "state_of", lambda root: SavedExperiment("x", 0.0, runs))
     monkeypatch.setattr(restoring, "go_on", lambda *_: None)
-    monkeypatch.setattr(start, "_restore", lambda *_: None)
+    monkeypatch.setattr(sweep, "restore_runs", lambda *_: None)
     said = rfflow("+recipe=sft", "--multirun", "lr=1e-3,1e-4,1e-5", "hydra.sweep.dir=exp")
     assert rfflow.status == 0, said
     (engine,) = rfflow.engines

@@ -34,6 +34,7 @@ from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import Run, RunState
 from rfflow.tracking.metrics_log import MetricsLog
 from rfflow.tracking.runs_csv import RunsTable
+from rfflow.tracking.streams import announce
 from rfflow.tracking.table import LiveTable
 from rfflow.tracking.timeline import Timeline
 from tests.engine.test_restoring import Disk, Killed, differences, no_room, operations, outcome, play, uninterrupted
@@ -353,6 +354,11 @@ def test_a_table_that_nobody_sees_is_missed_by_nobody(
     assert {run.state for run in engine.experiment.runs} == {RunState.COMPLETED}
     assert engine.experiment.paths.timeline_picture.exists()
     assert (sys.stdout, sys.stderr) == before
+    with monkeypatch.context() as patch:
+        said: list[int] = []
+        patch.setattr(os, "write", lambda descriptor, data: said.append(descriptor))
+        announce("past the table that is gone")
+    assert said == [2]
 
 
 def test_a_callback_may_mean_to_end_the_experiment(tmp_path: Path) -> None:

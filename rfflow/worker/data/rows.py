@@ -214,6 +214,12 @@ def _hold_out(count: int, size: float, seed: int) -> tuple[np.ndarray, np.ndarra
 # --- formatting -------------------------------------------------------------------------------------------------------
 
 
+_FOR_YOURS = (
+    " The function is the recipe's, for the columns of its own data. For rows of yours: dataset=local (in a file) or "
+    "dataset=hub, which read text, prompt and completion, or messages; or a function of your own."
+)
+
+
 def _format(dataset: Dataset, node: Mapping[str, Any], place_of: Callable[[int], str]) -> Dataset:
     function = resolve_function(node, "dataset.formatting_func")
     name = node["_target_"] if isinstance(node, Mapping) else node
@@ -227,8 +233,9 @@ def _format(dataset: Dataset, node: Mapping[str, Any], place_of: Callable[[int],
         try:
             result = function(values)
         except Exception as error:
+            hint = _FOR_YOURS if isinstance(error, KeyError) and str(name).startswith("recipes.") else ""
             raise ConfigError(
-                f"{place()}: {type(error).__name__}: {error}. Columns of the row: {', '.join(row)}."
+                f"{place()}: {type(error).__name__}: {error}. Columns of the row: {', '.join(row)}.{hint}"
             ) from error
         if isinstance(result, str):
             result = {"text": result}

@@ -296,6 +296,14 @@ def test_a_wrong_formatting_function_is_refused_with_its_row(tiny_data: Path, mo
     assert said in refused(tiny_data, formatting_func={"_target_": f"{module(code)}.f"})
 
 
+def test_rows_of_ones_own_are_not_for_a_recipes_function(tmp_path: Path) -> None:
+    """``+recipe=sft dataset.path=my.jsonl`` keeps the recipe's function, which knows other columns."""
+    path = write_jsonl(tmp_path / "my.jsonl", [{"prompt": "why", "completion": "so"}])
+    said = refused(path, formatting_func={"_target_": "recipes.sft.format.to_chat"})
+    assert "KeyError" in said and "Columns of the row: prompt, completion." in said
+    assert "For rows of yours: dataset=local (in a file) or dataset=hub" in said
+
+
 def test_the_row_number_of_a_failure_counts_in_the_file(tmp_path: Path, module) -> None:
     rows = [{"text": str(number)} for number in range(50)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
