@@ -33,6 +33,23 @@ class EngineError(RfflowError):
     """The experiment cannot go on."""
 
 
+class WorkerError(RfflowError):
+    """What a library raised in another process, of which only its kind and its words travel."""
+
+    def __init__(self, kind: str, words: str):
+        super().__init__(kind, words)
+        self.kind = kind
+        self.words = words
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def kind_of(error: BaseException) -> str:
+    """Return the name of an error's class, wherever it was raised."""
+    return error.kind if isinstance(error, WorkerError) else type(error).__name__
+
+
 def nearest(word: str, allowed: Iterable[str], count: int = 3) -> str:
     """Return a hint such as " Did you mean 'warmup_steps'?", or "" where nothing comes close."""
     matches = difflib.get_close_matches(word, list(allowed), n=count, cutoff=0.6)

@@ -6,31 +6,23 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from rfflow.checkpointing import experiment_file, provenance
-from rfflow.checkpointing.checkpoints import Checkpoint, Checkpoints, Draft, sync
+from rfflow.checkpointing.checkpoints import Checkpoint, Checkpoints
 from rfflow.checkpointing.disk import Told
 from rfflow.checkpointing.experiment_file import Answer, SavedExperiment, SavedRun
-from rfflow.checkpointing.owner import Owner, checksum, read_label
 from rfflow.checkpointing.starting import Command
-from rfflow.checkpointing.writer import Writer
 from rfflow.confidential import digest, without_secrets
 from rfflow.control.journal import Past
+from rfflow.errors import kind_of
+from rfflow.runs.events import Commit, SaveNow
 from rfflow.runs.experiment import Experiment
+from rfflow.runs.owner import Owner, checksum, read_label
 from rfflow.runs.run import Run, RunState
 
 log = logging.getLogger(__name__)
 
 ENDED = (RunState.COMPLETED, RunState.FAILED, RunState.DELETED)
-
-
-class Suspended(Protocol):
-    """A run that stands still."""
-
-    def snapshot(self, folder: Path) -> Callable[[], None]:
-        """Write what is small and return what writes the rest, from any thread."""
-        ...
 
 
 class Keeper:
@@ -55,10 +47,10 @@ class Keeper:
         self._experiment = experiment
         self._spec = experiment.spec.checkpoint
         self._job_of = job_of
-        self._writer = Writer()
-        self._drafts: dict[int, tuple[Draft, Callable[[], None]]] = {}
         self._saved_step: dict[int, int] = {}
         """The step of each run's last checkpoint, written or on its way."""
+        self._writing: dict[int, int] = {}
+        """The step of the checkpoint that is on its way, by run."""
         self._ended: dict[int, str] = {}
         """How runs that have ended stand in the file; they do not change any more."""
         self._warm: dict[int, int | None] = {}
@@ -79,48 +71,46 @@ class Keeper:
 
     # --- while training -----------------------------------------------------------------------------------------------
 
-    def wait(self, run: Run) -> None:
-        """Wait until the run's checkpoint is written, before anything of it changes or moves."""
-        with self._told(f"the checkpoint of run {run.number}"):
-            self._writer.wait(run.number)
+    def is_due(self, run: Run) -> bool:
+        """Whether a checkpoint is to be begun at the run's next boundary.
 
-    def check(self) -> None:
-        """Raise what went wrong in the background."""
-        with self._told("a checkpoint"):
-            self._writer.check()
-
-    def draft(self, run: Run, trainee: Suspended) -> bool:
-        """Begin the checkpoint of a run that has come to a boundary, if one is due; :meth:`commit` ends it.
-
-        Between the two everybody hears of the boundary: what they have written must not be older than the checkpoint.
+        :meth:`commit` ends it: between the two everybody hears of the boundary, and what they have written must not be
+        older than the checkpoint.
         """
-        is_due = self._spec.every is not None and len(run.chunks) % self._spec.every == 0
-        if is_due:
-            self._draft(run, trainee)
-        return is_due
+        return self._spec.every is not None and (len(run.chunks) + 1) % self._spec.every == 0
 
-    def commit(self, run: Run) -> bool:
-        """Write the checkpoint that was begun, while other runs train; return whether one was."""
-        if run.number not in self._drafts:
-            return False
-        draft, write = self._drafts.pop(run.number)
-        progress = experiment_file.progress_of(run)
-        checkpoints, keep = self._checkpoints(run), self._keep(run, draft.step)
-        self._saved_step[run.number] = draft.step
+    def commit(self, run: Run) -> Commit | None:
+        """Return what ends the checkpoint that was begun at the boundary where the run stands, if one was."""
+        if self._spec.every is None or not run.chunks or len(run.chunks) % self._spec.every:
+            return None
+        self._note(run)
+        return Commit(run.number, experiment_file.progress_of(run), self._keep(run, run.step))
 
-        def finish() -> None:
-            try:
-                write()
-                if run.paths.metrics.exists():
-                    sync(run.paths.metrics)  # who goes on from the checkpoint will not log it again
-                checkpoints.seal(draft, progress)
-            except BaseException:
-                checkpoints.discard(draft)
-                raise
-            checkpoints.keep_only(keep)
+    def save_now(self, run: Run) -> SaveNow | None:
+        """Return what saves a run as it stands, unless there is such a checkpoint."""
+        if self.is_saved(run):
+            return None
+        self._note(run)
+        return SaveNow(run.number, run.step, experiment_file.progress_of(run), self._keep(run, run.step))
 
-        self._writer.submit(run.number, finish)
-        return True
+    def sealed(self, run: int, step: int) -> None:
+        """Take note that a checkpoint is on the disk."""
+        if self._writing.get(run) == step:
+            del self._writing[run]
+
+    def lost(self, run: int) -> None:
+        """Take note that a checkpoint could not be written."""
+        self._writing.pop(run, None)
+        self._saved_step.pop(run, None)
+
+    def is_writing(self, run: Run) -> bool:
+        """Whether a checkpoint of the run is on its way to the disk."""
+        return run.number in self._writing
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any checkpoint is."""
+        return bool(self._writing)
 
     def is_saved(self, run: Run) -> bool:
         """Whether there is a checkpoint of the run as it stands, or none is wanted."""
@@ -129,20 +119,6 @@ class Keeper:
     def is_behind(self, run: Run) -> bool:
         """Whether the run was further before the process ended that it goes on from."""
         return len(run.chunks) < self._reached.get(run.number, 0)
-
-    def wait_for_all(self) -> None:
-        """Wait until everything is written."""
-        with self._told("a checkpoint"):
-            self._writer.wait_for_all()
-
-    def checkpoint_now(self, run: Run, trainee: Suspended) -> None:
-        """Write the checkpoint of a run as it stands, unless there is one, and wait for it."""
-        self.wait(run)
-        if self.is_saved(run):
-            return
-        self._draft(run, trainee)
-        self.commit(run)
-        self.wait(run)
 
     def go_on(self, before: SavedExperiment) -> None:
         """Take over what an earlier process had answered."""
@@ -189,7 +165,6 @@ class Keeper:
         """Remove the checkpoints that nobody needs of a run that has completed; call it behind :meth:`write`."""
         if self._spec.every is None:
             return
-        self.wait(run)
         keep = self._spec.keep
         checkpoints = self._checkpoints(run)
         steps = {step for step in (self._best_step(run, checkpoints.steps()),) if "best" in keep and step is not None}
@@ -204,14 +179,9 @@ class Keeper:
         """Remember that a clone began with its parent's weights."""
         self._warm[run.number] = (read_label(run.paths.start) or {}).get("step")
 
-    def close(self) -> None:
-        """End the thread that writes; what goes wrong now is only logged."""
-        try:
-            self._writer.wait_for_all()
-        except Exception:
-            log.exception("A checkpoint could not be written")
-        self._writer.close()
-        self._writer = Writer()
+    def forget_writing(self) -> None:
+        """Nobody writes any more; what was not sealed by now is not there."""
+        self._writing.clear()
 
     # --- after a crash ------------------------------------------------------------------------------------------------
 
@@ -268,7 +238,6 @@ class Keeper:
 
     def newest(self, run: Run) -> Checkpoint | None:
         """Return the last checkpoint of a run that is whole."""
-        self.wait(run)
         return self._checkpoints(run).newest()
 
     def _take_over(self, run: Run, checkpoint: Checkpoint) -> None:
@@ -283,27 +252,20 @@ class Keeper:
 
     # --- details ------------------------------------------------------------------------------------------------------
 
-    def _draft(self, run: Run, trainee: Suspended) -> None:
-        with self._told(f"the checkpoint of run {run.number}"):
-            checkpoints = self._checkpoints(run)
-            draft = checkpoints.begin(run.step)
-            try:
-                self._drafts[run.number] = (draft, trainee.snapshot(draft.folder))
-            except BaseException:
-                checkpoints.discard(draft)  # a full disk needs the room
-                raise
+    def _note(self, run: Run) -> None:
+        self._saved_step[run.number] = self._writing[run.number] = run.step
 
     def _checkpoints(self, run: Run) -> Checkpoints:
         return Checkpoints(run.paths.checkpoints, self.owner(run))
 
-    def _keep(self, run: Run, newest: int) -> set[int]:
+    def _keep(self, run: Run, newest: int) -> frozenset[int]:
         """The new one, the one before in case it gets damaged, and the best so far if that is asked for."""
         steps = [newest, *(step for step in self._checkpoints(run).steps() if step < newest)]
         keep = set(steps[:2])
         best = self._best_step(run, steps)
         if "best" in self._spec.keep and best is not None:
             keep.add(best)
-        return keep
+        return frozenset(keep)
 
     def _best_step(self, run: Run, steps: list[int]) -> int | None:
         objective = self._experiment.spec.objective
@@ -328,7 +290,7 @@ class Keeper:
             ahead=ahead,
             config=config,
             digests=digests,
-            error=None if run.error is None else (type(run.error).__name__, without_secrets(str(run.error))),
+            error=None if run.error is None else (kind_of(run.error), without_secrets(str(run.error))),
             chunks=tuple(run.chunks) if has_ended else (),
             metrics=dict(run.metrics) if has_ended else {},
             logs=run.logs if has_ended else 0,

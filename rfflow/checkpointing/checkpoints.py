@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rfflow.checkpointing.owner import SECTION, Owner
+from rfflow.runs.owner import SECTION, Owner
 
 log = logging.getLogger(__name__)
 

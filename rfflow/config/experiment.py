@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,12 +38,12 @@ def read_experiment(cfg: DictConfig) -> ExperimentSpec:
     """Read and check what the runs of an experiment share."""
     config = plain(cfg)
     engine = settings_of(
-        config.get("engine"), "engine", ("accelerator", "device", "capture_output", "memory", "on_nan")
+        config.get("engine"), "engine", ("accelerator", "devices", "device", "capture_output", "memory", "on_nan")
     )
     memory = settings_of(engine.pop("memory", None), "engine.memory", [f.name for f in fields(MemorySpec)])
     if engine.get("on_nan", "fail") not in ("fail", "stop", "ignore"):
         raise ConfigError(f"engine.on_nan is {engine['on_nan']!r}. Allowed: fail, stop, ignore.")
-    whole_number(engine.get("device", 0), "engine.device", least=0)
+    engine["devices"] = _read_devices(engine.get("devices", "auto"), engine.pop("device", None))
     boolean(engine.get("capture_output", True), "engine.capture_output")
     control = settings_of(config.get("control"), "control", [f.name for f in fields(ControlSpec)])
     return ExperimentSpec(
@@ -59,6 +59,26 @@ def read_experiment(cfg: DictConfig) -> ExperimentSpec:
         policy=_read_policy(config.get("policy")),
         **engine,
     )
+
+
+def _read_devices(devices: Any, device: Any) -> Literal["auto"] | int | tuple[int, ...]:
+    """Read ``engine.devices``; ``engine.device`` names one, and is what it was called when there was only one."""
+    if device is not None:
+        if devices != "auto":
+            raise ConfigError(f"engine.device is {device!r} and engine.devices is {devices!r}. Give one of them.")
+        return (whole_number(device, "engine.device", least=0),)
+    if isinstance(devices, list | tuple):
+        places = tuple(whole_number(place, "engine.devices", least=0) for place in devices)
+        if not places or len(set(places)) < len(places):
+            raise ConfigError(f"engine.devices is {list(devices)}. Allowed: each device once, such as [0,2].")
+        return places
+    if devices == "auto":
+        return "auto"
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise ConfigError(
+            f"engine.devices is {devices!r}. Allowed: auto (all that are visible), how many, or which, such as [0,2]."
+        )
+    return devices
 
 
 def _read_name(name: Any) -> str:

@@ -239,8 +239,8 @@ class ExperimentSpec:
     seed: int = 42
     accelerator: str = "auto"
     """What Lightning Fabric runs on: auto, cpu, cuda, mps."""
-    device: int = 0
-    """Which GPU, counted among those that CUDA_VISIBLE_DEVICES shows."""
+    devices: Literal["auto"] | int | tuple[int, ...] = "auto"
+    """``auto``: all that are visible; a number: so many of them; or their places among those that are visible."""
     capture_output: bool = True
     """Send what libraries print while a run trains to the run's log file."""
     loggers: Mapping[str, Node] = field(default_factory=dict)

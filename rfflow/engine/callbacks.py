@@ -11,12 +11,11 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
 
 from rfflow.config.spec import ExperimentSpec, Node
 from rfflow.config.targets import check_node, import_object
 from rfflow.errors import ConfigError, EngineError
-from rfflow.worker.models.safetensors_io import SafetensorsIO
+from rfflow.worker.device import make_device_fabric
 
 log = logging.getLogger(__name__)
 
@@ -32,19 +31,7 @@ def make_fabric(spec: ExperimentSpec) -> Fabric:
     loggers = [_instantiate(node, f"loggers.{name}") for name, node in spec.loggers.items()]
     callbacks = [_instantiate(node, f"callbacks.{name}") for name, node in spec.callbacks.items()]
     hearing = [logger for logger in loggers if any(name.startswith("on_") for name in dir(logger))]
-    # Not left to be found out: under torchrun, SLURM and others Fabric would count on processes that there are not.
-    alone = LightningEnvironment()
-    alone.set_global_rank(0)
-    try:
-        return Fabric(
-            accelerator=spec.accelerator,
-            devices=1,
-            plugins=[SafetensorsIO(), alone],
-            loggers=loggers,
-            callbacks=[*hearing, *callbacks],
-        )
-    except (ValueError, RuntimeError) as error:  # Lightning's MisconfigurationException among them
-        raise ConfigError(f"engine.accelerator is {spec.accelerator!r}: {error}") from error
+    return make_device_fabric(spec, loggers=loggers, callbacks=[*hearing, *callbacks])
 
 
 def _instantiate(node: Node, where: str) -> Any:

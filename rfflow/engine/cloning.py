@@ -19,14 +19,12 @@ from hydra.errors import HydraException
 
 from rfflow.checkpointing.disk import is_disk_trouble, link_or_copy, unsaved
 from rfflow.config.spec import RunSpec
-from rfflow.errors import EngineError, OpError
+from rfflow.errors import EngineError, OpError, WorkerError
 from rfflow.runs import places
-from rfflow.runs.chunks import ChunkPlan
-from rfflow.runs.events import WarmStart
+from rfflow.runs.events import Ready, WarmStart
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.paths import RunPaths
 from rfflow.runs.run import Run
-from rfflow.worker.training.session import Trainee
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +46,18 @@ class Composer(Protocol):
 
 
 class Builder(Protocol):
-    """Makes the trainers of runs, and holds them."""
+    """Has the trainers of runs made, where there is room."""
 
-    def build(self, run: Run, hydra: Any, start: WarmStart | None) -> ChunkPlan:
+    def enrol(self, run: Run, hydra: Any) -> None:
+        """Take a run in; nothing of it is built yet."""
+        ...
+
+    def prepare(self, run: Run, start: WarmStart | None = None, *, only_if_light: bool = False) -> Ready:
         """Build a run up to its first step."""
         ...
 
-    def trainee(self, run: Run) -> Trainee:
-        """Return what was built."""
+    def warm(self, run: Run, start: WarmStart) -> None:
+        """Give a run that was built its parent's newest weights."""
         ...
 
     def give_up(self, run: Run) -> None:
@@ -68,10 +70,6 @@ class Builder(Protocol):
         Raises:
             ConfigError: if they are another run's.
         """
-        ...
-
-    def is_light(self, spec: RunSpec) -> bool:
-        """Whether a run can be built beside one that is training: it brings little but an adapter."""
         ...
 
 
@@ -116,7 +114,7 @@ class Cloner:
         if order.place is not None:
             with self._refusing(run, parent):
                 # The parent has trained on since; nothing before the first step depends on the weights' values.
-                self._builder.trainee(run).load_weights(self._start(run, parent, order.place))
+                self._builder.warm(run, self._start(run, parent, order.place))
         return run
 
     def make_early(
@@ -167,11 +165,10 @@ class Cloner:
         with self._refusing(run, parent):
             places.make(place)
             run.spec, run.overrides, hydra = self._composer.compose_clone(parent, order.overrides, order.number, place)
-            if early and not self._builder.is_light(run.spec):
-                raise OpError("it is made when the chunk has ended, and the device is free.")
             start = None if order.place is None else self._start(run, parent, order.place)
             run.first_chunk = start.first_chunk if start else 0
-            run.plan = self._builder.build(run, hydra, start)
+            self._builder.enrol(run, hydra)
+            run.plan = self._builder.prepare(run, start, only_if_light=early).plan
         return run
 
     def _start(self, run: Run, parent: Run, place: int) -> WarmStart:
@@ -192,7 +189,8 @@ class Cloner:
         except (OSError, HydraException) as error:  # ours, and those of composing
             self.drop(run)
             self._check_disk(run, error)
-            raise OpError(f"Cannot clone run {parent.number}: {error}") from error
+            kind = f"{error.kind}: " if isinstance(error, WorkerError) else ""
+            raise OpError(f"Cannot clone run {parent.number}: {kind}{error}") from error
         except Exception as error:  # a library's, which may be any: the runs that train must not end by it
             log.exception("Cannot clone run %s", parent.number)
             self.drop(run)

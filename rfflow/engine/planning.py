@@ -17,7 +17,7 @@ from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import Run, RunState
 
 if TYPE_CHECKING:
-    from rfflow.engine.engine import Engine
+    from rfflow.engine.lifecycle import Lifecycle
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ class Plan:
     """The steps of one file. Making it changes nothing that anybody could see; clones are built and held back.
 
     Args:
-        engine: whose runs are meant.
+        lifecycle: whose runs are meant.
         training: the run in the middle of its chunk, where the plan is made only to have its clones early.
     """
 
-    def __init__(self, engine: Engine, training: Run | None = None):
-        self._engine = engine
-        experiment: Experiment = engine.experiment
+    def __init__(self, lifecycle: Lifecycle, training: Run | None = None):
+        self._lifecycle = lifecycle
+        experiment: Experiment = lifecycle.experiment
         self._training = training
-        early = [] if training is None else engine.cloner.early
+        early = [] if training is None else lifecycle.cloner.early
         self._runs = {run.number: run for run in [*experiment.runs, *early]}
         self._views = {run.number: _View(run.number, run.state, run.metrics) for run in experiment.runs}
         self._clones: list[Run] = []
@@ -68,7 +68,7 @@ class Plan:
         try:
             for number, op in enumerate(ops, 1):
                 try:
-                    for run in select(op, self._views.values(), self._engine.experiment.spec.objective):
+                    for run in select(op, self._views.values(), self._lifecycle.experiment.spec.objective):
                         steps += self._steps(op, run)
                 except OpError as error:
                     if len(ops) == 1:
@@ -76,7 +76,7 @@ class Plan:
                     raise OpError(f"Op {number} of {len(ops)}: {error} Nothing of the file was applied.") from error
         except BaseException:
             for clone in self._clones:
-                self._engine.discard(clone)
+                self._lifecycle.discard(clone)
             raise
         return steps
 
@@ -86,7 +86,7 @@ class Plan:
             case Stop():
                 return [self._step(op, run, RunState.STOPPED, self._stop)]
             case Resume():
-                if not self._engine.holds(run):
+                if not self._lifecycle.holds(run):
                     raise OpError(
                         f"Cannot resume run {number}: the experiment was closed while it was stopped, and its trainer "
                         "went with it. Clone it with warm_start: true to go on from its weights."
@@ -103,16 +103,16 @@ class Plan:
 
     def _clone(self, op: Clone, parent: Run, overrides: tuple[str, ...]) -> Step:
         number = max(self._runs) + 1
-        make = self._engine.cloner.make
+        make = self._lifecycle.cloner.make
         if self._training is not None:
-            make = partial(self._engine.cloner.make_early, training=self._training)
+            make = partial(self._lifecycle.cloner.make_early, training=self._training)
         clone = make(parent, overrides, number, warm_start=op.warm_start)
         self._clones.append(clone)
         self._runs[number] = clone
         self._views[number] = _View(number, clone.state, clone.metrics)
 
         def admit() -> str:
-            self._engine.admit(clone)
+            self._lifecycle.admit(clone)
             start = f" from its weights at step {parent.step}, chunk {clone.first_chunk + 1} first"
             how = start if op.warm_start else ""
             own = redacted(" ".join(overrides)) or "no overrides"
@@ -121,15 +121,15 @@ class Plan:
         return Step(op, parent.number, admit, len(parent.chunks))
 
     def _stop(self, run: Run) -> str:
-        self._engine.stop(run)
+        self._lifecycle.stop(run)
         return f"Run {run.number} was stopped {_place(run)}."
 
     def _resume(self, run: Run) -> str:
-        self._engine.resume(run)
+        self._lifecycle.resume(run)
         return f"Run {run.number} goes on {_place(run)}."
 
     def _delete(self, run: Run) -> str:
-        self._engine.delete(run)
+        self._lifecycle.delete(run)
         return f"Run {run.number} was deleted {_place(run)}; what it saved stays in {shown(run.paths.checkpoints)}."
 
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from rfflow.control.inbox import Inbox
 from rfflow.control.items import Identity, Item
 from rfflow.control.journal import Entry, Journal
 from rfflow.control.ops import Clone, Op
+from rfflow.control.selection import Numbers
 from rfflow.control.status import RunStatus, Status, StatusFile
 from rfflow.engine.planning import Plan, apply
 from rfflow.errors import OpError
@@ -27,7 +28,7 @@ from rfflow.policies.scene import Decision
 from rfflow.runs.run import Run
 
 if TYPE_CHECKING:
-    from rfflow.engine.engine import Engine
+    from rfflow.engine.lifecycle import Lifecycle
 
 
 log = logging.getLogger(__name__)
@@ -39,17 +40,17 @@ _LAST_CALL = 2.0
 class Steering:
     """Answers the ops of one experiment, at moments when every run is at a boundary of its own."""
 
-    def __init__(self, engine: Engine, before: SavedExperiment | None = None, imagined: Sequence[Imagined] = ()):
+    def __init__(self, lifecycle: Lifecycle, before: SavedExperiment | None = None, imagined: Sequence[Imagined] = ()):
         """Take the control directory.
 
         Args:
-            engine: whose runs are steered.
+            lifecycle: whose runs are steered.
             before: what a process that is gone has left.
             imagined: what :attr:`imagined` was when this was asked last, in this process or another.
         """
-        spec, paths = engine.experiment.spec.control, engine.experiment.paths
+        spec, paths = lifecycle.experiment.spec.control, lifecycle.experiment.paths
         self.directory = Path(spec.dir) if spec.dir else paths.control
-        self._engine = engine
+        self._lifecycle = lifecycle
         self._idle_timeout = spec.idle_timeout
         self._idle_until: float | None = None
         self._is_idle = False
@@ -65,11 +66,15 @@ class Steering:
         """What should be in the journal and found no room there."""
         self._looked_at: set[Identity] = set()
         """Files that were looked at in the middle of this chunk."""
+        self.held: set[int] = set()
+        """Runs that get no slot now, because an op on them waits for others."""
+        self._decisions: list[Decision] = []
+        """What the policy has asked for, and waits."""
         if before is not None:
             self._go_on(before.answer)
-        node = engine.experiment.spec.policy
+        node = lifecycle.experiment.spec.policy
         try:
-            self._pilot = Pilot(node, engine.experiment, self._journal.read(), imagined) if node else None
+            self._pilot = Pilot(node, lifecycle.experiment, self._journal.read(), imagined) if node else None
         except BaseException:
             self.close()
             raise
@@ -84,21 +89,50 @@ class Steering:
         """The metrics that the policy reads by name, and what in it does."""
         return {} if self._pilot is None else self._pilot.reads
 
-    def take_ops(self) -> None:
-        """Apply or refuse every op that has come, those of people before those of the policy."""
+    def take_ops(self, is_training: Callable[[Run], bool]) -> None:
+        """Apply or refuse every op that has come, those of people before those of the policy.
+
+        An op waits until each run that it could name is at a boundary of its own; until then those that are get no
+        slot (:attr:`held`), nor does a later op on any of them overtake it.
+
+        Args:
+            is_training: whether a run is in the middle of a chunk.
+        """
         while self._untold:  # here every run is where it was when they were applied
             entry = self._untold.pop(0)
             self._tell([entry], _person(entry.file or "") if entry.by == "person" else entry.by)
+        self.held = set()
         for item in self._inbox.scan() if self._inbox is not None else ():
             if self._was_answered(item):
                 continue
+            if self._must_wait(item.ops, is_training):
+                continue
             if self._answer(item):
                 self._is_idle, self._last_call = False, None
-        for decision in self._pilot.decide() if self._pilot is not None else ():
-            self._follow(decision)
-        self._engine.cloner.forget_early()
+        if self._pilot is not None:
+            waiting = self._decisions or self._pilot.decide()
+            self._decisions = []
+            for decision in waiting:
+                if self._must_wait([decision.op], is_training):
+                    self._decisions.append(decision)
+                else:
+                    self._follow(decision)
+        self._lifecycle.cloner.forget_early()
         self._looked_at.clear()
         self._write_status()
+
+    def _must_wait(self, ops: Sequence[Op], is_training: Callable[[Run], bool]) -> bool:
+        runs = self._lifecycle.experiment.runs
+        named: set[int] = set()
+        for op in ops:
+            if isinstance(op.target, Numbers):
+                named.update(op.target.numbers)
+            else:  # whichever it comes to mean, all must have reached the same look
+                named.update(run.number for run in runs if run.state.is_live)
+        if not named & self.held and not any(run.number in named and is_training(run) for run in runs):
+            return False
+        self.held |= named
+        return True
 
     def look_ahead(self, training: Run) -> None:
         """Make the clones that will be asked for when this chunk ends, as far as that can be known in its middle.
@@ -110,7 +144,7 @@ class Steering:
             is_new = (item.name, item.identity.stamp) not in self._answered
             if is_new and any(isinstance(op, Clone) for op in item.ops):
                 with contextlib.suppress(OpError):  # the reason will be found again, and told
-                    Plan(self._engine, training).of(item.ops)
+                    Plan(self._lifecycle, training).of(item.ops)
 
     def is_awaited(self, run: Run) -> bool:
         """Whether a stopped run waits for a person: one that the policy has stopped waits for nobody."""
@@ -121,7 +155,7 @@ class Steering:
         if not self._is_idle:
             self._is_idle = True
             self._write_status()
-            self._engine.tell("on_wait", control=self.directory, timeout=self._idle_timeout)
+            self._lifecycle.tell("on_wait", control=self.directory, timeout=self._idle_timeout)
             self._idle_until = None if self._idle_timeout is None else time.monotonic() + self._idle_timeout
         left = None if self._idle_until is None else self._idle_until - time.monotonic()
         assert self._inbox is not None
@@ -158,7 +192,7 @@ class Steering:
         try:
             if item.error is not None:
                 raise item.error
-            steps = Plan(self._engine).of(item.ops)
+            steps = Plan(self._lifecycle).of(item.ops)
         except OpError as error:
             reason = redacted(str(error))
             self._note(Answer(item.name, item.identity.stamp, tuple(self._refusals(item, reason))))
@@ -179,7 +213,7 @@ class Steering:
         file, moment = f"({by})", f"{os.getpid()}:{time.time_ns()}"
         try:
             with as_the_experiment():
-                steps = Plan(self._engine).of([op])
+                steps = Plan(self._lifecycle).of([op])
         except OpError as error:
             if self._pilot.refuse(decision, str(error)):
                 log.warning("Refused an op of %s: %s", by, error)
@@ -196,8 +230,8 @@ class Steering:
     def _tell(self, entries: Sequence[Entry], source: str) -> None:
         for entry in entries:
             assert entry.run is not None
-            run = self._engine.experiment.run(entry.run)
-            self._engine.tell("on_op", run=run, text=f"{entry.detail} ({source}, after chunk {entry.chunk})")
+            run = self._lifecycle.experiment.run(entry.run)
+            self._lifecycle.tell("on_op", run=run, text=f"{entry.detail} ({source}, after chunk {entry.chunk})")
 
     def _go_on(self, answer: Answer | None) -> None:
         """Take over from a process that is gone: what it had answered is not answered again."""
@@ -230,7 +264,7 @@ class Steering:
         # First the experiment's own state: from here on the ops are applied, whatever happens. A process that goes on
         # adds the lines that are missing, those among them that found no room before.
         answer = replace(answer, entries=(*self._unwritten, *answer.entries))
-        self._engine.save(answer)
+        self._lifecycle.save(answer)
         self._unwritten = answer.entries
         self._write_journal()
 
@@ -262,7 +296,7 @@ class Steering:
     def _write_status(self) -> None:
         if self._inbox is None:
             return
-        experiment = self._engine.experiment
+        experiment = self._lifecycle.experiment
         runs = tuple(_status(run) for run in experiment.runs)
         self._status.write(Status(str(experiment.paths.root), runs, waiting=self._is_idle))
 

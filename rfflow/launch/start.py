@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -17,7 +19,7 @@ from rfflow.config.references import value_at
 from rfflow.config.spec import ExperimentSpec
 from rfflow.engine import restoring
 from rfflow.engine.interruption import Interrupted, is_interactive
-from rfflow.errors import ConfigError, RunFailed
+from rfflow.errors import ConfigError, RunFailed, kind_of
 from rfflow.files import shown
 from rfflow.launch import resume
 from rfflow.launch.jobs import (
@@ -26,9 +28,12 @@ from rfflow.launch.jobs import (
 from rfflow.runs import places
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import Run, RunState
+from rfflow.slots.devices import find_devices
 
 if TYPE_CHECKING:
     from rfflow.engine.engine import Engine
+
+log = logging.getLogger(__name__)
 
 
 def check_directory(config: DictConfig) -> ConfigError | None:
@@ -45,18 +50,39 @@ def check_directory(config: DictConfig) -> ConfigError | None:
 
 
 def make_engine(experiment: ExperimentSpec, paths: ExperimentPaths, composer: Composer) -> Engine:
-    """Import torch and the trainers, as late as can be, and make the engine."""
-    see_one_gpu(experiment)
-    with _leaving_garbage():
-        try:
-            from rfflow.engine.engine import Engine
-        except OSError as error:  # a cache of torch's or another library's, most likely
-            raise ConfigError(
-                f"The libraries cannot be loaded: {error}. Where that is a cache of theirs, name another folder for it "
-                "(TORCHINDUCTOR_CACHE_DIR, HF_HOME, MPLCONFIGDIR, TMPDIR)."
-            ) from error
+    """Import torch and the trainers, as late as can be, and make the engine.
 
-    return Engine(experiment, paths, composer=composer)
+    Raises:
+        ConfigError: if the devices are not there that it is to use.
+    """
+    with _leaving_garbage(), _naming_caches():
+        devices = find_devices(experiment)
+        if len(devices) == 1:
+            # Before torch looks: transformers would take all that it sees, and runs of one process share one device.
+            os.environ.update(devices[0].environment)
+        from rfflow.engine.callbacks import make_fabric
+        from rfflow.engine.engine import Engine
+
+    if len(devices) == 1:
+        return Engine(experiment, paths, composer=composer)
+    from rfflow.slots.processes import ProcessSlots
+
+    log.info("%d devices: %s", len(devices), ", ".join(dict.fromkeys(device.name for device in devices)))
+    slots = ProcessSlots(experiment, [device.environment for device in devices])
+    fabric = make_fabric(replace(experiment, accelerator="cpu"))  # the devices are the workers'
+    return Engine(experiment, paths, fabric, composer, slots=slots)
+
+
+@contextmanager
+def _naming_caches() -> Iterator[None]:
+    """Say what may be done where a library cannot be loaded because of its cache."""
+    try:
+        yield
+    except OSError as error:  # a cache of torch's or another library's, most likely
+        raise ConfigError(
+            f"The libraries cannot be loaded: {error}. Where that is a cache of theirs, name another folder for it "
+            "(TORCHINDUCTOR_CACHE_DIR, HF_HOME, MPLCONFIGDIR, TMPDIR)."
+        ) from error
 
 
 @contextmanager
@@ -73,34 +99,11 @@ def _leaving_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def see_one_gpu(experiment: ExperimentSpec) -> None:
-    """Show this process only the GPU that it is to use, before torch looks.
-
-    transformers would take all that it sees, and the runs of one process share one device.
-
-    Raises:
-        ConfigError: if CUDA_VISIBLE_DEVICES names fewer GPUs than ``engine.device`` counts.
-    """
-    if experiment.accelerator not in ("auto", "cuda", "gpu"):
-        return
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(experiment.device)
-    elif visible.strip():
-        names = [name.strip() for name in visible.split(",")]
-        if experiment.device >= len(names) and len(names) > 1:
-            raise ConfigError(
-                f"engine.device is {experiment.device}, but CUDA_VISIBLE_DEVICES shows {len(names)} GPUs ({visible}). "
-                f"Allowed: 0 to {len(names) - 1}."
-            )
-        if len(names) > 1:  # one alone is what an earlier call, or the user, has chosen
-            os.environ["CUDA_VISIBLE_DEVICES"] = names[experiment.device]
-
-
 def failure(run: Run) -> RunFailed:
     """Say in a sentence that a run failed, why, and where to read on."""
     reason = str(run.error).strip().partition("\n")[0] or "no message"
-    failed = RunFailed(f"{run.called} failed: {type(run.error).__name__}: {reason}\nIts trace: {shown(run.paths.log)}")
+    kind = "no error" if run.error is None else kind_of(run.error)
+    failed = RunFailed(f"{run.called} failed: {kind}: {reason}\nIts trace: {shown(run.paths.log)}")
     failed.__cause__ = run.error
     return failed
 

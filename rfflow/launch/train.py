@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,7 +91,10 @@ def _train(cfg: DictConfig, read: Callable[[DictConfig], RunSpec]) -> RunSpec | 
     state = resume.state_of(paths.root)
     if state is None:
         places.check_unused(0, paths.run(0).root)
-    engine = start.make_engine(read_experiment(experiment_config(spec, cfg)), paths, composer)
+    experiment = read_experiment(experiment_config(spec, cfg))
+    if experiment.devices == "auto":
+        experiment = replace(experiment, devices=1)  # one run has no use for a second
+    engine = start.make_engine(experiment, paths, composer)
     try:
         run = engine.add(spec, 0, map(redacted, overrides))
         if state is not None:

@@ -1,12 +1,14 @@
-"""What a run's coroutine tells when it gives the device back."""
+"""What a worker is told to do, and what it tells: values that go through a queue or a wire alike. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rfflow.runs.chunks import Answer, ChunkPlan
+from rfflow.runs.run import RunCard
 
 Log = tuple[int, Mapping[str, float]]  # the step, and what the trainer logged there
 
@@ -28,6 +30,8 @@ class Progress:
     logs: tuple[Log, ...]
     can_checkpoint: bool = False
     """Whether a resume from here is exact."""
+    is_left: bool = False
+    """Whether the turn is over here, because there was hurry."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,18 @@ class Boundary:
     """Means of what a TRL trainer has counted since it logged last."""
     is_finite: bool = True
     """Whether the weights that are trained are all numbers."""
+    started: float = 0.0
+    """Seconds since the epoch at which the chunk began..."""
+    ended: float = 0.0
+    """... and at which it ended."""
+    switch: float = 0.0
+    """Seconds of that spent on restoring and saving the run's context."""
+
+    @property
+    def has_nan(self) -> bool:
+        """Whether the loss, or a weight, is not a number any more."""
+        loss = self.metrics.get("loss")
+        return not self.is_finite or (loss is not None and loss != loss)
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,93 @@ class Finished(Boundary):
 
 
 Pause = Ready | Progress | Boundary
+
+
+@dataclass(frozen=True)
+class Again:
+    """The memory was not enough, and the run goes on once more from its last checkpoint."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The run raised, and its turn is over."""
+
+    error: BaseException
+    is_disk_trouble: bool = False
+    """Whether it is the disk's fault, by which every other run would fail, too."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The run could not be built, or not be given the weights that it should start from."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A clone that was built has its parent's newest weights."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint is on the disk."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Unsaved:
+    """Something that must be kept could not be written."""
+
+    what: str
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What was read so far."""
+
+    fingerprints: Mapping[str, str]
+    """Of the rows, by data set."""
+
+
+@dataclass(frozen=True)
+class Up:
+    """A worker is there."""
+
+    pid: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """A worker logged something that people should read where they look."""
+
+    logger: str
+    level: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker is gone, and all that it held; what is on the disk is there."""
+
+    reason: str
+
+
+Event = Pause | Again | Failed | Refused | Taken | Saved | Unsaved | Rows | Up | Said | Lost
+
+
+@dataclass(frozen=True)
+class Heard:
+    """An event, and where it comes from."""
+
+    slot: int
+    run: int | None
+    event: Event
 
 
 @dataclass(frozen=True)
@@ -83,3 +186,97 @@ class WarmStart:
     """The parent's weights at its last boundary."""
     first_chunk: int
     """The chunk of the epoch that comes first; the others follow, wrapping round."""
+
+
+# --- commands; they are carried out in order, and answered by events --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Build a run up to its next step. Answered by :class:`Ready` or :class:`Refused`."""
+
+    card: RunCard
+    hydra: Any = None
+    """What ``HydraConfig`` holds for the run."""
+    start: WarmStart | None = None
+    checkpoint: Path | None = None
+    """Where it goes on from."""
+    step: int = 0
+    """The step at which that is."""
+    is_at_boundary: bool = False
+    """Whether that is the end of a chunk, whose weights clones may ask for."""
+    only_if_light: bool = False
+    """Refuse what brings more than an adapter to a base that is there: another run is in the middle of its chunk."""
+    upcoming: tuple[int, ...] = ()
+    """The runs that will train there, the next one first."""
+
+    @property
+    def run(self) -> int:
+        """The run's number."""
+        return self.card.number
+
+
+@dataclass(frozen=True)
+class Warm:
+    """Give a run that was built the weights of its parent once more. Answered by :class:`Taken` or :class:`Refused`."""
+
+    run: int
+    start: WarmStart
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a chunk. Answered by :class:`Progress`, :class:`Again`, and in the end a boundary or :class:`Failed`."""
+
+    run: int
+    done: int
+    """The step that ended its last chunk."""
+    is_saved: bool
+    """Whether a checkpoint is begun at the boundary; :class:`Commit` ends it."""
+    upcoming: tuple[int, ...] = ()
+    """The runs that will train here, the next one first."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Write the checkpoint that was begun, beside whatever trains next. Answered by :class:`Saved`."""
+
+    run: int
+    progress: Mapping[str, Any]
+    keep: frozenset[int]
+    """The steps of the run's checkpoints that stay."""
+
+
+@dataclass(frozen=True)
+class SaveNow:
+    """Write a checkpoint of a run as it stands. Answered by :class:`Saved`."""
+
+    run: int
+    step: int
+    progress: Mapping[str, Any]
+    keep: frozenset[int]
+
+
+@dataclass(frozen=True)
+class LeaveDevice:
+    """Move what a run holds off the device. Not answered."""
+
+    run: int
+    upcoming: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """Let go of a run's trainer, if it is there. Not answered."""
+
+    run: int
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """Answered by :class:`Rows`."""
+
+    run: None = None
+
+
+Command = Prepare | Warm | Train | Commit | SaveNow | LeaveDevice | GiveUp | ReadRows

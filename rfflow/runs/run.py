@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from rfflow.config.spec import RunSpec
 from rfflow.runs.chunks import ChunkPlan, ChunkResult
+from rfflow.runs.owner import Owner
 from rfflow.runs.paths import RunPaths
 
 
@@ -45,6 +47,21 @@ class IllegalTransition(ValueError):
     """A run was asked to go where its state does not lead."""
 
 
+@dataclass(frozen=True)
+class RunCard:
+    """What stays the same of a run, which is all that whoever trains it has to know."""
+
+    number: int
+    spec: RunSpec
+    called: str
+    """How a sentence on it begins."""
+    paths: RunPaths
+    parent: int | None = None
+    first_chunk: int = 0
+    owner: Owner | None = None
+    """What its files say of whose they are."""
+
+
 class Run:
     """One configuration, from Hydra job to trained adapter."""
 
@@ -75,6 +92,10 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.number}, {self.state.value}, step {self.step})"
+
+    def card(self, owner: Owner | None = None) -> RunCard:
+        """Return what a worker needs of it."""
+        return RunCard(self.number, self.spec, self.called, self.paths, self.parent, self.first_chunk, owner)
 
     @property
     def name(self) -> str:

@@ -13,11 +13,11 @@ from datasets import Dataset
 from lightning_fabric import Fabric
 from transformers import Trainer
 
-from rfflow.checkpointing.owner import SECTION, Owner
 from rfflow.confidential import redacted
 from rfflow.config.claims import Claims
 from rfflow.config.spec import DatasetSpec, MemorySpec, RunSpec, TrainerSpec
-from rfflow.runs.run import Run
+from rfflow.runs.owner import SECTION
+from rfflow.runs.run import RunCard
 from rfflow.worker.data.rows import Data, fingerprint, load_data
 from rfflow.worker.memory.memory import Memory
 from rfflow.worker.models.bases import Bases
@@ -29,9 +29,8 @@ log = logging.getLogger(__name__)
 class Workshop:
     """What runs are built from, and share: the device, base models and data, each loaded once."""
 
-    def __init__(self, fabric: Fabric, memory: MemorySpec, seed: int, owner_of: Callable[[Run], Owner] | None = None):
+    def __init__(self, fabric: Fabric, memory: MemorySpec, seed: int):
         self.fabric = fabric
-        self._owner_of = owner_of
         self._seed = seed
         self.memory = Memory(fabric, memory)
         self.bases = Bases(functools.partial(load_base, before=self.memory.require_base), fabric.to_device)
@@ -60,11 +59,11 @@ class Workshop:
         """Whether the models that a run of ours shares are loaded."""
         return all(self.bases.has(model) for model in (spec.model, spec.trainer.ref_model) if model is not None)
 
-    def saving_weights(self, run: Run, weights: Mapping[str, torch.Tensor]) -> Callable[[], None]:
-        """Return what writes the weights of a run as it stands to their file, which says whose they are."""
+    def saving_weights(self, run: RunCard, step: int, weights: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+        """Return what writes the weights that a run has at a step to their file, which says whose they are."""
         content: dict[str, Any] = {"weights": weights}
-        if self._owner_of is not None:
-            content[SECTION] = json.dumps(self._owner_of(run).label(run.step))
+        if run.owner is not None:
+            content[SECTION] = json.dumps(run.owner.label(step))
         return functools.partial(self.fabric.save, run.paths.weights, content)
 
     def fingerprints(self) -> dict[str, str]:

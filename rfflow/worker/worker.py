@@ -1,155 +1,402 @@
-"""The trainers of the runs: made, prepared, held within the limits of memory, built again, let go."""
+"""What stands on one device and trains there, a chunk at a time.
+
+A worker carries out commands in order and tells events; it knows nothing of how it is reached, of other workers, or of
+what becomes of what it tells. What a command changes on the disk is named by the command.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from lightning_fabric import Fabric
 
-from rfflow.checkpointing.checkpointer import Keeper
-from rfflow.config.spec import RunSpec
-from rfflow.runs.chunks import ChunkPlan
-from rfflow.runs.events import Ready, WarmStart
-from rfflow.runs.experiment import Experiment
-from rfflow.runs.run import Run
-from rfflow.worker.memory.memory import free_memory
-from rfflow.worker.memory.offload import Holdings
+from rfflow.checkpointing.checkpoints import Checkpoint, Checkpoints, Draft, sync
+from rfflow.checkpointing.disk import is_disk_trouble
+from rfflow.checkpointing.writer import Writer
+from rfflow.config.spec import ExperimentSpec, RunSpec
+from rfflow.errors import EngineError, OpError
+from rfflow.runs.events import (
+    Again,
+    Boundary,
+    Command,
+    Commit,
+    Event,
+    Failed,
+    Finished,
+    GiveUp,
+    LeaveDevice,
+    Prepare,
+    Progress,
+    ReadRows,
+    Ready,
+    Refused,
+    Rows,
+    Saved,
+    SaveNow,
+    Taken,
+    Train,
+    Unsaved,
+    Warm,
+    WarmStart,
+)
+from rfflow.worker.memory.memory import free_memory, is_out_of_memory, out_of_memory_advice
+from rfflow.worker.memory.offload import Holdings, Tier
 from rfflow.worker.shared import Workshop
 from rfflow.worker.training.session import Trainee
 
 log = logging.getLogger(__name__)
 
+Tell = Callable[[int | None, Event], None]
+"""Takes the number of a run and what is told of it, from any thread."""
 
-class Roster:
-    """The runs of one experiment that have a trainer, and whose turn on the device it is."""
+
+@dataclass
+class _Turn:
+    """A chunk that is going."""
+
+    order: Train
+    started: float
+    step: int = 0
+    """Where the run was at its last pause."""
+    switched: float = 0.0
+    """What the run had spent on switches when it began."""
+    has_begun: bool = False
+    is_second_try: bool = False
+    """Whether the memory was not enough before."""
+    is_to_build: bool = False
+    checkpoint: Checkpoint | None = None
+    """Where the second try goes on from."""
+    trouble: Exception | None = None
+    """What the run fails of, once what it has logged is told."""
+
+
+class Worker:
+    """The runs that have a trainer on one device, and whose turn it is there."""
 
     def __init__(
-        self,
-        experiment: Experiment,
-        fabric: Fabric,
-        keeper: Keeper,
-        upcoming: Callable[[], Sequence[int]],
-        make_trainee: Callable[..., Trainee] = Trainee,
+        self, spec: ExperimentSpec, fabric: Fabric, tell: Tell, make_session: Callable[..., Trainee] = Trainee
     ):
         """Hold nobody yet.
 
         Args:
-            experiment: whose runs these are.
+            spec: what all runs have in common.
             fabric: which has the device.
-            keeper: which writes what runs hold, and must have done so before anything of it moves.
-            upcoming: returns the numbers of the runs that will train, the next one first.
-            make_trainee: called as :class:`Trainee` is.
+            tell: hears what happens beside a command, from the thread that writes checkpoints.
+            make_session: called as :class:`Trainee` is, for something with the same attributes and methods.
         """
-        spec = experiment.spec
-        self.workshop = Workshop(fabric, spec.memory, spec.seed, keeper.owner)
-        self.workshop.memory.suspended = self._movable
-        self.trainees: dict[int, Trainee] = {}
-        """By the numbers of their runs."""
-        self.active: Trainee | None = None
-        """Whoever has the device."""
-        self._capture_output = spec.capture_output
+        self._spec = spec
         self._device = fabric.device
-        self._keeper = keeper
-        self._upcoming = upcoming
-        self._make_trainee = make_trainee
-        self._hydra: dict[int, Any] = {}
+        self.device = str(fabric.device)
+        self._tell = tell
+        self._make_session = make_session
+        self.shared = Workshop(fabric, spec.memory, spec.seed)
+        self.shared.memory.suspended = self._movable
+        self.sessions: dict[int, Trainee] = {}
+        """By the numbers of their runs."""
+        self._prepared: dict[int, Prepare] = {}
+        self._active: Trainee | None = None
+        """Whoever has the device."""
+        self._upcoming: tuple[int, ...] = ()
+        self._turn: _Turn | None = None
+        """The chunk that is going."""
+        self._is_hurried = False
+        self._writer = Writer()
+        self._drafts: dict[int, tuple[Draft, Callable[[], None]]] = {}
+        self._is_lost = False
+        """Whether a checkpoint could not be written."""
 
-    def enrol(self, run: Run, hydra: Any) -> None:
-        """Take a run in; nothing of it is built yet."""
-        run.paths.root.mkdir(parents=True, exist_ok=True)
-        self._hydra[run.number] = hydra
-        self.trainees[run.number] = self._make_trainee(
-            run, self.workshop, capture_output=self._capture_output, hydra=hydra
+    def do(self, command: Command) -> list[Event]:
+        """Carry out a command, and return the events that it leads to; a chunk only begins, see :meth:`advance`."""
+        match command:
+            case Train():
+                self._turn = _Turn(command, time.time()) if command.run in self.sessions else None
+                return []  # a run that could not be built has been told
+            case Prepare():
+                return [self._prepare(command)]
+            case Warm():
+                return [self._warm(command)]
+            case Commit():
+                self._commit(command)
+            case SaveNow():
+                return self._save_now(command)
+            case LeaveDevice():
+                self._leave_device(command)
+            case GiveUp():
+                self._give_up(command.run)
+            case ReadRows():
+                return [Rows(self.shared.fingerprints())]
+        return []
+
+    def advance(self) -> Event | None:
+        """Train on to the next event of the chunk that was begun; ``None`` when it is over.
+
+        Deliberately no generator: a trainer's greenlet has to be gone on with at the same depth of the C stack at which
+        it was begun, and calls from Python to Python add nothing to it. Libraries that walk the stack (torch does, for
+        each of its errors) would otherwise run into what lies there by now.
+        """
+        turn = self._turn
+        if turn is None:
+            return None
+        try:
+            return self._advance(turn)
+        except (Exception, SystemExit) as error:  # one run failing is news; the others go on
+            is_memory = isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error)
+            if is_memory and not turn.is_second_try:
+                return self._try_again(turn, error)
+            self._end_turn()
+            if is_memory:
+                advice = RuntimeError(out_of_memory_advice(error, self._device))
+                advice.__cause__ = error
+                error = advice
+            if not isinstance(error, EngineError):
+                with self._log_of(turn.order.run):
+                    trace = "".join(traceback.format_exception(error))
+                    log.error("Run %s failed at step %s\n%s", turn.order.run, turn.step, trace)
+            return Failed(error, is_disk_trouble(error))
+        except BaseException:
+            self._end_turn()
+            raise
+
+    def hurry(self) -> None:
+        """Make whoever trains leave at the next place from which a resume is exact; from a signal handler, too."""
+        self._is_hurried = True
+        if self._active is not None:
+            self._active.hurry()
+
+    def close(self) -> None:
+        """Let go of every run, once what is being written is on the disk."""
+        self._writer.close()  # what went wrong was told when it did
+        while self.sessions:
+            number, session = self.sessions.popitem()
+            try:
+                session.close()
+            except Exception as error:  # a full disk must not keep the others from being closed
+                log.warning("While run %s is closed: %s: %s", number, type(error).__name__, error)
+        self._prepared.clear()
+        self._drafts.clear()
+        self._turn = self._active = None
+        self._is_hurried = self._is_lost = False
+        self._writer = Writer()
+
+    # --- building -----------------------------------------------------------------------------------------------------
+
+    def _prepare(self, order: Prepare) -> Event:
+        self._upcoming = order.upcoming or self._upcoming
+        try:
+            if order.only_if_light and not self._is_light(order.card.spec):
+                raise OpError("it is made when the chunk has ended, and the device is free.")
+            return self._build(order)
+        except Exception as error:
+            self._give_up(order.run)
+            return Refused(error)
+
+    def _build(self, order: Prepare) -> Ready:
+        order.card.paths.root.mkdir(parents=True, exist_ok=True)
+        session = self.sessions[order.run] = self._make_session(
+            order.card, self.shared, capture_output=self._spec.capture_output, hydra=order.hydra
         )
-
-    def prepare(self, run: Run, start: WarmStart | None = None, checkpoint: Path | None = None) -> Ready:
-        """Build a run up to its next step."""
-        trainee = self.trainees[run.number]
-        ready = trainee.prepare(start, checkpoint=checkpoint)
-        if checkpoint is not None:
-            trainee.keep_weights()
-        if trainee.holdings is not None:
-            trainee.holdings.before_move = partial(self._keeper.wait, run)
-            self.workshop.memory.keep_within_host(self._movable())
+        self._prepared[order.run] = order
+        ready = session.prepare(
+            order.start, checkpoint=order.checkpoint, step=order.step, is_at_boundary=order.is_at_boundary
+        )
+        if order.checkpoint is not None:
+            session.keep_weights()
+        if session.holdings is not None:
+            session.holdings.before_move = lambda: self._wait(order.run)
+            self.shared.memory.keep_within_host(self._movable())
         return ready
 
-    def build(self, run: Run, hydra: Any, start: WarmStart | None) -> ChunkPlan:
-        """Build a clone up to its first step."""
-        self.enrol(run, hydra)
-        return self.prepare(run, start).plan
+    def _is_light(self, spec: RunSpec) -> bool:
+        """Whether a run can be built beside one that is training: it brings little but an adapter."""
+        return spec.build is None and spec.peft is not None and self.shared.has_bases(spec)
 
-    def build_again(self, run: Run, checkpoint: Path | None) -> Trainee:
+    def _warm(self, order: Warm) -> Event:
+        try:
+            self.sessions[order.run].load_weights(order.start)
+            return Taken()
+        except Exception as error:
+            self._give_up(order.run)
+            return Refused(error)
+
+    def _give_up(self, run: int) -> None:
+        self._wait(run)
+        session = self.sessions.pop(run, None)
+        if session is not None:
+            session.close()
+        if (drafted := self._drafts.pop(run, None)) is not None:
+            self._checkpoints(run).discard(drafted[0])
+        self._prepared.pop(run, None)
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def _advance(self, turn: _Turn) -> Event | None:
+        order = turn.order
+        if turn.trouble is not None:
+            raise turn.trouble
+        if not turn.has_begun:
+            self._wait(order.run)  # nothing of it may change while it is written
+            if self._is_lost:  # what would be trained now could not be saved either
+                self._end_turn()
+                return None
+            if turn.is_to_build:
+                turn.is_to_build = False
+                self._build_again(order.run, turn.checkpoint)
+            self._begin(turn)
+        session = self.sessions[order.run]
+        pause = session.resume()
+        assert not isinstance(pause, Ready)
+        turn.step = pause.step
+        if isinstance(pause, Boundary) and pause.step > order.done:
+            return self._come_to(turn, session, pause)
+        if self._is_hurried and isinstance(pause, Progress) and pause.can_checkpoint:
+            self._end_turn()
+            return replace(pause, is_left=True)
+        return pause  # a boundary that lies behind is tried again: the last checkpoint was before it
+
+    def _begin(self, turn: _Turn) -> None:
+        session = self.sessions[turn.order.run]
+        self._upcoming, self._active = turn.order.upcoming, session
+        turn.switched = session.context.switch_seconds
+        turn.has_begun = True
+        self._make_room(session)
+        if self._is_hurried:
+            session.hurry()
+
+    def _come_to(self, turn: _Turn, session: Trainee, boundary: Boundary) -> Event:
+        if boundary.has_nan and self._spec.on_nan == "fail":
+            turn.trouble = ArithmeticError(f"the loss or a weight is NaN at step {boundary.step} (engine.on_nan=fail)")
+            return Progress(boundary.step, boundary.logs)
+        self.shared.memory.observe()
+        switch = max(0.0, session.context.switch_seconds - turn.switched)
+        boundary = replace(boundary, started=turn.started, ended=time.time(), switch=switch)
+        if isinstance(boundary, Finished) or not turn.order.is_saved:
+            session.keep_weights()
+        else:
+            try:
+                self._draft(turn.order.run, boundary.step)
+            except Exception as error:
+                self._end_turn()
+                return Unsaved(f"the checkpoint of run {turn.order.run}", error)
+        self._end_turn()
+        return boundary
+
+    def _try_again(self, turn: _Turn, error: BaseException) -> Event:
+        """Free what can be freed; the run goes on from its last checkpoint."""
+        run = turn.order.run
+        with self._log_of(run):
+            log.warning("Out of memory at step %s", turn.step, exc_info=error)
+        log.warning("Run %s is out of memory and is tried once more with what could be freed", run)
+        turn.is_second_try, turn.has_begun = True, False
+        turn.checkpoint = self._checkpoints(run).newest()
+        turn.is_to_build = True
+        return Again(turn.checkpoint.step if turn.checkpoint else 0)
+
+    def _end_turn(self) -> None:
+        self._turn = self._active = None
+
+    def _log_of(self, run: int) -> contextlib.AbstractContextManager[None]:
+        """Let what is logged inside stand in the run's own log, if it still has one."""
+        session = self.sessions.get(run)
+        return contextlib.nullcontext() if session is None else session.context.active()
+
+    def _build_again(self, run: int, checkpoint: Checkpoint | None) -> None:
         """Build a run anew from its checkpoint, on a device that has been cleared of everything else."""
-        self.give_up(run)
+        order = self._prepared[run]
+        self._give_up(run)
         for holdings in self._suspended():
             holdings.leave_device()
         free_memory(self._device)
-        self.enrol(run, self._hydra.get(run.number))
-        start = None
-        if run.paths.start.exists() and run.parent is not None:
-            start = WarmStart(run.parent, run.paths.start, run.first_chunk)
-        self.prepare(run, start, checkpoint)
-        trainee = self.trainees[run.number]
-        self.make_room(trainee)
-        return trainee
+        card, start = order.card, None
+        if card.paths.start.exists() and card.parent is not None:
+            start = WarmStart(card.parent, card.paths.start, card.first_chunk)
+        path = checkpoint.path if checkpoint else None
+        step = checkpoint.step if checkpoint else 0
+        self._build(replace(order, start=start, checkpoint=path, step=step, is_at_boundary=checkpoint is not None))
 
-    def trainee(self, run: Run) -> Trainee:
-        """Return a run's trainer."""
-        return self.trainees[run.number]
+    # --- checkpoints --------------------------------------------------------------------------------------------------
 
-    def give_up(self, run: Run) -> None:
-        """Let go of a run's trainer, if it has one."""
-        trainee = self.trainees.pop(run.number, None)
-        if trainee is not None:
-            trainee.close()
+    def _draft(self, run: int, step: int) -> None:
+        checkpoints = self._checkpoints(run)
+        draft = checkpoints.begin(step)
+        try:
+            self._drafts[run] = draft, self.sessions[run].snapshot(draft.folder)
+        except BaseException:
+            checkpoints.discard(draft)  # a full disk needs the room
+            raise
 
-    def close(self) -> None:
-        """Let go of every trainer."""
-        while self.trainees:
-            number, trainee = self.trainees.popitem()
+    def _commit(self, order: Commit | SaveNow) -> None:
+        draft, write = self._drafts.pop(order.run)
+        checkpoints, metrics = self._checkpoints(order.run), self._prepared[order.run].card.paths.metrics
+
+        def finish() -> None:
             try:
-                trainee.close()
-            except Exception as error:  # a full disk must not keep the others from being closed
-                log.warning("While run %s is closed: %s: %s", number, type(error).__name__, error)
+                try:
+                    write()
+                    if metrics.exists():
+                        sync(metrics)  # who goes on from the checkpoint will not log it again
+                    checkpoints.seal(draft, order.progress)
+                except BaseException:
+                    checkpoints.discard(draft)
+                    raise
+                checkpoints.keep_only(set(order.keep))
+            except BaseException as error:
+                self._is_lost = True
+                self._tell(order.run, Unsaved(f"the checkpoint of run {order.run}", error))
+            else:
+                self._tell(order.run, Saved(draft.step))
 
-    def wait_for_weights(self, run: Run) -> None:
-        """Wait until the weights that a run had at its last boundary are in their file; check that they are its own."""
-        self._keeper.wait(run)
-        self._keeper.check_weights(run)
+        self._writer.submit(order.run, finish)
 
-    def is_light(self, spec: RunSpec) -> bool:
-        """Whether a run can be built beside one that is training: it brings little but an adapter."""
-        return spec.build is None and spec.peft is not None and self.workshop.has_bases(spec)
+    def _save_now(self, order: SaveNow) -> list[Event]:
+        try:
+            self._wait(order.run)
+            holdings = self.sessions[order.run].holdings
+            if holdings is not None:
+                holdings.move_to(Tier.DEVICE)
+            self._draft(order.run, order.step)
+        except Exception as error:
+            return [Unsaved(f"the checkpoint of run {order.run}", error)]
+        self._commit(order)
+        self._wait(order.run)
+        return []
+
+    def _checkpoints(self, run: int) -> Checkpoints:
+        card = self._prepared[run].card
+        return Checkpoints(card.paths.checkpoints, card.owner)
+
+    def _wait(self, run: int) -> None:
+        self._writer.wait(run)
 
     # --- memory -------------------------------------------------------------------------------------------------------
 
-    def make_room(self, trainee: Trainee) -> None:
+    def _make_room(self, session: Trainee) -> None:
         """Bring what a run holds to the device, and the next one nearer."""
-        assert trainee.holdings is not None
-        others = [holdings for holdings in self._suspended() if holdings is not trainee.holdings]
-        self.workshop.memory.make_room(trainee.holdings, others)
+        assert session.holdings is not None
+        others = [holdings for holdings in self._suspended() if holdings is not session.holdings]
+        self.shared.memory.make_room(session.holdings, others)
         # Never a stopped run: what it left to the disk would be in memory again, and stay there.
-        if len(self._upcoming()) > 1:
-            self.workshop.memory.fetch_ahead(trainee.holdings, others)
+        if len(self._upcoming) > 1 and others:
+            self.shared.memory.fetch_ahead(session.holdings, others)
 
-    def leave_device(self, run: Run) -> None:
+    def _leave_device(self, order: LeaveDevice) -> None:
         """Move what a run holds off the device, and off the host where that is full."""
-        holdings = self.trainees[run.number].holdings
+        self._upcoming = order.upcoming
+        holdings = self.sessions[order.run].holdings
         assert holdings is not None
         holdings.leave_device()
-        self.workshop.memory.keep_within_host(self._suspended())
+        self.shared.memory.keep_within_host(self._suspended())
 
     def _suspended(self) -> list[Holdings]:
         """The holdings of all runs that are prepared, soonest needed first, stopped ones last."""
-        upcoming = self._upcoming()
-        numbers = [*upcoming, *(number for number in self.trainees if number not in upcoming)]
-        trainees = [self.trainees[number] for number in numbers if number in self.trainees]
-        return [trainee.holdings for trainee in trainees if trainee.holdings is not None]
+        numbers = [*self._upcoming, *(number for number in self.sessions if number not in self._upcoming)]
+        sessions = [self.sessions[number] for number in numbers if number in self.sessions]
+        return [session.holdings for session in sessions if session.holdings is not None]
 
     def _movable(self) -> list[Holdings]:
         """The same, less those of the run that trains while another is built."""
-        return [held for held in self._suspended() if self.active is None or held is not self.active.holdings]
+        return [held for held in self._suspended() if self._active is None or held is not self._active.holdings]

@@ -23,7 +23,7 @@ from rfflow.errors import EngineError
 from rfflow.launch.sweep import Sweep
 from rfflow.runs.run import RunState
 from tests.stories.test_faults import disk, goes_on
-from tests.support.toy import ToyTrainee, toy_engine, toy_spec
+from tests.support.toy import STEPS_A_CHUNK, ToyTrainee, toy_engine, toy_spec
 
 __all__ = ["disk"]
 
@@ -106,7 +106,7 @@ def test_a_run_is_not_at_fault_where_torch_finds_no_room(tmp_path: Path, monkeyp
     resume = ToyTrainee.resume
 
     def saving(self: ToyTrainee) -> Any:
-        if (self.run.number, len(self.run.chunks)) == (1, 2):
+        if (self.run.number, self._step) == (1, 2 * STEPS_A_CHUNK):
             torch.save(TENSORS, "/dev/full")
         return resume(self)
 

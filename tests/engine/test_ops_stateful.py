@@ -436,7 +436,7 @@ class Session(RuleBasedStateMachine):
 
     def _check_files(self, event: tuple[str, int | None, int | None] | None) -> None:
         assert {path.name for path in (self.root / "runs").iterdir()} == {str(number) for number in self.model.runs}
-        trainees = self.engine.roster.trainees
+        trainees = self.engine.slots.worker.sessions
         over = [n for n, run in self.model.runs.items() if run.state not in (*LIVE, RunState.STOPPED) or run.is_closed]
         if event is not None and event[0] == "chunk":  # a run that has just ended is let go right after
             over = [number for number in over if number != event[1]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import pickle
 import weakref
 from collections.abc import Callable
@@ -22,11 +21,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 import rfflow
-from rfflow.config.spec import DatasetSpec, ExperimentSpec, ModelSpec, RunSpec, TrainerSpec
+from rfflow.config.spec import DatasetSpec, ModelSpec, RunSpec, TrainerSpec
 from rfflow.engine.cloning import Cloner
 from rfflow.errors import ConfigError, OpError, RunFailed
 from rfflow.launch import start
-from rfflow.launch.start import see_one_gpu
 from rfflow.runs.run import Run
 from tests.support.stub_engine import StubEngine
 
@@ -372,26 +370,6 @@ def test_importing_rfflow_promises_what_it_lists() -> None:
     assert all(hasattr(rfflow, name) for name in rfflow.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = rfflow.nonsense
-
-
-@pytest.mark.parametrize(
-    ("visible", "device", "seen"), [(None, 1, "1"), ("2,5,7", 1, "5"), ("3", 0, "3"), ("3", 1, "3"), ("", 0, "")]
-)
-def test_the_process_sees_the_one_gpu_it_uses(
-    monkeypatch: pytest.MonkeyPatch, visible: str | None, device: int, seen: str
-) -> None:
-    """transformers would spread a model over all that it sees."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    see_one_gpu(ExperimentSpec(name="x", device=device))
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
-
-
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    with pytest.raises(ConfigError, match=r"engine.device is 2, but CUDA_VISIBLE_DEVICES shows 2 GPUs"):
-        see_one_gpu(ExperimentSpec(name="x", device=2))
 
 
 @pytest.mark.parametrize("is_enabled", [True, False])

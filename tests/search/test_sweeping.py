@@ -38,7 +38,7 @@ from rfflow.search.space import read_space
 from rfflow.search.study import Search
 from rfflow.tracking.runs_csv import RunsTable
 from rfflow.worker.models.safetensors_io import SafetensorsIO
-from tests.support.toy import Dies, ToyTrainee, put, settle_at_once, toy_spec, write_at_once
+from tests.support.toy import STEPS_A_CHUNK, Dies, ToyTrainee, put, settle_at_once, toy_spec, write_at_once
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 
@@ -240,7 +240,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Order, list[
             spec = replace(spec, accelerator="cpu", policy=policy, objective=Objective())
             spec = replace(spec, control=replace(spec.control, idle_timeout=0))
             fabric = Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()], callbacks=[*extra, order])
-            made.append(Engine(spec, paths, fabric, composer, make_trainee=ToyTrainee))
+            made.append(Engine(spec, paths, fabric, composer, make_session=ToyTrainee))
             return made[-1]
 
         monkeypatch.setattr(start, "make_engine", make)
@@ -441,7 +441,7 @@ def test_a_run_that_diverged_is_told_as_failed(
 
     def resume(trainee: ToyTrainee) -> Any:
         pause = resume_toy(trainee)
-        is_sick = trainee.run.number == 1 and len(trainee.run.chunks) > 0
+        is_sick = trainee.run.number == 1 and trainee._step > STEPS_A_CHUNK
         return replace(pause, metrics={"eval_loss": math.nan}) if is_sick else pause
 
     resume_toy = ToyTrainee.resume

@@ -237,7 +237,7 @@ def test_a_file_system_that_becomes_read_only(disk: Path) -> None:
     class Break(Callback):
         def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
             if (run.number, result.chunk) == (1, 1):
-                engine._keeper.wait_for_all()  # nobody may hold a file open for writing
+                engine.slots.worker._writer.wait_for_all()  # nobody may hold a file open for writing
                 engine._lock.release()
                 assert mount("-o", "remount,ro", str(disk))
 
@@ -437,8 +437,8 @@ def test_the_rows_that_an_app_reads_itself_are_known_again(tmp_path: Path) -> No
         engine = toy_engine(tmp_path)
         trainer = object.__new__(Trainer)
         trainer.train_dataset = Dataset.from_dict({"text": texts})
-        engine.roster.workshop.note_rows(3, trainer)
-        return engine.roster.workshop.fingerprints()
+        engine.slots.worker.shared.note_rows(3, trainer)
+        return engine.slots.worker.shared.fingerprints()
 
     assert seen("a", "b") == seen("a", "b") != seen("a", "c")
     state = experiment_file.SavedExperiment("app", 0.0, data=seen("a", "b"))

@@ -71,7 +71,7 @@ def scenes(monkeypatch: pytest.MonkeyPatch) -> list[Scene]:
 def experiment(root: Path, *callbacks: Any, keep: Sequence[str] = ("best", "final")) -> Engine:
     """Return an experiment of two such runs, with a policy that watches."""
     engine = toy_engine(root, (), callbacks, checkpoint=CheckpointSpec(keep=tuple(keep)))
-    engine.roster._make_trainee = OnceEvaluated
+    engine.slots.worker._make_session = OnceEvaluated
     engine.experiment.spec = replace(engine.experiment.spec, policy={"_target_": "tests.stories.test_ranking.Watch"})
     for number in LOSS:
         engine.add(toy_spec(chunks=3), number)

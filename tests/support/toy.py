@@ -40,11 +40,12 @@ from rfflow.runs.events import Boundary, Finished, Pause, Ready, WarmStart
 from rfflow.runs.experiment import Callback, Experiment
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import Run
+from rfflow.slots.processes import ProcessSlots
 from rfflow.worker.memory.offload import Holdings
 from rfflow.worker.models.safetensors_io import SafetensorsIO
 from rfflow.worker.shared import Workshop
+from tests.support.counting import STEPS_A_CHUNK, CountingWorker
 
-STEPS_A_CHUNK = 3
 STATE_BYTES = 16
 """What a toy run holds in memory."""
 
@@ -109,7 +110,14 @@ class ToyTrainee:
         self._step = 0
         self._unkept = False
 
-    def prepare(self, warm_start: WarmStart | None = None, *, checkpoint: Path | None = None) -> Ready:
+    def prepare(
+        self,
+        warm_start: WarmStart | None = None,
+        *,
+        checkpoint: Path | None = None,
+        step: int = 0,
+        is_at_boundary: bool = False,
+    ) -> Ready:
         match self.run.spec.config.get("breaks"):
             case "config":
                 raise ConfigError(f"Run {self.run.number} cannot be built.")
@@ -151,7 +159,7 @@ class ToyTrainee:
     def keep_weights(self) -> None:
         if self._unkept:
             self._unkept = False
-            self._workshop.saving_weights(self.run, {"steps": self.state})()
+            self._workshop.saving_weights(self.run, self._step, {"steps": self.state})()
 
     def hurry(self) -> None:
         """A toy takes a whole chunk at once."""
@@ -176,9 +184,10 @@ def toy_engine(
     checkpoint: CheckpointSpec | None = None,
     objective: Objective | None = None,
     policy: Node | None = None,
+    processes: int = 0,
     **control: Any,
 ) -> Engine:
-    """Return an engine of toy runs."""
+    """Return an engine of toy runs, on so many processes, or in this one."""
     spec = ExperimentSpec(
         name="toys",
         accelerator="cpu",
@@ -189,7 +198,8 @@ def toy_engine(
         checkpoint=checkpoint or CheckpointSpec(),
     )
     fabric = Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()], callbacks=list(callbacks))
-    engine = Engine(spec, ExperimentPaths(root), fabric, ToyComposer(), make_trainee=ToyTrainee)
+    slots = ProcessSlots(spec, [{}] * processes, make_worker=CountingWorker) if processes else None
+    engine = Engine(spec, ExperimentPaths(root), fabric, ToyComposer(), make_session=ToyTrainee, slots=slots)
     for number, run in enumerate(specs):
         engine.add(run, number)
     return engine

@@ -18,7 +18,7 @@ from transformers import Trainer
 from rfflow.config.claims import check_alone, claims_of
 from rfflow.errors import ConfigError, RunFailed
 from rfflow.runs.events import Boundary, Pause, Ready, WarmStart
-from rfflow.runs.run import Run
+from rfflow.runs.run import RunCard
 from rfflow.worker.data.checks import what_is_dropped
 from rfflow.worker.memory.offload import Holdings, own_tensors, trained_bytes
 from rfflow.worker.memory.sizes import Need, lora_bytes
@@ -37,30 +37,41 @@ log = logging.getLogger(__name__)
 class Trainee:
     """One run on its way from spec to adapter."""
 
-    def __init__(self, run: Run, workshop: Workshop, *, capture_output: bool = True, hydra: Any = None):
+    def __init__(self, run: RunCard, workshop: Workshop, *, capture_output: bool = True, hydra: Any = None):
         self.run = run
         self.context = RunContext(workshop.fabric.device, run.paths.log, capture_output=capture_output, hydra=hydra)
         self.holdings: Holdings | None = None
         """What the run owns on the device; known once it is prepared."""
         self._workshop = workshop
         self._coroutine: TrainerCoroutine | None = None
+        self._step = 0
+        """Where the run stands."""
         self._measured = 0
         """How many weights had a state in the optimizer when the holdings were last measured."""
         self._unkept: dict[str, torch.Tensor] | None = None
         """The weights of the last boundary until they are saved."""
 
-    def prepare(self, warm_start: WarmStart | None = None, checkpoint: Path | None = None) -> Ready:
+    def prepare(
+        self,
+        warm_start: WarmStart | None = None,
+        checkpoint: Path | None = None,
+        *,
+        step: int = 0,
+        is_at_boundary: bool = False,
+    ) -> Ready:
         """Build the trainer and take it to just before its first step.
 
         Args:
             warm_start: where the weights come from, and which chunk is the first.
             checkpoint: where a run goes on from that has trained before.
+            step: the one at which that was.
+            is_at_boundary: whether that is the end of a chunk.
 
         Raises:
             ConfigError: if the run cannot be built, naming it.
             OpError: if the warm start does not fit.
         """
-        spec = self.run.spec
+        spec, self._step = self.run.spec, step
         try:
             self._claim(spec.trainer.args.get)
             build = self._plan()
@@ -95,7 +106,7 @@ class Trainee:
         finally:
             self._workshop.bases.part_tokenizers()
         assert isinstance(ready, Ready)
-        if checkpoint is not None and self.run.chunks and self.run.step == self.run.chunks[-1].step:
+        if is_at_boundary:
             self._unkept = trained_weights(trainer.model)
         return ready
 
@@ -109,6 +120,8 @@ class Trainee:
         assert self._coroutine is not None and self.holdings is not None, "prepare() comes first"
         with self._leaving_bases_alone(), self.context.active():
             pause = self._coroutine.resume()
+        if not isinstance(pause, Ready):
+            self._step = pause.step
         if isinstance(pause, Boundary):
             optimizer = self._coroutine.trainer.optimizer
             if optimizer is not None and len(optimizer.state) != self._measured:  # what it has made is there now
@@ -133,7 +146,7 @@ class Trainee:
         """
         if self._unkept is not None:
             weights, self._unkept = self._unkept, None
-            self._workshop.saving_weights(self.run, weights)()
+            self._workshop.saving_weights(self.run, self._step, weights)()
 
     def hurry(self) -> None:
         """Make the trainer pause behind its current step, at the first place from which a resume is exact."""
@@ -153,7 +166,7 @@ class Trainee:
         if weights is None:
             return write_tensors
 
-        write_weights = self._workshop.saving_weights(self.run, weights)
+        write_weights = self._workshop.saving_weights(self.run, self._step, weights)
 
         def write() -> None:
             write_tensors()
@@ -170,7 +183,7 @@ class Trainee:
             self._coroutine = None
         if self.holdings is not None:
             self.holdings.forget()
-        self._workshop.claims.release(self.run.number, has_trained=self.run.step > 0)
+        self._workshop.claims.release(self.run.number, has_trained=self._step > 0)
         self.context.close()
 
     def _plan(self) -> Callable[[], Trainer]:

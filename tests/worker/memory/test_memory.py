@@ -336,7 +336,7 @@ def test_what_does_not_fit_is_refused_before_training_whatever_is_trained(
     workshop.memory._free = lambda device: free
     run = Run(7, run_spec(tiny_model, tiny_data, **changes), ("peft.r=7",), RunPaths(tmp_path / "7"))
     run.paths.root.mkdir()
-    trainee = Trainee(run, workshop)
+    trainee = Trainee(run.card(), workshop)
     with pytest.raises(ConfigError) as refused:
         trainee.prepare()
     trainee.close()

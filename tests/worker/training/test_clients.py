@@ -106,7 +106,7 @@ def prepare(workshop: Workshop, tmp_path: Path, *specs: RunSpec) -> list[Trainee
     trainees = []
     for number, spec in enumerate(specs):
         run = Run(number, spec, (), RunPaths(tmp_path / f"runs/{number}"))
-        trainees.append(Trainee(run, workshop))
+        trainees.append(Trainee(run.card(), workshop))
         trainees[-1].prepare()
     return trainees
 
@@ -220,7 +220,7 @@ def test_what_a_run_used_is_free_when_it_has_ended(
     monkeypatch.setattr("rfflow.config.claims.ONE_A_PROCESS", {"tensorboard": "is said to have one run a process"})
     taken = spec(args={"report_to": "tensorboard", "save_strategy": "steps"})
     (first,) = prepare(workshop, tmp_path, taken)
-    second = Trainee(Run(1, taken, (), RunPaths(tmp_path / "runs/1")), workshop)
+    second = Trainee(Run(1, taken, (), RunPaths(tmp_path / "runs/1")).card(), workshop)
     with pytest.raises(ConfigError, match="Runs 0 and 1 both report to tensorboard, which is said to have one run"):
         second.prepare()
     train([first])

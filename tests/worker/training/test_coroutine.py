@@ -342,7 +342,7 @@ def test_an_interruption_leaves_the_engine_able_to_close(tmp_path: Path, monkeyp
     original, closed = ToyTrainee.resume, []
 
     def resume(self: ToyTrainee) -> Pause:
-        if self.run.number == 1 and self.run.step:
+        if self.run.number == 1 and self._step:
             raise KeyboardInterrupt
         return original(self)
 

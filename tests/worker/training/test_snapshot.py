@@ -42,7 +42,7 @@ def workshop() -> Workshop:
 def begin(spec: RunSpec, root: Path, workshop: Workshop, **kwargs: object) -> Trainee:
     """Build a run up to its first step."""
     root.mkdir(parents=True)
-    trainee = Trainee(Run(0, spec, (), RunPaths(root)), workshop)
+    trainee = Trainee(Run(0, spec, (), RunPaths(root)).card(), workshop)
     trainee.prepare(**kwargs)  # type: ignore[arg-type]
     return trainee
 

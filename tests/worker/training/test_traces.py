@@ -65,7 +65,7 @@ def _mark(value: Any) -> Any:
 
 
 def train(workshop: Workshop, number: int, spec: RunSpec, root: Path) -> None:
-    trainee = Trainee(Run(number, spec, (), RunPaths(root / f"runs/{number}")), workshop)
+    trainee = Trainee(Run(number, spec, (), RunPaths(root / f"runs/{number}")).card(), workshop)
     trainee.prepare()
     while not isinstance(trainee.resume(), Finished):
         pass

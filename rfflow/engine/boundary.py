@@ -1,0 +1,108 @@
+"""What happens when a run gives the device back: everybody hears of it, and then it is safe."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from rfflow.engine.callbacks import Audience, namespaced
+from rfflow.engine.lifecycle import Lifecycle
+from rfflow.engine.metrics_check import Foresight
+from rfflow.runs.chunks import ChunkResult
+from rfflow.runs.events import Boundary, Finished, Log
+from rfflow.runs.run import Run, RunState
+from rfflow.scheduling.scheduler import Assignment
+
+log = logging.getLogger(__name__)
+
+_EVALUATING = re.compile(r"eval_(\w+_)?runtime")
+"""What a trainer calls the seconds of an evaluation; there may be several data sets."""
+
+
+class Boundaries:
+    """Publishes what runs log and where they have come to."""
+
+    def __init__(self, audience: Audience, lifecycle: Lifecycle, foresight: Foresight):
+        self._audience = audience
+        self._lifecycle = lifecycle
+        self._foresight = foresight
+        self._on_nan = lifecycle.experiment.spec.on_nan
+        self._evaluated: defaultdict[int, float] = defaultdict(float)
+        """Seconds that each run has evaluated since its last boundary."""
+        self._logged: Counter[int] = Counter()
+        """How often each run has logged since its last checkpoint."""
+        self._to_skip: Counter[int] = Counter()
+        """How many of its next logs are repeated."""
+
+    def publish(self, run: Run, logs: Iterable[Log]) -> None:
+        """Tell everybody what a run has logged, once: what is trained a second time has been heard of."""
+        for step, metrics in logs:
+            self._logged[run.number] += 1
+            if self._to_skip[run.number]:
+                self._to_skip[run.number] -= 1
+                continue
+            run.note(metrics, step)
+            run.logs += 1
+            run.step = max(run.step, step)
+            self._evaluated[run.number] += sum(value for key, value in metrics.items() if _EVALUATING.fullmatch(key))
+            self._audience.log(namespaced(run.name, metrics), step)
+            self._lifecycle.tell("on_log", run=run, metrics=metrics, step=step)
+
+    def again(self, run: Run, step: int) -> None:
+        """The run goes on from an earlier step, and will log once more what it has logged since."""
+        run.step = step
+        self._to_skip[run.number], self._logged[run.number] = self._logged[run.number], 0
+
+    def saved(self, run: Run) -> None:
+        """There is a checkpoint of the run as it stands: nothing before it will be logged again."""
+        self._logged[run.number] = 0
+
+    def come_to(self, run: Run, assignment: Assignment, boundary: Boundary, commit: Callable[[Run], bool]) -> None:
+        """Take note of a chunk that is done, and tell everybody.
+
+        In this order: what was logged is in the files; it is on record that the run has come here; everybody hears of
+        it; and only then there is a checkpoint, or the word that it has completed, that makes it needless to come here
+        again.
+
+        Args:
+            run: whose chunk it is.
+            assignment: which chunk.
+            boundary: what came of it; its logs are published.
+            commit: writes the checkpoint that was begun, and returns whether there was one.
+        """
+        run.reach(boundary.step, boundary.metrics, boundary.running)
+        result = ChunkResult(
+            run=run.number,
+            chunk=assignment.chunk,
+            step=boundary.step,
+            metrics=dict(run.metrics),
+            answers=boundary.answers,
+            started=boundary.started,
+            ended=boundary.ended,
+            switch=boundary.switch,
+            evaluation=self._evaluated.pop(run.number, 0.0),
+        )
+        run.chunks.append(replace(result, answers=()))  # they are for people to read, and not kept
+        self._foresight.look(run.number, run.metrics)
+        is_last = isinstance(boundary, Finished)
+        self._lifecycle.chunk_done(run, assignment, is_last=is_last)
+        self._audience.save()
+        self._lifecycle.save()
+        if is_last:
+            self._lifecycle.complete(run)
+        self._lifecycle.tell("on_chunk_end", run=run, result=result)
+        if is_last:
+            self._lifecycle.end(run)
+            self._lifecycle.save()
+        else:
+            if commit(run):
+                self.saved(run)
+            if boundary.has_nan and self._on_nan == "stop":
+                log.warning("Run %s is stopped: its loss or its weights are not numbers any more", run.number)
+                self._lifecycle.stop(run)
+                self._lifecycle.save()
+        if run.state is RunState.COMPLETED:
+            self._lifecycle.clear_away(run)

@@ -1,0 +1,1 @@
+"""Where workers stand: in this process, in others of this machine, on other machines."""

@@ -1,0 +1,167 @@
+"""The far end of a slot: a worker that is told what to do over a wire, and tells what comes of it over the same.
+
+Nothing here decides anything. Whoever holds the other end of the wire and lets go of it, on purpose or because its
+process is gone, ends the worker at once: what is on the disk by then is where its runs go on from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from rfflow.config.spec import ExperimentSpec
+from rfflow.errors import RfflowError, WorkerError
+from rfflow.runs.events import Command, Event, Failed, Heard, Refused, Said, Train, Unsaved, Up
+
+
+class Wire(Protocol):
+    """One end of a connection; what is sent arrives whole and in order."""
+
+    def send_bytes(self, data: bytes) -> None:
+        """Send some bytes, which may be none."""
+        ...
+
+    def recv_bytes(self) -> bytes:
+        """Wait for what the other end sends.
+
+        Raises:
+            EOFError, OSError: if the other end is gone.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Seat:
+    """All that a worker must be told before its first command; pickled, it imports nothing that needs torch."""
+
+    slot: int
+    spec: ExperimentSpec
+    make_worker: Callable[[ExperimentSpec, Callable[..., None]], Any] | None = None
+    """Makes a worker that tells by the function it gets; ``None`` for the one that trains."""
+
+
+class _Mailbox:
+    """Commands that have come, in order."""
+
+    def __init__(self) -> None:
+        self._commands: deque[Command | None] = deque()
+        self._changed = threading.Condition()
+
+    def put(self, command: Command | None) -> None:
+        """Add one; None is the last."""
+        with self._changed:
+            self._commands.append(command)
+            self._changed.notify()
+
+    def get(self) -> Command | None:
+        """Wait for the next."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._commands))
+            return self._commands.popleft()
+
+    def get_beside_training(self) -> Command | None:
+        """Return the next if it can be carried out while a run is in the middle of its chunk."""
+        with self._changed:
+            if not self._commands or self._commands[0] is None or isinstance(self._commands[0], Train):
+                return None
+            return self._commands.popleft()
+
+
+def serve(seat: Seat, wire: Wire, nudges: Wire) -> None:
+    """Carry out what comes over a wire until it ends.
+
+    Args:
+        seat: where this is.
+        wire: brings commands and takes events.
+        nudges: brings something whenever there is hurry.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # whoever sent one sent it to the engine's process, too, which decides
+    mailbox, lock = _Mailbox(), threading.Lock()
+
+    def tell(run: int | None, event: Event) -> None:
+        data = _portable(Heard(seat.slot, run, event))
+        with lock:
+            wire.send_bytes(data)
+
+    _hand_on_logs(tell)
+    worker = (seat.make_worker or _make_worker)(seat.spec, tell)
+    threading.Thread(target=_listen, args=(wire, mailbox), daemon=True).start()
+    threading.Thread(target=_listen_for_hurry, args=(nudges, worker), daemon=True).start()
+    tell(None, Up(os.getpid(), worker.device))
+    while (command := mailbox.get()) is not None:
+        for event in worker.do(command):
+            tell(command.run, event)
+        while (event := worker.advance()) is not None:
+            tell(command.run, event)
+            _do_beside_training(worker, mailbox, tell)
+    worker.close()
+
+
+def _listen(wire: Wire, mailbox: _Mailbox) -> None:
+    """Take commands as they come, so that the end of the engine is heard in the middle of a chunk."""
+    while True:
+        try:
+            data = wire.recv_bytes()
+        except (EOFError, OSError):
+            os._exit(0)  # the engine is gone; nobody would hear what is trained from here on
+        mailbox.put(pickle.loads(data))
+
+
+def _listen_for_hurry(nudges: Wire, worker: Any) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            nudges.recv_bytes()
+            worker.hurry()
+
+
+def _do_beside_training(worker: Any, mailbox: _Mailbox, tell: Callable[..., None]) -> None:
+    while (command := mailbox.get_beside_training()) is not None:
+        for event in worker.do(command):
+            tell(command.run, event)
+
+
+def _make_worker(spec: ExperimentSpec, tell: Callable[..., None]) -> Any:
+    from rfflow.worker.device import make_device_fabric
+    from rfflow.worker.memory.allocator import keep_freed_memory
+    from rfflow.worker.worker import Worker
+
+    fabric = make_device_fabric(spec)
+    fabric.seed_everything(spec.seed, workers=False, verbose=False)
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
+    return Worker(spec, fabric, tell)
+
+
+def _portable(heard: Heard) -> bytes:
+    """Pickle an event; an error that cannot travel is told by its kind and words."""
+    event = heard.event
+    if isinstance(event, Failed | Refused | Unsaved) and not isinstance(event.error, RfflowError | OSError):
+        error = WorkerError(type(event.error).__name__, str(event.error))
+        heard = replace(heard, event=replace(event, error=error))
+    return pickle.dumps(heard)
+
+
+class _Telling(logging.Handler):
+    def __init__(self, tell: Callable[..., None]):
+        super().__init__(logging.INFO)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(None, Said(record.name, record.levelno, record.getMessage()))
+
+
+def _hand_on_logs(tell: Callable[..., None]) -> None:
+    """Let what rfflow says in this process be said where people look."""
+    ours = logging.getLogger("rfflow")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(_Telling(tell))
+    ours.propagate = False

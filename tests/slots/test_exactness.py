@@ -1,0 +1,83 @@
+"""The promise holds on several devices: where a run trains, and how often it moves, changes no bit of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rfflow.config.spec import ExperimentSpec, RunSpec
+from rfflow.engine.engine import Engine
+from rfflow.runs.paths import ExperimentPaths
+from rfflow.runs.run import Run, RunState
+from rfflow.slots.processes import ProcessSlots
+from rfflow.slots.slots import Slots
+from tests.support.tiny import run_spec
+from tests.worker.training.test_snapshot_alignment import (
+    dpo_spec,
+    evaluation_pairs,
+    evaluation_prompts,
+    grpo_spec,
+    pairs,
+    prompts,
+)
+
+__all__ = ["dpo_spec", "evaluation_pairs", "evaluation_prompts", "grpo_spec", "pairs", "prompts"]
+
+CLOCKS = ("runtime", "per_second", "generation_share", "num_tokens_per_second")
+
+
+def train(specs: Sequence[RunSpec], root: Path, slots: Slots | None = None) -> list[Run]:
+    log = {"_target_": "rfflow.tracking.metrics_log.MetricsLog"}
+    spec = ExperimentSpec(name="test", accelerator="cpu", callbacks={"log": log})
+    engine = Engine(spec, ExperimentPaths(root), slots=slots)
+    runs = [engine.add(each, number) for number, each in enumerate(specs)]
+    engine.run()
+    engine.close()
+    return runs
+
+
+def left_by(run: Run) -> dict[str, Any]:
+    """Return what a run leaves, less what a clock has said."""
+    weights = next(path for path in run.paths.final.iterdir() if path.name.endswith("model.safetensors"))
+    lines = [json.loads(line) for line in run.paths.metrics.read_text().splitlines()]
+    return {
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "log": [without_clocks(line) for line in lines],
+        "chunks": [(chunk.step, without_clocks(chunk.metrics)) for chunk in run.chunks],
+    }
+
+
+def without_clocks(metrics: Any) -> dict[str, Any]:
+    """Return them without what differs from day to day."""
+    plain = {key: value for key, value in metrics.items() if not key.endswith(CLOCKS) and key != "time"}
+    return {**plain, "metrics": without_clocks(plain["metrics"])} if "metrics" in plain else plain
+
+
+def test_runs_that_move_end_as_in_one_process(
+    tiny_model: Path,
+    tiny_data: Path,
+    dpo_spec: Callable[..., RunSpec],
+    grpo_spec: Callable[..., RunSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SFT, DPO, GRPO and every weight, on two processes, with a move at most boundaries."""
+    monkeypatch.setattr("rfflow.scheduling.scheduler._SLACK", -1)  # nobody is at home anywhere
+    specs = [
+        run_spec(tiny_model, tiny_data, chunks=4),
+        dpo_spec(),
+        grpo_spec(),
+        run_spec(tiny_model, tiny_data, chunks=4, peft=None, args={"max_steps": 10}),
+    ]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    expected = train(specs, tmp_path / "one")
+    moved = train(specs, tmp_path / "two", ProcessSlots(ExperimentSpec(name="test", accelerator="cpu"), [threads] * 2))
+    assert [run.state for run in moved] == [RunState.COMPLETED] * 4, [run.error for run in moved]
+    for alone, run in zip(expected, moved, strict=True):
+        assert left_by(run) == left_by(alone), f"run {run.number}"

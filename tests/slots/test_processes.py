@@ -1,0 +1,217 @@
+"""Runs on several processes of this machine: they count, so that what is tested is the way there and back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rfflow.checkpointing import experiment_file
+from rfflow.engine.engine import Engine
+from rfflow.engine.interruption import Interrupted
+from rfflow.engine.restoring import take_up
+from rfflow.errors import EngineError
+from rfflow.runs.experiment import Callback, Experiment
+from rfflow.runs.paths import ExperimentPaths
+from rfflow.runs.run import Run, RunState
+from rfflow.slots.processes import ProcessSlots
+from tests.support.toy import put, quick_inbox, toy_engine, toy_spec
+
+__all__ = ["quick_inbox"]
+
+CHUNKS = 4
+ALL = [(run, chunk) for run in range(4) for chunk in range(1, CHUNKS + 1)]
+
+
+class Watch(Callback):
+    """Notes which chunks have ended, in order, and does something at one of them."""
+
+    def __init__(self, at: int = 0, do: Callable[[], None] = lambda: None):
+        self.chunks: list[tuple[int, int]] = []
+        self._at = at
+        self._do = do
+
+    def on_chunk_end(self, experiment: Experiment, run: Run) -> None:
+        self.chunks.append((run.number, len(run.chunks)))
+        if len(self.chunks) == self._at:
+            self._do()
+
+
+def make(root: Path, *callbacks: Callback, processes: int = 2, runs: int = 4, **settings: Any) -> Engine:
+    specs = [toy_spec(CHUNKS, **(settings if number == 0 else {})) for number in range(runs)]
+    return toy_engine(root, specs, callbacks, processes=processes)
+
+
+def states(engine: Engine) -> list[RunState]:
+    return [run.state for run in engine.experiment.runs]
+
+
+def ends(root: Path) -> list[str]:
+    """Return what each run has counted."""
+    return [path.read_text() for path in sorted(root.glob("runs/*/final"))]
+
+
+def slots_of(engine: Engine) -> ProcessSlots:
+    assert isinstance(engine.slots, ProcessSlots)
+    return engine.slots
+
+
+def kill(engine: Engine, slot: int) -> None:
+    pid = slots_of(engine).pid(slot)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What the runs have counted at the end where one process had all of them."""
+    root = tmp_path_factory.mktemp("expected")
+    engine = make(root, processes=1)
+    engine.run()
+    engine.close()
+    return ends(root)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "experiment"
+
+
+def test_all_runs_are_trained_side_by_side(root: Path, expected: list[str]) -> None:
+    watch = Watch()
+    engine = make(root, watch)
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.COMPLETED] * 4 and ends(root) == expected
+    assert sorted(watch.chunks) == ALL
+
+
+def test_a_killed_worker_costs_nothing_but_time(root: Path, expected: list[str], caplog: Any) -> None:
+    watch = Watch(6, lambda: kill(engine, 1))
+    engine = make(root, watch)
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.COMPLETED] * 4 and ends(root) == expected
+    assert sorted(watch.chunks) == ALL, "a chunk was told twice, or never"
+    assert "The worker of slot 1 is lost" in caplog.text and "was killed by signal 9" in caplog.text
+
+
+def test_a_run_whose_workers_die_again_and_again_has_failed(root: Path) -> None:
+    """It is the run that kills them, and the others train to their ends."""
+    engine = make(root, exits_at=1)
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.FAILED] + [RunState.COMPLETED] * 3
+    assert "workers are lost again and again while it trains" in str(engine.experiment.runs[0].error)
+
+
+def test_when_every_slot_is_lost_the_experiment_ends_and_can_be_gone_on_with(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rfflow.engine.placement.MOST_LOSSES", 0)
+    watch = Watch(5, lambda: [kill(engine, slot) for slot in (0, 1)] and None)
+    engine = make(root, watch)
+    with pytest.raises(EngineError, match=r"Every slot was lost.*resume="):
+        engine.run()
+    engine.close()
+    assert ExperimentPaths(root).state.exists()
+
+
+def test_a_run_that_raises_fails_alone(root: Path, expected: list[str]) -> None:
+    engine = make(root, fails_at=2)
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.FAILED] + [RunState.COMPLETED] * 3 and ends(root) == expected[1:]
+
+
+def test_a_signal_saves_everywhere_and_another_number_of_devices_goes_on(root: Path, expected: list[str]) -> None:
+    engine = make(root, Watch(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(Interrupted):
+        engine.run()
+    engine.close()
+    state = experiment_file.read(ExperimentPaths(root).state)
+    assert state is not None
+    again = make(root, processes=3)
+    again.go_on(state)
+    for run in again.experiment.runs:
+        record = state.run(run.number)
+        assert record is not None
+        take_up(again, run, record)
+    again.run()
+    again.close()
+    assert states(again) == [RunState.COMPLETED] * 4 and ends(root) == expected
+
+
+@pytest.mark.usefixtures("quick_inbox")
+def test_an_op_waits_for_the_runs_that_it_names(root: Path) -> None:
+    """Others train on; it is applied at a boundary of each, and answered once."""
+    control = root / "control"
+    watch = Watch(
+        2, lambda: put(control, "1.yaml", [{"op": "stop", "run": [0, 1]}, {"op": "delete", "run": 3}]) and None
+    )
+    engine = make(root, watch)
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.STOPPED, RunState.STOPPED, RunState.COMPLETED, RunState.DELETED]
+    assert [path.name for path in (control / "done").glob("*.yaml")] == ["1.yaml"]
+
+
+@pytest.mark.usefixtures("quick_inbox")
+def test_a_clone_is_made_while_others_train(root: Path) -> None:
+    control = root / "control"
+    watch = Watch(3, lambda: put(control, "1.yaml", {"op": "clone", "run": 0, "overrides": ["lr=3"]}) and None)
+    engine = make(root, watch)
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.COMPLETED] * 5 and engine.experiment.runs[4].parent == 0
+
+
+def test_a_hung_worker_is_replaced(root: Path, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped dead, it is silent; how long is too long is told by the chunks before."""
+    monkeypatch.setattr("rfflow.engine.silence.LEAST", 0.5)
+    monkeypatch.setattr("rfflow.engine.placement._WATCH", 0.05)
+
+    def freeze() -> None:
+        pid = slots_of(engine).pid(1)
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+
+    engine = make(root, Watch(6, freeze))
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.COMPLETED] * 4 and ends(root) == expected
+
+
+def test_workers_do_not_outlive_the_engine(root: Path) -> None:
+    """Killed outright, it leaves nobody behind that would write to the experiment's directory."""
+    told = root.parent / "pids"
+
+    def die() -> None:
+        told.write_text(" ".join(str(slots_of(engine).pid(slot)) for slot in (0, 1)))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    engine = make(root, Watch(3, die))
+    child = os.fork()
+    if child == 0:
+        try:
+            engine.run()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    pids = [int(word) for word in told.read_text().split()]
+    until = time.monotonic() + 10
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < until, "a worker is still there"
+        time.sleep(0.01)  # nothing tells when a process is gone that is nobody's child any more
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

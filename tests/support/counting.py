@@ -1,0 +1,140 @@
+"""A worker whose runs count, for tests of the way there and back: without torch, so that its process starts quickly.
+
+What a run has counted stands in its checkpoints and, at its end, in a file, so that whoever compares the files of two
+experiments compares what a trainer would have trained.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rfflow.checkpointing.checkpoints import Checkpoints, Draft
+from rfflow.config.spec import ExperimentSpec
+from rfflow.runs.chunks import ChunkPlan
+from rfflow.runs.events import (
+    Boundary,
+    Command,
+    Commit,
+    Event,
+    Failed,
+    Finished,
+    GiveUp,
+    Prepare,
+    Progress,
+    ReadRows,
+    Ready,
+    Refused,
+    Rows,
+    Saved,
+    SaveNow,
+    Train,
+)
+from rfflow.runs.run import RunCard
+
+STEPS_A_CHUNK = 3
+
+
+class Count:
+    """One run: a number that every step changes in a way that nothing else would."""
+
+    def __init__(self, card: RunCard, step: int, value: int):
+        self.card = card
+        self.step = step
+        self.value = value
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.card.paths.checkpoints, self.card.owner)
+
+    def take_step(self) -> None:
+        self.step += 1
+        self.value = (self.value * 6364136223846793005 + self.step) % 2**64
+
+
+class CountingWorker:
+    """Does what :class:`rfflow.worker.worker.Worker` is told, with runs that count."""
+
+    device = "toy"
+
+    def __init__(self, spec: ExperimentSpec, tell: Callable[[int | None, Event], None]):
+        self._counts: dict[int, Count] = {}
+        self._drafts: dict[int, Draft] = {}
+        self._hurry = threading.Event()
+        self._turn: Iterator[Event] = iter(())
+
+    def do(self, command: Command) -> list[Event]:
+        match command:
+            case Prepare():
+                return [self._prepare(command)]
+            case Train():
+                self._turn = self._train(command)
+            case Commit() | SaveNow():
+                return [self._save(command)]
+            case GiveUp(run):
+                self._counts.pop(run, None)
+            case ReadRows():
+                return [Rows({"toy": "rows"})]
+        return []
+
+    def advance(self) -> Event | None:
+        return next(self._turn, None)
+
+    def hurry(self) -> None:
+        self._hurry.set()
+
+    def close(self) -> None:
+        self._counts.clear()
+
+    def _prepare(self, order: Prepare) -> Event:
+        settings: dict[str, Any] = dict(order.card.spec.config)
+        if settings.get("breaks") == "config":
+            return Refused(ValueError(f"run {order.run} cannot be built"))
+        step, value = 0, order.run
+        if order.checkpoint is not None:
+            step, value = json.loads((order.checkpoint / "count.json").read_text())
+        self._counts[order.run] = Count(order.card, step, value)
+        chunks = order.card.spec.chunks
+        return Ready(ChunkPlan(tuple(STEPS_A_CHUNK * (n + 1) for n in range(chunks)), chunks))
+
+    def _train(self, turn: Train) -> Iterator[Event]:
+        count = self._counts[turn.run]
+        chunks = count.card.spec.chunks
+        while count.step <= turn.done or count.step % STEPS_A_CHUNK:
+            if count.card.spec.config.get("exits_at") == count.step // STEPS_A_CHUNK:
+                os._exit(7)
+            if count.card.spec.config.get("fails_at") == count.step // STEPS_A_CHUNK:
+                yield Failed(RuntimeError("the toy broke"))
+                return
+            count.take_step()
+            logs = ((count.step, {"loss": float(count.value % 1000)}),)
+            if count.step % STEPS_A_CHUNK:
+                is_left = self._hurry.is_set()
+                yield Progress(count.step, logs, can_checkpoint=True, is_left=is_left)
+                if is_left:
+                    return
+            elif count.step <= turn.done:
+                yield Progress(count.step, logs)
+        metrics = {"eval_loss": float(count.value % 11)}
+        if count.step == STEPS_A_CHUNK * chunks:
+            count.card.paths.root.joinpath("final").write_text(str(count.value))
+            yield Finished(count.step, logs, metrics)
+        else:
+            if turn.is_saved:
+                self._drafts[turn.run] = self._draft(count)
+            yield Boundary(count.step, logs, metrics)
+
+    def _draft(self, count: Count) -> Draft:
+        draft = count.checkpoints.begin(count.step)
+        (draft.folder / "count.json").write_text(json.dumps([count.step, count.value]))
+        return draft
+
+    def _save(self, order: Commit | SaveNow) -> Event:
+        count = self._counts[order.run]
+        draft = self._drafts.pop(order.run, None) or self._draft(count)
+        count.checkpoints.seal(draft, order.progress)
+        count.checkpoints.keep_only(set(order.keep))
+        return Saved(draft.step)
