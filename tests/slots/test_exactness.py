@@ -29,7 +29,7 @@ from tests.worker.training.test_snapshot_alignment import (
 
 __all__ = ["dpo_spec", "evaluation_pairs", "evaluation_prompts", "grpo_spec", "pairs", "prompts"]
 
-CLOCKS = ("runtime", "per_second", "generation_share", "num_tokens_per_second")
+CLOCKS = ("runtime", "per_second", "generation_share", "step_time")
 
 
 def train(specs: Sequence[RunSpec], root: Path, slots: Slots | None = None) -> list[Run]:
@@ -80,4 +80,16 @@ def test_runs_that_move_end_as_in_one_process(
     moved = train(specs, tmp_path / "two", ProcessSlots(ExperimentSpec(name="test", accelerator="cpu"), [threads] * 2))
     assert [run.state for run in moved] == [RunState.COMPLETED] * 4, [run.error for run in moved]
     for alone, run in zip(expected, moved, strict=True):
-        assert left_by(run) == left_by(alone), f"run {run.number}"
+        assert not differences(left_by(run), left_by(alone)), f"run {run.number}"
+
+
+def differences(one: Any, other: Any, where: str = "") -> list[str]:
+    """Name what differs, all the way down."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = one.keys() | other.keys()
+        return [line for key in sorted(keys) for line in differences(one.get(key), other.get(key), f"{where}/{key}")]
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        return [
+            line for n, pair in enumerate(zip(one, other, strict=True)) for line in differences(*pair, f"{where}/{n}")
+        ]
+    return [] if one == other else [f"{where}: {one} instead of {other}"]
