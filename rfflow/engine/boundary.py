@@ -79,6 +79,7 @@ class Boundaries:
             chunk=assignment.chunk,
             step=boundary.step,
             metrics=dict(run.metrics),
+            slot=assignment.slot,
             answers=boundary.answers,
             started=boundary.started,
             ended=boundary.ended,

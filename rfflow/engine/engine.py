@@ -95,6 +95,7 @@ class Engine:
         self.fabric = fabric or make_fabric(spec)
         self._audience = Audience(self.fabric)
         self.fabric.seed_everything(spec.seed, workers=False, verbose=False)
+        self.experiment.slots = 1 if slots is None else slots.count
         self.slots = slots or LocalSlots(lambda tell: Worker(spec, self.fabric, tell, make_session))
         self.refill: Callable[[], None] | None = None
         """Called between turns, after ops: may :meth:`add` runs and let them :meth:`join`."""

@@ -79,6 +79,8 @@ class ChunkResult:
     """Seconds of that spent on restoring and saving the run's context."""
     evaluation: float = 0.0
     """... and on evaluating, as far as the trainer has logged it."""
+    slot: int = 0
+    """The slot where it was trained."""
     answers: tuple[Answer, ...] = ()
     """Some of what the model generated where ``evaluation.generate`` asks for it."""
 

@@ -24,6 +24,8 @@ class Experiment:
     runs: list[Run] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     """Seconds since the epoch."""
+    slots: int = 1
+    """Devices on which its runs train at the same time."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Tells it from every other, wherever its directory goes."""
 
@@ -48,11 +50,12 @@ class Experiment:
         if not rates:
             return math.nan
         average = sum(rates.values()) / len(rates)
-        return sum(
+        left = [
             rates.get(run.number, average) * (run.plan.steps - run.step)
             for run in self.runs
             if run.state.is_live and run.plan is not None
-        )
+        ]
+        return max(sum(left) / self.slots, max(left, default=0.0))
 
 
 class Callback:

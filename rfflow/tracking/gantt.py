@@ -1,4 +1,6 @@
-"""The picture of a timeline: one row a run, one bar a chunk. Imports matplotlib.
+"""The picture of a timeline: one row a run, one bar a chunk, and a row a device where there are several.
+
+Imports matplotlib.
 
 Draw an old one again with ``draw(read(path), picture)``.
 """
@@ -28,21 +30,26 @@ def draw(timeline: Mapping[str, Any], picture: Path) -> None:
     """Draw a timeline, as ``timeline.json`` holds it, into a PNG file."""
     runs, chunks = timeline["runs"], timeline["chunks"]
     rows = {run["run"]: row for row, run in enumerate(runs)}
+    slots = sorted({chunk.get("slot", 0) for chunk in chunks})
+    lanes = {slot: len(rows) + 0.4 + lane for lane, slot in enumerate(slots)} if len(slots) > 1 else {}
     start = min(chunk["started"] for chunk in chunks)
     end = max(max(chunk["ended"] for chunk in chunks), start + 1e-3)
     # No pyplot: it would pick a backend and keep the figure for the whole process.
-    height = 1.5 + (0.34 if len(rows) < 20 else 0.24) * max(2, len(rows))
+    height = 1.5 + (0.34 if len(rows) < 20 else 0.24) * max(2, len(rows) + len(lanes))
     figure = Figure(figsize=(WIDTH, height), dpi=130, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_xlim(0, end - start)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_ylim(len(rows) + len(lanes) - (0.0 if lanes else 0.4), -0.6)
     # A white seam parts a run's bars where they touch; on bars a few points wide it would be all one sees.
     seam = 0.6 if WIDTH * 60 / len(chunks) > 5 else 0.0
     for number, row in rows.items():
         mine = [chunk for chunk in chunks if chunk["run"] == number]
         _draw_row(axes, row, mine, start, _color(row, len(rows)), seam)
-    _dress(axes, runs, end - start)
+        for slot, lane in lanes.items():
+            here = [chunk for chunk in mine if chunk.get("slot", 0) == slot]
+            _draw_row(axes, lane, here, start, _color(row, len(rows)), seam)
+    _dress(axes, runs, end - start, lanes)
     axes.set_title(_title(timeline, end - start), loc="left", fontsize=11, color=INK)
     if any(chunk["evaluation"] for chunk in chunks):
         patches = [Patch(color="#777777", label="training"), Patch(color="#cccccc", label="evaluation")]
@@ -55,7 +62,11 @@ def draw(timeline: Mapping[str, Any], picture: Path) -> None:
     figure.savefig(picture)
 
 
-def _draw_row(axes: Axes, row: int, chunks: Sequence[Mapping[str, Any]], start: float, color: Any, seam: float) -> None:
+def _draw_row(
+    axes: Axes, row: float, chunks: Sequence[Mapping[str, Any]], start: float, color: Any, seam: float
+) -> None:
+    if not chunks:
+        return
     spans = [(chunk["started"] - start, chunk["ended"] - chunk["started"]) for chunk in chunks]
     pale = [1 - (1 - part) * 0.4 for part in color[:3]]
     axes.broken_barh(spans, (row - 0.38, 0.76), facecolors=color, edgecolor="white", linewidth=seam)
@@ -68,13 +79,15 @@ def _draw_row(axes: Axes, row: int, chunks: Sequence[Mapping[str, Any]], start: 
         axes.broken_barh(evaluations, (row - 0.38, 0.76), facecolors=pale, edgecolor="white", linewidth=seam)
 
 
-def _dress(axes: Axes, runs: Sequence[Mapping[str, Any]], seconds: float) -> None:
+def _dress(axes: Axes, runs: Sequence[Mapping[str, Any]], seconds: float, lanes: Mapping[int, float]) -> None:
     names = label_parts({run["run"]: tuple(run["overrides"]) for run in runs}, width=30)
     texts = [
         f"{names[run['run']] or unnamed(run['parent'])}   {run['run']}" if len(runs) > 1 else str(run["run"])
         for run in runs
     ]
-    axes.set_yticks(range(len(runs)), texts, fontsize=9 if len(runs) < 20 else 8, color=INK)
+    places = [*map(float, range(len(runs))), *lanes.values()]
+    texts += [f"slot {slot}" for slot in lanes]
+    axes.set_yticks(places, texts, fontsize=9 if len(runs) < 20 else 8, color=INK)
     step = next((nice for nice in NICE_SECONDS if seconds / nice <= 10), NICE_SECONDS[-1])
     axes.xaxis.set_major_locator(MultipleLocator(step))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _clock(value, seconds)))
@@ -114,6 +127,9 @@ def _title(timeline: Mapping[str, Any], seconds: float) -> str:
     switch = sum(chunk["switch"] for chunk in chunks)
     runs = len(timeline["runs"])
     title = f"{timeline['experiment']}: {runs} run{'s' if runs > 1 else ''} in {spoken(seconds)}"
+    slots = len({chunk.get("slot", 0) for chunk in chunks})
+    if slots > 1:
+        title += f" on {slots} devices, {1 - held / (slots * seconds):.0%} idle"
     return f"{title}, {switch / held:.2%} of it in switches" if held and switch else title
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rfflow.errors import kind_of
 from rfflow.files import replace_text
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import Run
@@ -22,6 +23,7 @@ COLUMNS = (
     "step",
     "steps",
     "seconds",
+    "slot",
     "objective",
     "checkpoint",
     "directory",
@@ -34,7 +36,8 @@ class RunsTable:
 
     The columns are ``COLUMNS``, then one for every metric that any run has logged, in the order in which they were
     first seen; so the header only ever grows at its end. ``chunk`` and ``step`` count what is done, ``chunks`` and
-    ``steps`` what there is to do, ``seconds`` is time on the device, ``objective`` the value that ranks the run,
+    ``steps`` what there is to do, ``seconds`` is time on the device, ``slot`` the device where
+    it trained last, ``objective`` the value that ranks the run,
     ``checkpoint`` the trained adapter or else the newest checkpoint, ``directory`` the run's own, relative to the
     experiment's where it lies inside. A metric that has the name of one of these columns gets the prefix ``metric.``.
     """
@@ -111,6 +114,7 @@ def _row(experiment: Experiment, run: Run) -> dict[str, Any]:
         "step": run.step,
         "steps": "" if run.plan is None else run.plan.steps,
         "seconds": round(run.seconds, 3),
+        "slot": run.chunks[-1].slot if run.chunks else "",
         "objective": experiment.spec.objective.value(run.metrics),
         "checkpoint": newest_checkpoint(run) or "",
         "directory": experiment.paths.relative(run.paths),
@@ -133,5 +137,5 @@ def newest_checkpoint(run: Run) -> Path | None:
 def error_line(run: Run) -> str:
     """Return what a run failed of as one line: the kind of error and the first line of its message."""
     message = str(run.error).strip().partition("\n")[0].strip()
-    kind = type(run.error).__name__
+    kind = "" if run.error is None else kind_of(run.error)
     return f"{kind}: {message}" if message else kind

@@ -32,7 +32,8 @@ class Timeline:
          "chunks": [{"run": number, "chunk": from 1, "step": optimizer steps done at its end,
                      "started": ..., "ended": ...,    seconds since the epoch between which the run held the device
                      "switch": ...,                   of which spent on restoring and saving the run's context
-                     "evaluation": ... or null}, ...]}  and on evaluating (as far as the trainer has logged it)
+                     "evaluation": ... or null,       and on evaluating (as far as the trainer has logged it)
+                     "slot": ...}, ...]}              the device, counted from 0
 
     Every chunk is turned into text once; a boundary joins those lines and replaces the file, a few milliseconds for
     10 000 chunks. So that this stays below ``share`` of the time, whatever the disk, the boundaries that follow a write
@@ -94,6 +95,7 @@ class Timeline:
             "ended": round(result.ended, 4),
             "switch": round(result.switch, 6),
             "evaluation": round(result.evaluation, 4) or None,
+            "slot": result.slot,
         }
         self._chunks.append(chunk)
         self._lines.append(json.dumps(chunk))

@@ -307,7 +307,10 @@ def test_a_clone_is_a_hydra_job_like_any_other(cloning: App) -> None:
 class NothingCanBeBuilt:
     """A builder to which no clone is right."""
 
-    def build(self, run: Run, hydra: Any, start: Any) -> Any:
+    def enrol(self, run: Run, hydra: Any) -> None:
+        """Nothing is built yet."""
+
+    def prepare(self, run: Run, start: Any = None, **_: Any) -> Any:
         assert (run.paths.root / ".hydra/config.pickle").is_file()
         raise ConfigError("not like this")
 

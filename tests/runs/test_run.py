@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rfflow.config.spec import ExperimentSpec, Objective
-from rfflow.runs.chunks import chunk_ends
+from rfflow.runs.chunks import ChunkPlan, ChunkResult, chunk_ends
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import IllegalTransition, Run, RunState
@@ -68,3 +68,17 @@ def test_runs_are_ranked_by_the_objective_and_nan_comes_last() -> None:
 def test_the_training_loss_stands_in_where_nothing_is_evaluated() -> None:
     assert Objective().value({"loss": 1.5}) == 1.5
     assert Objective("eval_accuracy", "maximize").value({"loss": 1.5}) is None
+
+
+def test_the_time_left_counts_the_devices(tmp_path: Path) -> None:
+    """Several share what is left; a run that is behind the others has its own left all the same."""
+    experiment = Experiment(ExperimentSpec("test"), ExperimentPaths(tmp_path), slots=2)
+    for number, done in enumerate((1, 1, 3)):
+        run = Run(number, run_spec(Path("m"), Path("d")), (), experiment.paths.run(number))
+        run.plan, run.state = ChunkPlan((10, 20, 30, 40), 4), RunState.RUNNING
+        run.chunks = [ChunkResult(number, n, 10 * (n + 1), {}, 100.0 * n, 100.0 * n + 10) for n in range(done)]
+        run.step = run.chunks[-1].step
+        experiment.runs.append(run)
+    assert experiment.seconds_left() == pytest.approx((30 + 30 + 10) / 2)
+    del experiment.runs[1:]
+    assert experiment.seconds_left() == pytest.approx(30)

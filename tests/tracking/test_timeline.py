@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.image import imread
@@ -28,7 +29,16 @@ def test_it_says_who_held_the_device_when(tmp_path: Path) -> None:
     assert found["version"] == 1 and found["experiment"] == "sft" and found["started"] == EPOCH
     assert [(run["run"], run["overrides"]) for run in found["runs"]] == [(0, ["lr=1"]), (1, ["lr=2"])]
     assert found["chunks"] == [
-        {"run": 0, "chunk": 1, "step": 2, "started": EPOCH, "ended": EPOCH + 3, "switch": 0.002, "evaluation": 0.75},
+        {
+            "run": 0,
+            "chunk": 1,
+            "step": 2,
+            "started": EPOCH,
+            "ended": EPOCH + 3,
+            "switch": 0.002,
+            "evaluation": 0.75,
+            "slot": 0,
+        },
         {
             "run": 1,
             "chunk": 1,
@@ -37,6 +47,7 @@ def test_it_says_who_held_the_device_when(tmp_path: Path) -> None:
             "ended": EPOCH + 6,
             "switch": 0.002,
             "evaluation": None,
+            "slot": 0,
         },
     ]
 
@@ -84,6 +95,28 @@ def test_the_picture_shows_every_run_in_its_color(tmp_path: Path) -> None:
         assert (abs(pixels - color).max(axis=-1) < 0.01).sum() > 1000
 
 
+def test_several_devices_have_a_row_each(tmp_path: Path) -> None:
+    """Below the runs, in the runs' colors, so that one sees who held which device, and when it was idle."""
+
+    def picture(slots: int) -> Any:
+        chunks = [
+            {"run": n, "chunk": 1, "step": 1, "started": EPOCH, "ended": EPOCH + 9, "switch": 0.0, "evaluation": None}
+            | {"slot": n % slots}
+            for n in range(2)
+        ]
+        runs = [{"run": n, "parent": None, "overrides": [f"lr={n}"]} for n in range(2)]
+        draw({"experiment": "sft", "runs": runs, "chunks": chunks}, tmp_path / "x.png")
+        return imread(tmp_path / "x.png")[..., :3]
+
+    def rows_in(pixels: Any, color: tuple[float, float, float]) -> int:
+        """Count the bands of pixel rows that are mostly of one color."""
+        inside = (abs(pixels - color).max(axis=-1) < 0.01).mean(axis=1) > 0.3
+        return int((inside[1:] & ~inside[:-1]).sum())
+
+    blue = (0.122, 0.467, 0.706)
+    assert rows_in(picture(1), blue) == 1 and rows_in(picture(2), blue) == 2
+
+
 def test_drawing_says_nothing_of_fonts_and_caches(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +134,16 @@ def test_drawing_says_nothing_of_fonts_and_caches(
 def test_any_number_of_runs_can_be_drawn(tmp_path: Path, runs: int) -> None:
     """Including chunks so short that the clock has not moved."""
     chunks = [
-        {"run": n, "chunk": 1, "step": 1, "started": EPOCH, "ended": EPOCH, "switch": 0.0, "evaluation": None}
+        {
+            "run": n,
+            "chunk": 1,
+            "step": 1,
+            "started": EPOCH,
+            "ended": EPOCH,
+            "switch": 0.0,
+            "evaluation": None,
+            "slot": 0,
+        }
         for n in range(runs)
     ]
     rows = [{"run": n, "parent": None, "overrides": [f"peft.r={n}"]} for n in range(runs)]

@@ -116,9 +116,8 @@ def train(trainees: list[Trainee]) -> None:
     left = list(trainees)
     while left:
         for trainee in list(left):
-            if isinstance(pause := trainee.resume(), Finished):
+            if isinstance(trainee.resume(), Finished):
                 left.remove(trainee)
-                trainee.run.step = pause.step
                 trainee.close()
 
 
