@@ -17,7 +17,7 @@ from typing import Any
 
 from rfflow.config.spec import ExperimentSpec
 from rfflow.runs.events import Command, Heard, Lost
-from rfflow.slots.serve import Seat, serve
+from rfflow.slots.serve import Seat, packed, serve
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +59,15 @@ class ProcessSlots:
         """Start nothing yet: a process is started when the first run comes to its slot."""
 
     def send(self, slot: int, command: Command) -> None:
-        """Give a worker a command, starting its process where there is none."""
+        """Give a worker a command, starting its process where there is none.
+
+        Raises:
+            ConfigError: if what it holds cannot go to another process.
+        """
+        data = packed(command)
         worker = self._workers.get(slot) or self._start(slot)
         try:
-            worker.wire.send_bytes(pickle.dumps(command))
+            worker.wire.send_bytes(data)
         except OSError:  # it is gone; hear() will tell
             log.debug("The worker of slot %s is gone", slot)
 
@@ -102,7 +107,7 @@ class ProcessSlots:
         """End every process in order, and those that do not end, at once."""
         for worker in self._workers.values():
             try:
-                worker.wire.send_bytes(pickle.dumps(None))
+                worker.wire.send_bytes(packed(None))
             except OSError:
                 continue
         until = time.monotonic() + _PATIENCE

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from rfflow.config.spec import ExperimentSpec
-from rfflow.errors import RfflowError, WorkerError
+from rfflow.errors import ConfigError, RfflowError, WorkerError
 from rfflow.runs.events import Command, Event, Failed, Heard, Refused, Said, Train, Unsaved, Up
 
 
@@ -94,7 +94,7 @@ def serve(seat: Seat, wire: Wire, nudges: Wire) -> None:
 
     _hand_on_logs(tell)
     worker = (seat.make_worker or _make_worker)(seat.spec, tell)
-    threading.Thread(target=_listen, args=(wire, mailbox), daemon=True).start()
+    threading.Thread(target=_listen, args=(wire, mailbox, tell), daemon=True).start()
     threading.Thread(target=_listen_for_hurry, args=(nudges, worker), daemon=True).start()
     tell(None, Up(os.getpid(), worker.device))
     while (command := mailbox.get()) is not None:
@@ -106,14 +106,38 @@ def serve(seat: Seat, wire: Wire, nudges: Wire) -> None:
     worker.close()
 
 
-def _listen(wire: Wire, mailbox: _Mailbox) -> None:
+_CANNOT_TRAVEL = (
+    "Run {run} cannot be given to another process: {error}. What it is made of must be importable there: functions of "
+    "a module, or of the script that is run, and nothing made in a notebook or inside a function. Or train on one "
+    "device, in this process: engine.devices=1."
+)
+
+
+def packed(command: Command | None) -> bytes:
+    """Pickle a command, so that the other end knows whose it is even if it cannot read it.
+
+    Raises:
+        ConfigError: if it holds what cannot be pickled.
+    """
+    run = None if command is None else command.run
+    try:
+        return pickle.dumps((run, pickle.dumps(command)))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(_CANNOT_TRAVEL.format(run=run, error=error)) from error
+
+
+def _listen(wire: Wire, mailbox: _Mailbox, tell: Callable[..., None]) -> None:
     """Take commands as they come, so that the end of the engine is heard in the middle of a chunk."""
     while True:
         try:
             data = wire.recv_bytes()
         except (EOFError, OSError):
             os._exit(0)  # the engine is gone; nobody would hear what is trained from here on
-        mailbox.put(pickle.loads(data))
+        run, command = pickle.loads(data)
+        try:
+            mailbox.put(pickle.loads(command))
+        except Exception as error:  # a class or function that is not there under its name in this process
+            tell(run, Refused(ConfigError(_CANNOT_TRAVEL.format(run=run, error=error))))
 
 
 def _listen_for_hurry(nudges: Wire, worker: Any) -> None:

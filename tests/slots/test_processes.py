@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from rfflow.checkpointing import experiment_file
 from rfflow.engine.engine import Engine
 from rfflow.engine.interruption import Interrupted
 from rfflow.engine.restoring import take_up
-from rfflow.errors import EngineError
+from rfflow.errors import ConfigError, EngineError
 from rfflow.runs.experiment import Callback, Experiment
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import Run, RunState
@@ -185,6 +187,22 @@ def test_a_hung_worker_is_replaced(root: Path, expected: list[str], monkeypatch:
     engine.run()
     engine.close()
     assert states(engine) == [RunState.COMPLETED] * 4 and ends(root) == expected
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_what_cannot_travel_is_refused_before_training(root: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app may build its trainers with a function that no other process can import."""
+
+    def build() -> None: ...
+
+    if where == "there":  # pickled by its name, which means nothing in the worker
+        build.__qualname__ = "made_in_a_notebook"
+        monkeypatch.setattr(sys.modules[__name__], "made_in_a_notebook", build, raising=False)
+    spec = replace(toy_spec(CHUNKS), build=build)
+    engine = toy_engine(root, [toy_spec(CHUNKS), spec], processes=2)
+    with pytest.raises(ConfigError, match=r"Run 1 cannot be given to another process.*engine.devices=1"):
+        engine.run()
+    engine.close()
 
 
 def test_workers_do_not_outlive_the_engine(root: Path) -> None:
