@@ -15,6 +15,7 @@ LAYERS = (
     "launch",
     "search",
     "engine",
+    "slots",
     "worker",
     "policies",
     "loggers",
@@ -27,8 +28,8 @@ LAYERS = (
 )
 """From top to bottom; the modules at the root, less ``__main__``, may be imported from everywhere."""
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "lightning_fabric", "tensorboard")
-MAY_BE_HEAVY = ("engine", "worker", "loggers")
-"""The engine has workers in its own process, and TensorBoard's logger is Lightning's."""
+MAY_BE_HEAVY = ("engine", "slots", "worker", "loggers")
+"""The engine and its local slot have a worker in their own process, and TensorBoard's logger is Lightning's."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:
