@@ -41,6 +41,7 @@ class Times:
         from rfflow.checkpointing.writer import Writer
         from rfflow.worker.training.coroutine import TrainerCoroutine
         from rfflow.worker.training.session import Trainee
+        from rfflow.worker.worker import Worker
 
         self._folder = Path(folder)
         self._number = len(list(self._folder.glob("times-*.json")))
@@ -50,8 +51,8 @@ class Times:
         self._first_step: float | None = None
         self._bytes: list[int] = []
         self._time("training", TrainerCoroutine, "resume")
-        self._time("small files", Keeper, "draft")
-        self._time("handing over", Keeper, "commit")
+        self._time("small files", Worker, "_draft")
+        self._time("handing over", Worker, "_commit")
         self._time("experiment.json", Keeper, "write")
         self._time("waiting", Writer, "wait")
         self._time("weights for clones", Trainee, "keep_weights")

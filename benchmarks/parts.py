@@ -92,7 +92,7 @@ def _per_boundary(watched: dict[str, Any]) -> dict[str, float]:
         "callbacks and loggers": hooks + total["loggers"],
         "inbox and status file": total["inbox"],
         "scheduler": total["scheduler"],
-        "everything that is not training": total["turn"] + total["inbox"] + total["scheduler"] - total["training"],
+        "everything that is not training": total["loop"] - total["training"],
     }
     return {name: value / len(watched["chunks"]) for name, value in seconds.items()}
 

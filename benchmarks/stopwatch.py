@@ -13,12 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric import Fabric
-
 from rfflow.checkpointing.checkpointer import Keeper
 from rfflow.checkpointing.writer import Writer
 from rfflow.control.inbox import Inbox
 from rfflow.control.status import StatusFile
+from rfflow.engine.callbacks import Audience
 from rfflow.engine.engine import Engine
 from rfflow.engine.steering import Steering
 from rfflow.runs.chunks import ChunkResult
@@ -28,21 +27,22 @@ from rfflow.worker.memory.offload import Holdings
 from rfflow.worker.models.bases import Base
 from rfflow.worker.training.coroutine import TrainerCoroutine
 from rfflow.worker.training.session import Trainee
+from rfflow.worker.worker import Worker
 
 TIMED: dict[str, tuple[type, str]] = {
     "training": (TrainerCoroutine, "resume"),
     "resume": (Trainee, "resume"),
-    "draft": (Keeper, "draft"),
+    "draft": (Worker, "_draft"),
     "saved": (Keeper, "write"),
     "waiting": (Writer, "wait"),
     "fingerprint": (Base, "check_untouched"),
     "holdings": (Holdings, "measure"),
-    "loggers": (Fabric, "log_dict"),
+    "loggers": (Audience, "log"),
     "inbox": (Steering, "take_ops"),
     "scan": (Inbox, "scan"),
     "status": (StatusFile, "write"),
     "scheduler": (Scheduler, "next"),
-    "turn": (Engine, "_turn"),
+    "loop": (Engine, "_step"),
 }
 
 
