@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from rfflow.checkpointing.disk import too_long
 from rfflow.config import files
 from rfflow.config.files import CONF
-from rfflow.config.typos import explained
+from rfflow.config.typos import explained, swept
 from rfflow.errors import ConfigError, RfflowError
 from rfflow.launch import resume, usage
 from rfflow.launch.arguments import completion_line, flags_first, groups, make_parser
@@ -100,7 +100,7 @@ def _run_and_report(function: Callable[[], Any]) -> Any:
     def answered() -> Any:
         try:
             return function()
-        except HydraException as error:
+        except (HydraException, ValueError) as error:
             said = error if isinstance(error, RfflowError) else _explained(error)
             if said is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
@@ -115,13 +115,17 @@ def _run_and_report(function: Callable[[], Any]) -> Any:
     return _report_as_hydra(answered)
 
 
-def _explained(error: HydraException) -> Exception | None:
+def _explained(error: Exception) -> Exception | None:
     """Return what to say instead of what Hydra could not compose; ``None`` for what wants a trace."""
-    if not isinstance(error, ConfigCompositionException | MissingConfigException):
+    is_group = isinstance(error, ValueError) and str(error).startswith("Config group override must be")
+    if not (is_group or isinstance(error, ConfigCompositionException | MissingConfigException)):
         return None
     given = get_args_parser().parse_args()
     loader = GlobalHydra.instance().config_loader()
-    return explained(loader, given.config_name or "config", given.overrides) or error
+    name = given.config_name or "config"
+    if str(error).startswith(("Ambiguous value", "Sweep parameters")):
+        return swept(loader, name, given.overrides) or error
+    return explained(loader, name, given.overrides) or (None if is_group else error)
 
 
 def _settle() -> None:

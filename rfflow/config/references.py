@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import Container, DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from rfflow.errors import ConfigError, nearest
 
@@ -63,6 +63,8 @@ def unresolvable(error: OmegaConfBaseException, cfg: Container) -> ConfigError:
             f"{_who(cfg, error.full_key, re.compile(re.escape(key)))}: there is no {key} in the configuration to take "
             f"the value from.{near}"
         )
+    if isinstance(error, MissingMandatoryValue):
+        return ConfigError(f"{error.full_key} is not given, and has no value of its own. Type {error.full_key}=...")
     return ConfigError(f"The configuration is not complete: {_who(cfg, error.full_key)}: {reason}")
 
 

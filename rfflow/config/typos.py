@@ -37,6 +37,14 @@ def explained(loader: ConfigLoader, config_name: str | None, overrides: Sequence
         return None
 
 
+def swept(loader: ConfigLoader, config_name: str | None, overrides: Sequence[str]) -> ConfigError | None:
+    """Return what to say of overrides that list several values where the command is no sweep."""
+    try:
+        return _Reader(loader, config_name, overrides).swept()
+    except HydraException:
+        return None
+
+
 class _Reader:
     """Reads overrides one by one against the configuration that those before it have chosen."""
 
@@ -48,11 +56,20 @@ class _Reader:
         self._groups = [group for group in loader.list_groups("") if group != "hydra"]
         self._choices = self._plain.hydra.runtime.choices
 
+    def swept(self) -> ConfigError | None:
+        """Answer the first override that is swept."""
+        for override in self._overrides:
+            if override.is_sweep_override():
+                line = override.input_line or ""
+                one = next(_written(override)) if override.is_choice_sweep() else f"{line.partition('=')[0]}=..."
+                return ConfigError(f"{line} is several values. To train them all, add --multirun; for one, type {one}")
+        return None
+
     def explained(self) -> ConfigError | None:
-        chosen = []
+        chosen: list[str] = []
         for override in self._overrides:
             if self._options(override.key_or_group) and not isinstance(override.value(), dict):
-                if said := self._of_group(override):
+                if said := self._of_group(override) or self._twice(override, chosen):
                     return ConfigError(said)
                 chosen += [next(_written(override))]
         config = self._load(chosen)
@@ -76,8 +93,8 @@ class _Reader:
         has_one = group in self._choices
         plus = "" if has_one else "+"
         for option in _values(override):
-            if option is not None and option not in options:
-                return _no_option(group, plus, str(option), options)
+            if option not in options:
+                return _no_option(group, plus, "null" if option is None else str(option), options)
         if not override.is_add() and not override.is_force_add() and not has_one:
             return f"{override.input_line}: nothing is chosen of {group} yet. Type +{override.input_line}"
         if (override.is_add() or override.is_force_add()) and has_one and override.package is None:
@@ -85,6 +102,14 @@ class _Reader:
             is_chosen = f"{group}={self._choices[group]} is chosen already"
             return f"{override.input_line}: {is_chosen}. Type {line}, without the plus"
         return None
+
+    def _twice(self, override: Override, chosen: Sequence[str]) -> str | None:
+        """Refuse a second ``+recipe=``: both were to set what they set, and neither overrides the other."""
+        before = [line for line in chosen if line.startswith("+") and line.partition("=")[0] == _key(override)]
+        if not before:
+            return None
+        both = f"{before[0]},{_shown(override).partition('=')[2]}"
+        return f"{before[0]} and {override.input_line}: choose one of them, or train both with --multirun {both}"
 
     def _of_key(self, config: DictConfig, override: Override) -> str | None:
         path = override.key_or_group.split(".")
@@ -160,6 +185,10 @@ def _written(override: Override) -> Iterator[str]:
     line = override.input_line or ""
     for value in _values(override):
         yield line if not override.is_sweep_override() else f"{line.partition('=')[0]}={value}"
+
+
+def _key(override: Override) -> str:
+    return (override.input_line or "").partition("=")[0]
 
 
 def _shown(override: Override) -> str:

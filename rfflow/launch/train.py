@@ -10,6 +10,7 @@ from typing import Any, cast
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from rfflow.confidential import redacted
@@ -21,6 +22,7 @@ from rfflow.config.references import as_typed
 from rfflow.config.run import read_run
 from rfflow.config.spec import RunSpec
 from rfflow.engine import restoring
+from rfflow.errors import ConfigError
 from rfflow.launch import resume, start
 from rfflow.launch.jobs import (
     Composer,
@@ -82,6 +84,12 @@ def _train(cfg: DictConfig, read: Callable[[DictConfig], RunSpec]) -> RunSpec | 
         return spec
     settle()
     hydra = HydraConfig.get()
+    if cfg.get("search") and hydra.mode is not RunMode.MULTIRUN and spec.build is None:
+        chosen = hydra.runtime.choices.get("search")
+        raise ConfigError(
+            f"search={chosen} asks for configurations, and this is one run. Add --multirun and what to search: "
+            "'lr=tag(log,interval(1e-5,1e-2))'"
+        )
     overrides = tuple(as_written(escaped_words(as_typed(hydra.overrides.task))))
     paths = ExperimentPaths(_relative(Path(hydra.runtime.output_dir)))
     config = cast(DictConfig, cast(DictConfig, hydra)._get_parent())
