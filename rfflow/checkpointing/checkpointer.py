@@ -13,6 +13,7 @@ from rfflow.checkpointing.disk import Told
 from rfflow.checkpointing.experiment_file import Answer, SavedExperiment, SavedRun
 from rfflow.checkpointing.starting import Command
 from rfflow.confidential import digest, without_secrets
+from rfflow.config.spec import RunSpec
 from rfflow.control.journal import Past
 from rfflow.errors import kind_of
 from rfflow.runs.events import Commit, SaveNow
@@ -64,8 +65,11 @@ class Keeper:
         self._versions = provenance.versions()
         self._program = provenance.program()
         self._command = command
-        self._configs: dict[int, tuple[str, dict[str, str]]] = {}
-        """Each run's configuration as it stands in the file, and the digests of what is not shown of it."""
+        self._configs: dict[int, tuple[RunSpec, str, dict[str, str]]] = {}
+        """Each run's configuration as it stands in the file, and the digests of what is not shown of it.
+
+        With the spec that they are of: a clone that was refused leaves its number to the next one.
+        """
         self.data: Mapping[str, str] = {}
         """Fingerprints of the rows."""
 
@@ -190,7 +194,7 @@ class Keeper:
         run.parent, run.first_chunk, run.state = record.parent, record.first_chunk, record.state
         self._reached[run.number] = record.done
         # What its checkpoints were written with: a variable of the environment may have another value now.
-        self._configs[run.number] = record.config, dict(record.digests)
+        self._configs[run.number] = run.spec, record.config, dict(record.digests)
         if record.is_warm:
             self._warm[run.number] = record.start_step
         if record.state in ENDED:
@@ -298,10 +302,12 @@ class Keeper:
         )
 
     def _config(self, run: Run) -> tuple[str, dict[str, str]]:
-        if run.number not in self._configs:
+        spec, text, digests = self._configs.get(run.number, (None, "", {}))
+        if spec is not run.spec:
+            text = experiment_file.config_text(run.spec.config)
             digests = {key: digest(value) for key, value in run.spec.hidden.items()}
-            self._configs[run.number] = experiment_file.config_text(run.spec.config), digests
-        return self._configs[run.number]
+            self._configs[run.number] = run.spec, text, digests
+        return text, digests
 
     def _told(self, what: str) -> Told:
         return Told(what, self._experiment.paths.root)

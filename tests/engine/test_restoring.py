@@ -32,7 +32,7 @@ from rfflow.tracking.metrics_log import MetricsLog
 from rfflow.tracking.runs_csv import RunsTable
 from rfflow.tracking.timeline import Timeline
 from tests.support import chance
-from tests.support.toy import put, quick_inbox, toy_engine, toy_spec, write_at_once
+from tests.support.toy import Dies, put, quick_inbox, toy_engine, toy_spec, write_at_once
 
 __all__ = ["quick_inbox"]
 
@@ -314,6 +314,21 @@ def test_an_op_that_was_applied_and_not_told_is_told(tmp_path: Path, monkeypatch
         engine.close()
     first, second = told
     assert first == second and first[0] == 6
+
+
+@pytest.mark.usefixtures("quick_inbox")
+def test_a_clone_takes_nothing_over_from_a_refused_one_whose_number_it_gets(tmp_path: Path) -> None:
+    """Else it is kept under a configuration that it never had, and the experiment cannot be gone on with."""
+    refused = {"op": "clone", "run": 0, "overrides": ["breaks=architecture"], "warm_start": True}
+    plan = {(0, 0): [refused], (0, 1): [{"op": "clone", "run": 0, "overrides": ["lr=5"], "warm_start": True}]}
+    with pytest.raises(EngineError):
+        engine = experiment(tmp_path, plan)
+        engine.fabric._callbacks.append(Dies(after=7))
+        engine.run()
+    state = experiment_file.read(ExperimentPaths(tmp_path).state)
+    assert state is not None and json.loads(state.runs[3].config)["lr"] == 5
+    engine = play(tmp_path, plan=plan)
+    assert [run.state for run in engine.experiment.runs] == [RunState.COMPLETED] * 4
 
 
 @pytest.mark.parametrize("deaths", [[160, 28, 143, 65, 86]])
