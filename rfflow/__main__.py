@@ -22,6 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus, run_job
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
 from rfflow.checkpointing.disk import too_long
 from rfflow.config import files
@@ -100,6 +101,11 @@ def _run_and_report(function: Callable[[], Any]) -> Any:
     def answered() -> Any:
         try:
             return function()
+        except InterpolationKeyError as error:  # of --cfg job --resolve; elsewhere it is a sentence by then
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            print(f"{error.full_key}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+            sys.exit(1)
         except (HydraException, ValueError) as error:
             said = error if isinstance(error, RfflowError) else _explained(error)
             if said is None or os.environ.get("HYDRA_FULL_ERROR") == "1":

@@ -59,7 +59,7 @@ class _Reader:
     def swept(self) -> ConfigError | None:
         """Answer the first override that is swept."""
         for override in self._overrides:
-            if override.is_sweep_override():
+            if override.is_sweep_override() and not override.key_or_group.startswith("hydra."):
                 line = override.input_line or ""
                 one = next(_written(override)) if override.is_choice_sweep() else f"{line.partition('=')[0]}=..."
                 return ConfigError(f"{line} is several values. To train them all, add --multirun; for one, type {one}")
@@ -128,7 +128,7 @@ class _Reader:
         if not depth:
             names += [*(group for group in self._groups if group not in names), "resume"]
         elif choosing := list(self._choosing(path)):
-            usual = _USUAL.get(path[0], choosing[0])
+            usual = path[1] if path[1] in choosing else _USUAL.get(path[0], choosing[0])
             others = ", ".join(option for option in choosing if option != usual)
             return (
                 f"{where}: {path[0]}={self._choices[path[0]]} is chosen, which has no such setting. Type "
