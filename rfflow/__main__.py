@@ -104,7 +104,9 @@ def _run_and_report(function: Callable[[], Any]) -> Any:
         except InterpolationKeyError as error:  # of --cfg job --resolve; elsewhere it is a sentence by then
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
-            print(f"{error.full_key}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+            reason = str(error).partition("\n")[0]
+            asking = [word for word in sys.argv[1:] if "${" in word and word.partition("${")[2].strip("}") in reason]
+            print(": ".join([*asking[:1], reason]), file=sys.stderr)
             sys.exit(1)
         except (HydraException, ValueError) as error:
             said = error if isinstance(error, RfflowError) else _explained(error)
