@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from rfflow.checkpointing.checkpoints import Checkpoint
 from rfflow.engine.callbacks import Audience, namespaced
 from rfflow.engine.lifecycle import Lifecycle
 from rfflow.engine.metrics_check import Foresight
@@ -32,35 +33,34 @@ class Boundaries:
         self._on_nan = lifecycle.experiment.spec.on_nan
         self._evaluated: defaultdict[int, float] = defaultdict(float)
         """Seconds that each run has evaluated since its last boundary."""
-        self._logged: Counter[int] = Counter()
-        """How often each run has logged since its last checkpoint."""
         self._to_skip: Counter[int] = Counter()
-        """How many of its next logs are repeated."""
+        """How many of each run's next logs are repeated."""
 
     def publish(self, run: Run, logs: Iterable[Log]) -> None:
         """Tell everybody what a run has logged, once: what is trained a second time has been heard of."""
         for step, metrics in logs:
-            self._logged[run.number] += 1
+            run.logs += 1
             if self._to_skip[run.number]:
                 self._to_skip[run.number] -= 1
                 continue
             run.note(metrics, step)
-            run.logs += 1
             run.step = max(run.step, step)
             self._evaluated[run.number] += sum(value for key, value in metrics.items() if _EVALUATING.fullmatch(key))
             self._audience.log(namespaced(run.name, metrics), step)
             self._lifecycle.tell("on_log", run=run, metrics=metrics, step=step)
 
-    def again(self, run: Run, step: int) -> None:
-        """The run goes on from an earlier step, and will log once more what it has logged since."""
-        run.step = step
-        self._to_skip[run.number], self._logged[run.number] = self._logged[run.number], 0
+    def again(self, run: Run, checkpoint: Checkpoint | None) -> None:
+        """The run goes on from an earlier step, and will log once more what it has logged since.
 
-    def saved(self, run: Run) -> None:
-        """There is a checkpoint of the run as it stands: nothing before it will be logged again."""
-        self._logged[run.number] = 0
+        Args:
+            run: which one.
+            checkpoint: where from; one that was begun since may be lost, and the run may repeat itself already.
+        """
+        logged = run.logs + self._to_skip[run.number]
+        run.step, run.logs = (0, 0) if checkpoint is None else (checkpoint.step, checkpoint.progress.get("logs", 0))
+        self._to_skip[run.number] = logged - run.logs
 
-    def come_to(self, run: Run, assignment: Assignment, boundary: Boundary, commit: Callable[[Run], bool]) -> None:
+    def come_to(self, run: Run, assignment: Assignment, boundary: Boundary, commit: Callable[[Run], object]) -> None:
         """Take note of a chunk that is done, and tell everybody.
 
         In this order: what was logged is in the files; it is on record that the run has come here; everybody hears of
@@ -71,7 +71,7 @@ class Boundaries:
             run: whose chunk it is.
             assignment: which chunk.
             boundary: what came of it; its logs are published.
-            commit: writes the checkpoint that was begun, and returns whether there was one.
+            commit: writes the checkpoint that was begun, if one was.
         """
         run.reach(boundary.step, boundary.metrics, boundary.running)
         result = ChunkResult(
@@ -99,8 +99,7 @@ class Boundaries:
             self._lifecycle.end(run)
             self._lifecycle.save()
         else:
-            if commit(run):
-                self.saved(run)
+            commit(run)
             if boundary.has_nan and self._on_nan == "stop":
                 log.warning("Run %s is stopped: its loss or its weights are not numbers any more", run.number)
                 self._lifecycle.stop(run)

@@ -104,7 +104,7 @@ class Engine:
         self._keeper = Keeper(self.experiment, self._job_of, getattr(composer, "command", None))
         self._lock = lock_of_experiment(paths.root)
         self._placement = Placement(
-            self.slots, self._scheduler, self._keeper, lambda: self.experiment.runs, self._handle
+            self.slots, self._scheduler, self._keeper, lambda: self.experiment.runs, self._handle_meanwhile
         )
         cloner = Cloner(self.experiment, composer, self._placement)
         self.lifecycle = Lifecycle(self.experiment, self._scheduler, self._keeper, self._placement, cloner, self._call)
@@ -113,6 +113,8 @@ class Engine:
         self._interruption = Interruption(spec.checkpoint.grace, self._placement.hurry, self._farewell)
         self._steering: Steering | None = None
         self._is_open = False
+        self._trouble: BaseException | None = None
+        """What ends the experiment, and was heard while something else was done."""
         self._saved: SavedExperiment | None = None
         self._to_restore: dict[int, tuple[SavedRun, Path | None]] = {}
         """Runs of an earlier process, and the checkpoints they go on from."""
@@ -202,7 +204,7 @@ class Engine:
             while self._step():
                 pass
         except BaseException as error:
-            self._is_open = False
+            self._is_open, self._trouble = False, None
             is_disks = isinstance(error, OSError) or is_disk_trouble(error)
             if not isinstance(error, EngineError) and not is_disks:
                 self._save_unsaved()
@@ -217,6 +219,8 @@ class Engine:
 
     def _step(self) -> bool:
         """Begin what can begin, or hear one event; return whether there is more to come."""
+        if self._trouble is not None:
+            raise self._trouble
         while self._hear(0):
             pass
         if self._placement.free:
@@ -257,6 +261,14 @@ class Engine:
             self._handle(heard)
         return heard is not None
 
+    def _handle_meanwhile(self, heard: Heard) -> None:
+        """Take an event while somebody awaits another: he may make little of errors that are not his."""
+        try:
+            self._handle(heard)
+        except BaseException as error:
+            self._trouble = error
+            raise
+
     def _handle(self, heard: Heard) -> None:
         """Take an event that nobody in particular awaits."""
         if heard.run is None:
@@ -274,8 +286,8 @@ class Engine:
                 self._boundaries.publish(run, progress.logs)
                 run.step = progress.step
                 self._between_steps(run, heard.slot, progress)
-            case Again(step):
-                self._boundaries.again(run, step)
+            case Again():
+                self._boundaries.again(run, self._keeper.newest(run))
             case Failed() as failed:
                 self._placement.end(heard.slot)
                 self._take_failure(run, failed)
@@ -311,8 +323,7 @@ class Engine:
         runs = [run for run in self.experiment.runs if run.number in there and not run.state.is_final]
         for run in runs:
             self._keeper.lost(run.number)
-            checkpoint = self._keeper.newest(run)
-            self._boundaries.again(run, checkpoint.step if checkpoint else 0)
+            self._boundaries.again(run, self._keeper.newest(run))
         who = f" while run {training} trained" if training is not None else ""
         log.warning("The worker of slot %s is lost%s: %s.", slot, who, reason)
         if training is not None and self._placement.has_lost_too_many(training):
@@ -328,8 +339,7 @@ class Engine:
         """Use a pause in the middle of a chunk."""
         if progress.is_left:
             self._placement.end(slot)
-            if self._placement.save_now(run):
-                self._boundaries.saved(run)
+            self._placement.save_now(run)
         elif self._interruption.number is None and self._steering is not None and not self._behind():
             self._steering.look_ahead(run)
 
@@ -413,10 +423,10 @@ class Engine:
         """Save what suspended runs have trained since their last checkpoint, as far as that can be."""
         try:
             for run in self.experiment.runs:
+                self._placement.wait_until_saved(run)
                 at_boundary = run.chunks and run.step == run.chunks[-1].step
                 if run.state is RunState.RUNNING and at_boundary and self._placement.holds(run):
-                    if self._placement.save_now(run):
-                        self._boundaries.saved(run)
+                    self._placement.save_now(run)
                     self._placement.leave_device(run)  # so that the next one finds room there
         except Exception:
             log.exception("Not everything could be saved; the last checkpoints stand")

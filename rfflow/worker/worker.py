@@ -245,7 +245,7 @@ class Worker:
                 return None
             if turn.is_to_build:
                 turn.is_to_build = False
-                self._build_again(order.run, turn.checkpoint)
+                self._build_again(order, turn.checkpoint)
             self._begin(turn)
         session = self.sessions[order.run]
         pause = session.resume()
@@ -304,9 +304,9 @@ class Worker:
         session = self.sessions.get(run)
         return contextlib.nullcontext() if session is None else session.context.active()
 
-    def _build_again(self, run: int, checkpoint: Checkpoint | None) -> None:
+    def _build_again(self, turn: Train, checkpoint: Checkpoint | None) -> None:
         """Build a run anew from its checkpoint, on a device that has been cleared of everything else."""
-        order = self._prepared[run]
+        run, order = turn.run, self._prepared[turn.run]
         self._give_up(run)
         for holdings in self._suspended():
             holdings.leave_device()
@@ -316,7 +316,10 @@ class Worker:
             start = WarmStart(card.parent, card.paths.start, card.first_chunk)
         path = checkpoint.path if checkpoint else None
         step = checkpoint.step if checkpoint else 0
-        self._build(replace(order, start=start, checkpoint=path, step=step, is_at_boundary=checkpoint is not None))
+        # Clones start from its last boundary, whose weights nothing may take the place of: the checkpoint may be of
+        # an earlier one, or of the middle of a chunk.
+        at_boundary = checkpoint is not None and step == turn.done
+        self._build(replace(order, start=start, checkpoint=path, step=step, is_at_boundary=at_boundary))
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 

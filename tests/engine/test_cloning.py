@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rfflow.checkpointing.checkpoints import Checkpoints
 from rfflow.config.spec import RunSpec
 from rfflow.control.ctl import drop
+from rfflow.engine.placement import Placement
+from rfflow.errors import EngineError
 from rfflow.runs.chunks import ChunkResult
 from rfflow.runs.experiment import Callback, Experiment
 from rfflow.runs.run import Run, RunState
@@ -105,3 +111,22 @@ def test_a_clone_that_needs_more_than_an_adapter_waits_for_the_device(
     watcher = Watcher({8: asking(overrides=["trainer.args.learning_rate=0.0001"], warm_start=False)})
     experiment, _ = play(tmp_path, [spec(peft=None)], {}, watch=[watcher])
     assert watcher.there[1] == set() and [run.state for run in experiment.runs] == [RunState.COMPLETED] * 2
+
+
+def test_what_is_heard_while_a_clone_is_made_early_is_not_the_clones(
+    spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that finds no room ends the experiment; taken for a clone that cannot be made, it would hang it."""
+    waits = threading.Event()
+    seal, wait = Checkpoints.seal, Placement.wait_for_weights
+
+    def no_room(checkpoints: Checkpoints, *args: Any) -> Path:
+        if checkpoints.folder.parent.name != "1":
+            return seal(checkpoints, *args)
+        assert waits.wait(30)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Checkpoints, "seal", no_room)
+    monkeypatch.setattr(Placement, "wait_for_weights", lambda *args: (waits.set(), wait(*args))[1])
+    with pytest.raises(EngineError, match="checkpoint of run 1"):
+        play(tmp_path, [spec(), spec()], {}, watch=[Watcher({8: asking(run=1)})])

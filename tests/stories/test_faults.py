@@ -11,7 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -520,6 +520,25 @@ def test_a_run_out_of_memory_is_tried_once_more(tiny_model: Path, tiny_data: Pat
     assert not ended["0"].differences(alone) and not ended["1"].differences(alone)
     lines = [run.paths.metrics.read_text().count('"loss"') for run in runs]
     assert lines == [24, 24]
+
+
+def test_a_run_that_begins_again_twice_is_heard_once(tmp_path: Path) -> None:
+    """The second time it may still be repeating itself: memory is short once more, or another worker is lost."""
+    heard: list[int] = []
+
+    class Hears(Callback):
+        def on_log(self, experiment: Experiment, run: Run, metrics: Mapping[str, float], step: int) -> None:
+            heard.append(step)
+
+    engine = toy_engine(tmp_path, [toy_spec()], [Hears()])
+    run, boundaries = engine.experiment.run(0), engine._boundaries
+    for last in (5, 2, 6):
+        boundaries.publish(run, [(step, {"loss": 1.0}) for step in range(1, last + 1)])
+        if last != 6:
+            boundaries.again(run, None)
+            assert run.step == run.logs == 0
+    engine.close()
+    assert heard == [1, 2, 3, 4, 5, 6] and run.logs == 6
 
 
 def test_a_run_out_of_memory_twice_fails_alone(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:

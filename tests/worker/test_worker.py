@@ -1,0 +1,59 @@
+"""What a worker makes of what happens on its device, with a trainer that only does as it is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning_fabric import Fabric
+
+from rfflow.checkpointing.checkpoints import Checkpoints
+from rfflow.config.spec import ExperimentSpec
+from rfflow.runs.chunks import ChunkPlan
+from rfflow.runs.events import Again, Boundary, Event, Prepare, Ready, Train
+from rfflow.runs.paths import RunPaths
+from rfflow.runs.run import RunCard
+from rfflow.worker.memory.offload import Holdings
+from rfflow.worker.worker import Worker
+from tests.support.toy import ToyContext, toy_spec
+
+
+class Short:
+    """Has not memory enough the first time."""
+
+    built: list[tuple[int, bool]]
+
+    def __init__(self, card: RunCard, shared: Any, **_: Any):
+        self.context = ToyContext()
+        self.holdings = Holdings(shared.fabric, list, card.paths.root / ".suspended.safetensors")
+
+    def prepare(self, start: Any, *, checkpoint: Path | None, step: int, is_at_boundary: bool) -> Ready:
+        Short.built.append((step, is_at_boundary))
+        return Ready(ChunkPlan((6, 12), 2))
+
+    def resume(self) -> Event:
+        if len(Short.built) == 1:
+            raise MemoryError
+        return Boundary(12, (), {})
+
+    def keep_weights(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(("step", "is_at_boundary"), [(6, True), (8, False), (3, False)])
+def test_only_the_last_boundary_has_weights_for_clones(tmp_path: Path, step: int, is_at_boundary: bool) -> None:
+    """What is tried again may go on from the middle of a chunk, which is not where a clone may start."""
+    Short.built = []
+    card = RunCard(0, toy_spec(), "Run 0", RunPaths(tmp_path))
+    checkpoints = Checkpoints(card.paths.checkpoints)
+    checkpoints.seal(checkpoints.begin(step), {"chunks": []})
+    spec = ExperimentSpec(name="short", accelerator="cpu")
+    worker = Worker(spec, Fabric(accelerator="cpu", devices=1), lambda run, event: None, make_session=Short)  # type: ignore[arg-type]
+    worker.do(Prepare(card))
+    worker.do(Train(0, done=6, is_saved=False))
+    assert worker.advance() == Again(step)
+    assert isinstance(worker.advance(), Boundary)
+    assert Short.built == [(0, False), (step, is_at_boundary)]
+    worker.close()
