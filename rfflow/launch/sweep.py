@@ -37,6 +37,7 @@ from rfflow.launch.start import failure, is_through, leaving_in_order, raise_if_
 from rfflow.runs import places
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import Run, RunState
+from rfflow.slots.devices import with_what_can_travel
 
 if TYPE_CHECKING:
     from rfflow.engine.engine import Engine
@@ -147,6 +148,7 @@ class Sweep:
         if self._engine is None:
             with jobs[0].hydra_config():
                 experiment = read_experiment(experiment_config(jobs[0].spec, jobs[0].cfg))
+                experiment = with_what_can_travel(experiment, (job.spec for job in jobs))
                 check_open_files(len(jobs), 2 if experiment.loggers else 1)
                 self._engine = start.make_engine(experiment, self._paths, self._composer)
             if self._state is not None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from rfflow.config.spec import ExperimentSpec
+from rfflow.config.spec import ExperimentSpec, RunSpec
 from rfflow.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -58,6 +63,31 @@ def find_devices(
                 )
         chosen = asked
     return [Device(f"cuda {gpus[place]}", {VISIBLE: gpus[place]}) for place in chosen]
+
+
+def with_what_can_travel(spec: ExperimentSpec, runs: Iterable[RunSpec]) -> ExperimentSpec:
+    """Let an experiment train in this process where nobody asked for another and its runs cannot go to one.
+
+    A function of a notebook, or one made inside another, has no name by which a second process could find it.
+    """
+    if spec.devices != "auto" or all(run.build is None or _can_travel(run.build) for run in runs):
+        return spec
+    log.warning(
+        "What builds the trainers cannot be given to another process, so they train on one device. For more, put the "
+        "function into a module."
+    )
+    return replace(spec, devices=1)
+
+
+def _can_travel(build: Any) -> bool:
+    function = getattr(build, "func", build)
+    if getattr(function, "__module__", None) == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
+        return False
+    try:
+        pickle.dumps(build)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return False
+    return True
 
 
 def _cpus(asked: Literal["auto"] | int | tuple[int, ...], environ: Mapping[str, str]) -> list[Device]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from rfflow.config.spec import ExperimentSpec
 from rfflow.errors import ConfigError
-from rfflow.slots.devices import find_devices
+from rfflow.slots.devices import find_devices, with_what_can_travel
+from tests.support.toy import toy_spec
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -61,3 +64,19 @@ def test_workers_on_a_cpu_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> No
     assert [device.environment["OMP_NUM_THREADS"] for device in two] == ["4", "4"]
     chosen = find_devices(ExperimentSpec(name="x", devices=2), {"OMP_NUM_THREADS": "1"}, lambda: 0)
     assert [device.environment["OMP_NUM_THREADS"] for device in chosen] == ["1", "1"]
+
+
+def build() -> None:
+    """Stands for a function of a module that builds a trainer."""
+
+
+def test_a_function_that_no_process_can_find_keeps_the_runs_in_this_one(caplog: pytest.LogCaptureFixture) -> None:
+    """Where nobody asked for several devices; who did is told that it cannot be."""
+    run = toy_spec()
+    auto, two = ExperimentSpec(name="x"), ExperimentSpec(name="x", devices=2)
+    for made in (run, replace(run, build=functools.partial(build, {"lr": 1}))):
+        assert with_what_can_travel(auto, [run, made]) == auto
+    hidden = replace(run, build=lambda: None)
+    assert with_what_can_travel(two, [hidden]) == two and not caplog.records
+    assert with_what_can_travel(auto, [run, hidden]).devices == 1
+    assert "cannot be given to another process, so they train on one device" in caplog.text
