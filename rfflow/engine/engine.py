@@ -153,9 +153,13 @@ class Engine:
         """Let a run that was added while others train take part; one that cannot be built has failed."""
         try:
             self._prepare(run)
-        except (OSError, HydraException) as error:
+        except EngineError:  # heard while it was built, of another run perhaps
+            raise
+        except Exception as error:
             if is_disk_trouble(error):
                 raise unsaved(f"what run {run.number} needs", error, self.experiment.paths.root) from error
+            if not isinstance(error, OSError | HydraException):  # a library's, which may be any
+                log.exception("Run %s cannot be built", run.number)
             self.lifecycle.fail(run, error)
             return
         assert run.plan is not None

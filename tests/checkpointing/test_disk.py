@@ -175,6 +175,28 @@ def test_a_run_that_joins_is_not_at_fault(tmp_path: Path, monkeypatch: pytest.Mo
     assert late.state is RunState.QUEUED
 
 
+def test_a_run_that_joins_does_not_fail_of_what_is_heard_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = toy_engine(tmp_path, [toy_spec()], checkpoint=CheckpointSpec())
+    late = engine.add(toy_spec(), 1)
+    monkeypatch.setattr(engine._placement, "prepare", lambda *_: (_ for _ in ()).throw(EngineError("run 0's")))
+    with pytest.raises(EngineError, match="run 0's"):
+        engine.join(late)
+    engine.close()
+    assert late.state is RunState.QUEUED
+
+
+def test_a_run_that_joins_and_cannot_be_built_fails_alone(tmp_path: Path) -> None:
+    """Whatever a library says of it: the others must not end by it."""
+    engine = toy_engine(tmp_path, [toy_spec()])
+    late = engine.add(toy_spec(breaks="unexpected"), 1)
+    engine.join(late)
+    engine.run()
+    engine.close()
+    assert [run.state for run in engine.experiment.runs] == [RunState.COMPLETED, RunState.FAILED]
+
+
 def test_a_checkpoint_that_found_no_room_leaves_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written of it is removed at once: the disk needs the room."""
 
