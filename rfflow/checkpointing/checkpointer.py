@@ -120,6 +120,10 @@ class Keeper:
         """Whether there is a checkpoint of the run as it stands, or none is wanted."""
         return self._spec.every is None or run.step in (0, self._saved_step.get(run.number))
 
+    def is_on_disk(self, run: Run) -> bool:
+        """Whether the run could go on elsewhere from where it stands."""
+        return run.step in (0, self._saved_step.get(run.number)) and run.number not in self._writing
+
     def is_behind(self, run: Run) -> bool:
         """Whether the run was further before the process ended that it goes on from."""
         return len(run.chunks) < self._reached.get(run.number, 0)

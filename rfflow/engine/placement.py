@@ -107,7 +107,7 @@ class Placement:
         """Return the runs that cannot move now: what they have trained is nowhere but where they stand."""
         if self._slots.count == 1:
             return set()
-        return {run.number for run in self._runs() if self._keeper.is_writing(run) or not self._keeper.is_saved(run)}
+        return {run.number for run in self._runs() if not self._keeper.is_on_disk(run)}
 
     # --- building -----------------------------------------------------------------------------------------------------
 

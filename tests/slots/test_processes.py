@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from rfflow.checkpointing import experiment_file
+from rfflow.config.spec import CheckpointSpec
 from rfflow.engine.engine import Engine
 from rfflow.engine.interruption import Interrupted
 from rfflow.engine.restoring import take_up
@@ -101,6 +102,22 @@ def test_a_killed_worker_costs_nothing_but_time(root: Path, expected: list[str],
     assert states(engine) == [RunState.COMPLETED] * 4 and ends(root) == expected
     assert sorted(watch.chunks) == ALL, "a chunk was told twice, or never"
     assert "The worker of slot 1 is lost" in caplog.text and "was killed by signal 9" in caplog.text
+
+
+def test_what_is_nowhere_on_the_disk_does_not_move(root: Path) -> None:
+    """Without checkpoints a run would begin anew elsewhere, and log everything again."""
+    logged: list[tuple[int, int]] = []
+
+    class Hears(Callback):
+        def on_log(self, experiment: Experiment, run: Run, metrics: Any, step: int) -> None:
+            logged.append((run.number, step))
+
+    specs = [toy_spec(chunks) for chunks in (4, 1, 4, 1)]
+    engine = toy_engine(root, specs, [Hears()], processes=2, checkpoint=CheckpointSpec(every=None))
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.COMPLETED] * 4
+    assert sorted(logged) == [(run, step) for run, spec in enumerate(specs) for step in range(1, 3 * spec.chunks + 1)]
 
 
 def test_a_run_whose_workers_die_again_and_again_has_failed(root: Path) -> None:
