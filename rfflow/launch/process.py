@@ -73,10 +73,9 @@ def _check_alone(environ: Mapping[str, str]) -> None:
 
 def _several(found: str, name: str) -> ConfigError:
     return ConfigError(
-        f"rfflow was started as {found}. An experiment is one process on one device, and trains all its runs there: "
-        f"{typed_command()} ..., or torchrun --nproc-per-node 1, accelerate launch --num_processes 1, srun --ntasks 1. "
-        "Several GPUs take several experiments, with engine.device=0, engine.device=1 and so on. Where the variable is "
-        f"only left over: unset {name}"
+        f"rfflow was started as {found}. An experiment is started once, and makes a process for each of several "
+        f"devices by itself (engine.devices=2): {typed_command()} ..., or torchrun --nproc-per-node 1, accelerate "
+        f"launch --num_processes 1, srun --ntasks 1. Where the variable is only left over: unset {name}"
     )
 
 

@@ -46,11 +46,14 @@ def check_apart(jobs: Mapping[int, Path], runs: Iterable[Run] = ()) -> None:
 def check_unused(number: int, place: Path) -> None:
     """Check that a directory holds no run of another experiment, whose curves and checkpoints would mix with the new.
 
+    An empty folder for checkpoints is none: an experiment that was refused before it trained has left it.
+
     Raises:
         ConfigError: naming what is there.
     """
     paths = RunPaths(place)
-    _check_none_of(number, place, paths.metrics, paths.checkpoints)
+    used = paths.checkpoints.is_dir() and any(paths.checkpoints.iterdir())
+    _check_none_of(number, place, paths.metrics, *([paths.checkpoints] if used else []))
 
 
 def check_no_experiment(number: int, place: Path) -> None:

@@ -244,6 +244,13 @@ def test_nor_where_another_experiment_is(rfflow: Shell, tmp_path: Path) -> None:
     assert everything(tmp_path / "out/0.001") == before
 
 
+def test_what_a_refused_experiment_has_left_is_in_nobodys_way(rfflow: Shell) -> None:
+    """It may be started again in the same place, once what was wrong is mended."""
+    Path("exp/runs/0/checkpoints").mkdir(parents=True)
+    said = rfflow("+recipe=sft", "hydra.run.dir=exp")
+    assert rfflow.status == 0, said
+
+
 def test_a_resumed_run_goes_where_it_was_whatever_the_configuration_says_now(
     rfflow: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
