@@ -83,7 +83,7 @@ def serve(seat: Seat, wire: Wire, nudges: Wire) -> None:
         wire: brings commands and takes events.
         nudges: brings something whenever there is hurry.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # whoever sent one sent it to the engine's process, too, which decides
     mailbox, lock = _Mailbox(), threading.Lock()
 

@@ -120,6 +120,24 @@ def test_what_is_nowhere_on_the_disk_does_not_move(root: Path) -> None:
     assert sorted(logged) == [(run, step) for run, spec in enumerate(specs) for step in range(1, 3 * spec.chunks + 1)]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_the_engine_in_order_leaves_its_workers_alone(
+    root: Path, expected: list[str], number: int, caplog: Any
+) -> None:
+    """A terminal that is closed, or a scheduler, signals every process there is; the engine decides what is left."""
+
+    def signal_all() -> None:
+        for slot in (0, 1):
+            pid = slots_of(engine).pid(slot)
+            assert pid is not None
+            os.kill(pid, number)
+
+    engine = make(root, Watch(3, signal_all))
+    engine.run()
+    engine.close()
+    assert ends(root) == expected and "is lost" not in caplog.text
+
+
 def test_a_run_whose_workers_die_again_and_again_has_failed(root: Path) -> None:
     """It is the run that kills them, and the others train to their ends."""
     engine = make(root, exits_at=1)
