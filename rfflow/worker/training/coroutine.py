@@ -112,6 +112,7 @@ class TrainerCoroutine:
             self.trainer.train()
         else:
             self.trainer.args.eval_on_start = False  # it has evaluated when it started
+            snapshot.load_adapter_as_it_is(self.trainer.model)
             self.trainer.train(resume_from_checkpoint=str(self._checkpoint))
         boundary = self._callback.last_boundary()
         if self._finish is not None:

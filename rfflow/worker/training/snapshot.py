@@ -106,6 +106,22 @@ class Snapshots:
         return weights
 
 
+def load_adapter_as_it_is(model: Any) -> None:
+    """Let the adapter that is loaded next be of the type that it was saved in.
+
+    Hugging Face's resume lets PEFT widen adapters to float32. TRL has made those of a quantised model bfloat16: such a
+    run would go on as another one, in memory too.
+    """
+    if not isinstance(model, PeftModel):
+        return
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        del model.load_adapter
+        return model.load_adapter(*args, **{"autocast_adapter_dtype": False, **kwargs})
+
+    model.load_adapter = load
+
+
 def restore_forgotten(trainer: Trainer, folder: Path, ours: TrainerCallback) -> None:
     """Give a trainer that resumes from ``folder`` what Hugging Face's resume leaves out.
 

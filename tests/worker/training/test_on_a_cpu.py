@@ -14,17 +14,21 @@ import torch
 import trl
 from accelerate.state import AcceleratorState
 from datasets import load_dataset
+from lightning_fabric import Fabric
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from rfflow.config.spec import ModelSpec, RunSpec
+from rfflow.config.spec import MemorySpec, ModelSpec, RunSpec
 from rfflow.errors import ConfigError
 from rfflow.runs.run import RunState
 from rfflow.worker.models.loading import load_base
+from rfflow.worker.models.safetensors_io import SafetensorsIO
+from rfflow.worker.shared import Workshop
 from rfflow.worker.training.build import build_trainer
 from tests.support.plain import Outcome, train_alone
 from tests.support.tiny import run_spec
-from tests.worker.training.test_exactness import train_together
+from tests.worker.training.test_exactness import outcomes, train_together
+from tests.worker.training.test_snapshot import begin, finish, snapshots_of
 
 FOUR_BITS = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 QUANTISED: dict[str, tuple[Mapping[str, Any], str]] = {
@@ -84,6 +88,23 @@ def test_adapters_on_one_quantised_base_equal_the_same_scripts_alone(
     for number, run in enumerate(specs):
         alone = train_quantised_alone(run, quantization, dtype, tmp_path / "alone" / str(number))
         assert not together[str(number)].differences(alone)
+
+
+@pytest.mark.parametrize("peft", [{}, {"use_dora": True}], ids=["LoRA", "DoRA"])
+def test_an_adapter_on_a_quantised_base_goes_on_as_if_never_interrupted(
+    peft: Mapping[str, Any], tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """TRL has made it bfloat16, and what is loaded must be no more than that."""
+    node = {"_target_": "transformers.BitsAndBytesConfig", **QUANTISED["four bits in float32"][0]}
+    spec = make(tiny_model, tiny_data, model_kwargs={"quantization_config": node, "dtype": "float32"})
+    spec = replace(spec, chunks=12, peft={**(spec.peft or {}), **peft})
+    workshop = Workshop(Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()]), MemorySpec(), 42)
+    with outcomes() as ended:
+        first = begin(spec, tmp_path / "first", workshop)
+        (_, folder), *_ = snapshots_of(first, tmp_path / "snapshots", ends=1)
+        finish(first)
+        finish(begin(spec, tmp_path / "second", workshop, checkpoint=folder))
+    assert not ended["second"].differences(ended["first"])
 
 
 def test_arguments_side_by_side_equal_the_same_scripts_alone(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
