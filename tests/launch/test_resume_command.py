@@ -237,6 +237,14 @@ def test_lines_of_later_steps_are_taken_back(tmp_path: Path) -> None:
     restoring.rewind_log(tmp_path / "none.jsonl", 2)
 
 
+def test_a_run_that_begins_anew_keeps_nothing_of_step_0(tmp_path: Path) -> None:
+    """It evaluates the untrained model once more."""
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1)))
+    assert restoring.rewind_log(log, 0) == []
+    assert log.read_text() == ""
+
+
 def test_a_program_of_ones_own_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Python was told to run it, in the directory of then; what it is to go on with stands in its environment."""
     became: list[list[str]] = []
