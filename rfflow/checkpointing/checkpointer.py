@@ -107,6 +107,14 @@ class Keeper:
         self._writing.pop(run, None)
         self._saved_step.pop(run, None)
 
+    def fall_back(self, run: Run) -> Checkpoint | None:
+        """The run's trainer is gone: what stands of it is its last checkpoint that is whole. Return that."""
+        self.lost(run.number)
+        checkpoint = self.newest(run)
+        if checkpoint is not None:
+            self._saved_step[run.number] = checkpoint.step
+        return checkpoint
+
     def is_writing(self, run: Run) -> bool:
         """Whether a checkpoint of the run is on its way to the disk."""
         return run.number in self._writing

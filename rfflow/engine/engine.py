@@ -326,8 +326,7 @@ class Engine:
         there, training = self._placement.lose(slot)
         runs = [run for run in self.experiment.runs if run.number in there and not run.state.is_final]
         for run in runs:
-            self._keeper.lost(run.number)
-            self._boundaries.again(run, self._keeper.newest(run))
+            self._boundaries.again(run, self._keeper.fall_back(run))
         who = f" while run {training} trained" if training is not None else ""
         log.warning("The worker of slot %s is lost%s: %s.", slot, who, reason)
         if training is not None and self._placement.has_lost_too_many(training):
@@ -344,6 +343,8 @@ class Engine:
         if progress.is_left:
             self._placement.end(slot)
             self._placement.save_now(run)
+        elif self._placement.is_building:
+            return  # a clone, which would get the same number as the one made ahead
         elif self._interruption.number is None and self._steering is not None and not self._behind():
             self._steering.look_ahead(run)
 

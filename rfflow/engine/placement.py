@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -71,7 +72,7 @@ class Placement:
         """The slot that holds a run's trainer, by run."""
         self.busy: dict[int, Assignment] = {}
         """What is going on each slot that is not free."""
-        self._silence = Silence()
+        self._silence = Silence(lambda: self._listened)
         self._asked: set[int] = set()
         """Runs that are being built while somebody waits for them."""
         self._early: list[Heard] = []
@@ -80,18 +81,27 @@ class Placement:
         """How often the worker of a slot was lost."""
         self._killers: Counter[int] = Counter()
         """How often a worker was lost while a run trained there."""
+        self._orphans: set[int] = set()
+        """Runs whose trainers are gone with their workers; they are built again when they get a slot."""
+        self._listened = 0.0
+        """Seconds for which workers could have been heard: not those in which this process was busy, or suspended."""
 
     def enrol(self, run: Run, hydra: Any) -> None:
         """Take a run in; nothing of it is built yet."""
         self._hydra[run.number] = hydra
 
     def holds(self, run: Run) -> bool:
-        """Whether the run's trainer is there."""
-        return run.number in self.homes
+        """Whether the run's trainer is there, or will be as soon as it is needed."""
+        return run.number in self.homes or run.number in self._orphans
 
     def is_training(self, run: Run) -> bool:
         """Whether the run is in the middle of a chunk."""
         return any(assignment.run == run.number for assignment in self.busy.values())
+
+    @property
+    def is_building(self) -> bool:
+        """Whether somebody waits for a run that is being built; what else is heard meanwhile is handled."""
+        return bool(self._asked)
 
     @property
     def free(self) -> list[int]:
@@ -162,6 +172,7 @@ class Placement:
         order = Prepare(card, hydra, start, checkpoint, step, is_at_boundary, only_if_light, upcoming)
         self._slots.send(slot, order)
         self.homes[run.number] = slot
+        self._orphans.discard(run.number)
 
     def _roomiest(self) -> int:
         """Return the slot with the fewest runs, a free one where there is one."""
@@ -186,14 +197,16 @@ class Placement:
 
     def give_up(self, run: Run) -> None:
         """Let go of a run's trainer, if it has one."""
+        self._orphans.discard(run.number)
         slot = self.homes.pop(run.number, None)
         if slot is not None and slot in self.usable:
             self._slots.send(slot, GiveUp(run.number))
 
     def leave_device(self, run: Run) -> None:
         """Move what a run holds off the device, and off the host where that is full."""
-        slot = self.homes[run.number]
-        self._slots.send(slot, LeaveDevice(run.number, self._upcoming(slot)))
+        slot = self.homes.get(run.number)
+        if slot is not None:
+            self._slots.send(slot, LeaveDevice(run.number, self._upcoming(slot)))
 
     def read_rows(self) -> dict[str, str]:
         """Return the fingerprints of all rows that were read so far."""
@@ -229,22 +242,19 @@ class Placement:
         self._silence.end(slot)
         return self.busy.pop(slot)
 
-    def commit(self, run: Run) -> bool:
-        """Have the checkpoint written that was begun at the run's boundary; return whether one was."""
+    def commit(self, run: Run) -> None:
+        """Have the checkpoint written that was begun at the run's boundary, if one was."""
         command = self._keeper.commit(run)
-        if command is None:
-            return False
-        self._slots.send(self.homes[run.number], command)
-        return True
+        if command is not None:
+            self._slots.send(self.homes[run.number], command)
 
-    def save_now(self, run: Run) -> bool:
-        """Save a run as it stands and wait until it is; return whether there was something to save."""
+    def save_now(self, run: Run) -> None:
+        """Save a run as it stands, unless it is, and wait until that is done."""
         self.wait_until_saved(run)
         command = self._keeper.save_now(run)
         if command is not None:
             self._slots.send(self.homes[run.number], command)
             self.wait_until_saved(run)
-        return command is not None
 
     def wait_until_saved(self, run: Run) -> None:
         """Wait until the run's last checkpoint is on the disk, and what clones begin with."""
@@ -269,10 +279,16 @@ class Placement:
     def hear(self, timeout: float | None = None) -> Heard | None:
         """Wait for what any slot tells, and end the worker of one that has been silent for too long."""
         watches = self._slots.count > 1 and timeout != 0
+        began = time.monotonic()
         heard = self._slots.hear(min(timeout or _WATCH, _WATCH) if watches else timeout)
+        self._listened += min(time.monotonic() - began, 2 * _WATCH)
         if heard is not None:
             self._silence.hear(heard.slot)
-            return heard
+        if watches:
+            self._end_the_silent()
+        return heard
+
+    def _end_the_silent(self) -> None:
         for slot in self._silence.overdue(self.busy):
             log.warning(
                 "Slot %s has been silent for more than %.0f s while run %s trains there; its worker is ended.",
@@ -282,7 +298,6 @@ class Placement:
             )
             self._silence.forget(slot)
             self._slots.kill(slot)
-        return None
 
     def _hear(self) -> None:
         heard = self.hear()
@@ -324,6 +339,7 @@ class Placement:
         there = [run for run, home in self.homes.items() if home == slot]
         for run in there:
             del self.homes[run]
+        self._orphans.update(there)
         self._early = [early for early in self._early if early.slot != slot]
         self._scheduler.lose(slot)
         if assignment is not None:
@@ -343,3 +359,4 @@ class Placement:
         self._slots.close()
         self.homes.clear()
         self.busy.clear()
+        self._orphans.clear()

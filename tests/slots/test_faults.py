@@ -1,0 +1,131 @@
+"""What goes wrong on several processes costs time, and no line, no chunk, no run and no op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rfflow.config.spec import CheckpointSpec
+from rfflow.runs.experiment import Callback, Experiment
+from rfflow.runs.run import Run, RunState
+from tests.slots.test_processes import CHUNKS, Watch, ends, expected, kill, make, root, slots_of, states
+from tests.support.counting import STEPS_A_CHUNK
+from tests.support.toy import put, quick_inbox, toy_engine, toy_spec
+
+__all__ = ["expected", "quick_inbox", "root"]
+
+
+class Lines(Callback):
+    """Notes what was logged, and does something at one of the lines."""
+
+    def __init__(self, **do: Callable[[], None]):
+        self.lines: list[tuple[int, int]] = []
+        self._do = {int(at.strip("_")): what for at, what in do.items()}
+
+    def on_log(self, experiment: Experiment, run: Run, step: int) -> None:
+        self.lines.append((run.number, step))
+        self._do.get(len(self.lines), lambda: None)()
+
+
+LINES = [(run, step) for run in range(4) for step in range(1, CHUNKS * STEPS_A_CHUNK + 1)]
+
+
+def test_no_line_is_lost_or_told_twice_when_a_worker_is_killed_at_a_boundary(root: Path, expected: list[str]) -> None:
+    """The checkpoint of that boundary was begun, and is not there."""
+    lines = Lines()
+    engine = make(root, lines, Watch(6, lambda: kill(engine, 1)))
+    engine.run()
+    engine.close()
+    assert ends(root) == expected and sorted(lines.lines) == LINES
+
+
+def test_no_line_is_told_twice_when_workers_are_killed_in_a_row(root: Path, expected: list[str]) -> None:
+    def both() -> None:
+        for slot in (0, 1):
+            if slots_of(engine).pid(slot):
+                kill(engine, slot)
+
+    lines = Lines(_20=both, _21=both, _22=both)
+    engine = make(root, lines)
+    engine.run()
+    engine.close()
+    assert ends(root) == expected and sorted(lines.lines) == LINES
+
+
+def test_runs_without_checkpoints_stay_where_they_are(root: Path) -> None:
+    lines, watch = Lines(), Watch()
+    engine = toy_engine(
+        root, [toy_spec(n) for n in (6, 2, 4)], [lines, watch], processes=2, checkpoint=CheckpointSpec(every=None)
+    )
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.COMPLETED] * 3
+    assert len(set(lines.lines)) == len(lines.lines) and len(watch.chunks) == 12
+
+
+@pytest.mark.parametrize("every", [None, 1, 2])
+@pytest.mark.usefixtures("quick_inbox")
+def test_a_stopped_run_can_be_resumed_when_its_worker_is_lost(root: Path, every: int | None) -> None:
+    class OnWait(Callback):
+        count = 0
+
+        def on_wait(self, experiment: Experiment) -> None:
+            self.count += 1
+            if self.count == 1:
+                for slot in (0, 1):
+                    if slots_of(engine).pid(slot):
+                        kill(engine, slot)
+                put(root / "control", "2.yaml", {"op": "resume", "run": 0})
+
+    stop = Watch(1, lambda: put(root / "control", "1.yaml", {"op": "stop", "run": 0}) and None)
+    lines = Lines()
+    engine = toy_engine(
+        root,
+        [toy_spec(CHUNKS)] * 2,
+        [stop, lines, OnWait()],
+        processes=2,
+        checkpoint=CheckpointSpec(every=every),
+        idle_timeout=20,
+    )
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.COMPLETED] * 2
+    assert sorted(lines.lines) == LINES[: 2 * CHUNKS * STEPS_A_CHUNK]
+
+
+@pytest.mark.parametrize("verb", ["stop", "delete"])
+@pytest.mark.parametrize("every", [None, 1, 2])
+@pytest.mark.usefixtures("quick_inbox")
+def test_an_op_on_a_run_whose_worker_is_being_lost(root: Path, verb: str, every: int | None) -> None:
+    def do() -> None:
+        put(root / "control", "1.yaml", {"op": verb, "run": "all"})
+        for slot in (0, 1):
+            if slots_of(engine).pid(slot):
+                kill(engine, slot)
+
+    engine = toy_engine(
+        root,
+        [toy_spec(CHUNKS)] * 3,
+        [Watch(3, do)],
+        processes=2,
+        checkpoint=CheckpointSpec(every=every),
+    )
+    engine.run()
+    engine.close()
+    assert set(states(engine)) == {RunState.STOPPED if verb == "stop" else RunState.DELETED}
+
+
+@pytest.mark.usefixtures("quick_inbox")
+def test_several_clones_asked_for_while_others_train(root: Path) -> None:
+    def ask() -> None:
+        for number in range(3):
+            put(root / "control", f"{number}.yaml", {"op": "clone", "run": number, "overrides": ["lr=3,4"]})
+
+    lines = Lines(_8=ask)
+    engine = make(root, lines)
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.COMPLETED] * 10
+    assert sorted(lines.lines) == [(run, step) for run in range(10) for step in range(1, 13)]
