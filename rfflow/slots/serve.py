@@ -168,10 +168,21 @@ def _make_worker(spec: ExperimentSpec, tell: Callable[..., None]) -> Any:
 def _portable(heard: Heard) -> bytes:
     """Pickle an event; an error that cannot travel is told by its kind and words."""
     event = heard.event
-    if isinstance(event, Failed | Refused | Unsaved) and not isinstance(event.error, RfflowError | OSError):
+    if isinstance(event, Failed | Refused | Unsaved) and not _travels(event.error):
         error = WorkerError(type(event.error).__name__, str(event.error))
         heard = replace(heard, event=replace(event, error=error))
     return pickle.dumps(heard)
+
+
+def _travels(error: BaseException) -> bool:
+    """Whether an error comes out of a pickle: many of libraries' own are made of more than their words."""
+    if not isinstance(error, RfflowError | OSError):
+        return False
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return True
 
 
 class _Telling(logging.Handler):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rfflow.config.spec import CheckpointSpec
+from rfflow.runs.events import Failed, Heard
 from rfflow.runs.experiment import Callback, Experiment
 from rfflow.runs.run import Run, RunState
+from rfflow.slots.serve import _portable
 from tests.slots.test_processes import CHUNKS, Watch, ends, expected, kill, make, root, slots_of, states
 from tests.support.counting import STEPS_A_CHUNK
 from tests.support.toy import put, quick_inbox, toy_engine, toy_spec
@@ -129,3 +132,15 @@ def test_several_clones_asked_for_while_others_train(root: Path) -> None:
     engine.close()
     assert states(engine) == [RunState.COMPLETED] * 10
     assert sorted(lines.lines) == [(run, step) for run in range(10) for step in range(1, 13)]
+
+
+class FromTheHub(OSError):
+    """Made as those of huggingface_hub are, of more than their words."""
+
+    def __init__(self, message: str, *, response: object):
+        super().__init__(message)
+
+
+def test_an_error_that_cannot_be_unpickled_is_told_by_its_words() -> None:
+    heard = pickle.loads(_portable(Heard(0, 1, Failed(FromTheHub("gated", response=None)))))
+    assert str(heard.event.error) == "gated" and heard.event.error.kind == "FromTheHub"
