@@ -251,13 +251,20 @@ class Engine:
         held = set() if self._steering is None else self._steering.held
         has_begun = False
         for slot in self._placement.free:
-            assignment = self._scheduler.next(slot, behind, held, self._placement.bound())
+            # A policy sees what it would see on one device: nobody goes on while another has yet to come as far.
+            ahead = self._scheduler.leading() if self._is_level else set()
+            assignment = self._scheduler.next(slot, behind, held | ahead, self._placement.bound())
             if assignment is not None:
                 self.lifecycle.begin(self.experiment.run(assignment.run), assignment)
                 has_begun = True
         if has_begun and self._interruption.number is not None:
             self._placement.hurry()
         return has_begun
+
+    @property
+    def _is_level(self) -> bool:
+        """Whether runs have to wait for each other."""
+        return self.slots.count > 1 and self.experiment.spec.policy is not None
 
     def _hear(self, timeout: float | None) -> bool:
         heard = self._placement.hear(timeout)

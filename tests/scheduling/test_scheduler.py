@@ -100,3 +100,17 @@ def test_every_chunk_is_trained_once_whatever_happens(chunks: list[int], random)
             played.append((run, chunk))
     assert Counter(played) == Counter((run, chunk) for run, count in enumerate(chunks) for chunk in range(count))
     assert all([c for r, c in played if r == run] == list(range(count)) for run, count in enumerate(chunks))
+
+
+def test_leading_are_those_that_others_have_yet_to_catch_up_with() -> None:
+    scheduler = Scheduler()
+    for run in range(3):
+        scheduler.add(run, chunks=4)
+    assert scheduler.leading() == set()
+    first, second = scheduler.next(0), scheduler.next(1)
+    assert first is not None and second is not None
+    scheduler.finish(first)
+    assert scheduler.leading() == {0}, "run 1 is under way and run 2 waits"
+    scheduler.finish(second)
+    scheduler.stop(2)
+    assert scheduler.leading() == set(), "a stopped run holds nobody up"

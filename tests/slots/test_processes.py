@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -238,6 +239,27 @@ def test_what_cannot_travel_is_refused_before_training(root: Path, where: str, m
     with pytest.raises(ConfigError, match=r"Run 1 cannot be given to another process.*engine.devices=1"):
         engine.run()
     engine.close()
+
+
+@pytest.mark.usefixtures("quick_inbox")
+def test_a_policy_decides_as_on_one_device(root: Path) -> None:
+    """Rules that look at a chunk miss nobody who has gone on meanwhile."""
+    rules = [
+        {"name": "cull", "at_chunk": 1, "select": {"worst": 1, "by": "eval_loss"}, "do": "stop"},
+        {"name": "grow", "at_chunk": 2, "select": {"best": 1, "by": "eval_loss"}, "do": "clone", "overrides": ["lr=3"]},
+    ]
+    policy = {"_target_": "rfflow.policies.Rules", "rules": rules}
+
+    def decided(processes: int) -> list[tuple[str, int | None, int | None]]:
+        place = root / str(processes)
+        engine = toy_engine(place, [toy_spec(CHUNKS) for _ in range(5)], processes=processes, policy=policy)
+        engine.run()
+        engine.close()
+        lines = [json.loads(line) for line in (place / "ops.jsonl").read_text().splitlines()]
+        return [(line["op"], line["run"], line["chunk"]) for line in lines]
+
+    alone = decided(1)
+    assert [op for op, _, _ in alone] == ["stop", "clone"] and decided(2) == alone
 
 
 def test_workers_do_not_outlive_the_engine(root: Path) -> None:
