@@ -12,6 +12,7 @@ from typing import Any
 from rfflow.checkpointing.checkpointer import Keeper
 from rfflow.engine.silence import Silence
 from rfflow.runs.events import (
+    Commit,
     Event,
     GiveUp,
     Heard,
@@ -22,6 +23,7 @@ from rfflow.runs.events import (
     Ready,
     Refused,
     Rows,
+    SaveNow,
     Taken,
     Train,
     Warm,
@@ -75,6 +77,8 @@ class Placement:
         self._silence = Silence(lambda: self._listened)
         self._asked: set[int] = set()
         """Runs that are being built while somebody waits for them."""
+        self._writers: dict[int, int] = {}
+        """The slot that has written, or is writing, the last checkpoint of a run."""
         self._early: list[Heard] = []
         """Answers that have come while another was awaited."""
         self._losses: Counter[int] = Counter()
@@ -246,14 +250,18 @@ class Placement:
         """Have the checkpoint written that was begun at the run's boundary, if one was."""
         command = self._keeper.commit(run)
         if command is not None:
-            self._slots.send(self.homes[run.number], command)
+            self._write(run, command)
+
+    def _write(self, run: Run, command: Commit | SaveNow) -> None:
+        slot = self._writers[run.number] = self.homes[run.number]
+        self._slots.send(slot, command)
 
     def save_now(self, run: Run) -> None:
         """Save a run as it stands, unless it is, and wait until that is done."""
         self.wait_until_saved(run)
         command = self._keeper.save_now(run)
         if command is not None:
-            self._slots.send(self.homes[run.number], command)
+            self._write(run, command)
             self.wait_until_saved(run)
 
     def wait_until_saved(self, run: Run) -> None:
@@ -340,6 +348,9 @@ class Placement:
         for run in there:
             del self.homes[run]
         self._orphans.update(there)
+        for run in [run for run, writer in self._writers.items() if writer == slot]:
+            del self._writers[run]  # also of one that was given up meanwhile
+            self._keeper.lost(run)
         self._early = [early for early in self._early if early.slot != slot]
         self._scheduler.lose(slot)
         if assignment is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing
 import os
 import pickle
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +53,8 @@ class ProcessSlots:
         self._environments = environments
         self._make_worker = make_worker
         self._workers: dict[int, _Worker] = {}
-        self._lost: deque[Heard] = deque()
+        # Before Python's own, which would wait for processes that wait for this one.
+        atexit.register(self._end_all)
 
     def open(self) -> None:
         """Start nothing yet: a process is started when the first run comes to its slot."""
@@ -73,8 +74,6 @@ class ProcessSlots:
 
     def hear(self, timeout: float | None = None) -> Heard | None:
         """Wait for the next event of any worker."""
-        if self._lost:
-            return self._lost.popleft()
         wires = {worker.wire: slot for slot, worker in self._workers.items()}
         for ready in connection.wait(list(wires), timeout):
             slot = wires[ready]  # type: ignore[index]
@@ -120,6 +119,12 @@ class ProcessSlots:
             worker.wire.close()
             worker.nudges.close()
         self._workers.clear()
+        atexit.unregister(self._end_all)
+
+    def _end_all(self) -> None:
+        """Leave nobody behind where this process ends without :meth:`close`."""
+        for worker in self._workers.values():
+            worker.process.kill()
 
     def _drain(self, worker: _Worker, until: float) -> None:
         """Read what it still tells, so that it is not held up by it."""
@@ -133,8 +138,9 @@ class ProcessSlots:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         listening, nudges = context.Pipe(duplex=False)
-        seat = Seat(slot, self._spec, self._make_worker)
-        process = context.Process(target=serve, args=(seat, there, listening), name=f"rfflow-slot-{slot}", daemon=True)
+        seat = Seat(slot, self._spec, self._make_worker, multiprocessing.get_start_method())
+        # Not a daemon: those may have no processes of their own, and a run's DataLoader may.
+        process = context.Process(target=serve, args=(seat, there, listening), name=f"rfflow-slot-{slot}")
         with _environment(self._environments[slot]):
             process.start()
         there.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import pickle
 import signal
@@ -46,6 +47,8 @@ class Seat:
     spec: ExperimentSpec
     make_worker: Callable[[ExperimentSpec, Callable[..., None]], Any] | None = None
     """Makes a worker that tells by the function it gets; ``None`` for the one that trains."""
+    start_method: str = "fork"
+    """How a run's own processes are started, those of a ``DataLoader`` say: as where there is one device."""
 
 
 class _Mailbox:
@@ -85,6 +88,7 @@ def serve(seat: Seat, wire: Wire, nudges: Wire) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # whoever sent one sent it to the engine's process, too, which decides
+    multiprocessing.set_start_method(seat.start_method, force=True)  # it is the one by which this process was started
     mailbox, lock = _Mailbox(), threading.Lock()
 
     def tell(run: int | None, event: Event) -> None:
@@ -132,12 +136,22 @@ def _listen(wire: Wire, mailbox: _Mailbox, tell: Callable[..., None]) -> None:
         try:
             data = wire.recv_bytes()
         except (EOFError, OSError):
-            os._exit(0)  # the engine is gone; nobody would hear what is trained from here on
+            _leave()  # the engine is gone; nobody would hear what is trained from here on
         run, command = pickle.loads(data)
         try:
             mailbox.put(pickle.loads(command))
         except Exception as error:  # a class or function that is not there under its name in this process
             tell(run, Refused(ConfigError(_CANNOT_TRAVEL.format(run=run, error=error))))
+
+
+def _leave() -> None:
+    """End this process at once, and what it has started."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+    os._exit(0)
 
 
 def _listen_for_hurry(nudges: Wire, worker: Any) -> None:

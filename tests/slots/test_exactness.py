@@ -67,10 +67,10 @@ def test_runs_that_move_end_as_in_one_process(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """SFT, DPO, GRPO and every weight, on two processes, with a move at most boundaries."""
+    """SFT with a process for its rows, DPO, GRPO and every weight, on two devices, with a move at most boundaries."""
     monkeypatch.setattr("rfflow.scheduling.scheduler._SLACK", -1)  # nobody is at home anywhere
     specs = [
-        run_spec(tiny_model, tiny_data, chunks=4),
+        run_spec(tiny_model, tiny_data, chunks=4, args={"dataloader_num_workers": 1}),
         dpo_spec(),
         grpo_spec(),
         run_spec(tiny_model, tiny_data, chunks=4, peft=None, args={"max_steps": 10}),
