@@ -37,10 +37,10 @@ class Times:
     def __init__(self, folder: str, dies_after: int | None = None):
         import psutil
 
-        from rfflow.checkpointing.checkpointer import Keeper
+        from rfflow.checkpointing.checkpointer import Checkpointer
         from rfflow.checkpointing.writer import Writer
         from rfflow.worker.training.coroutine import TrainerCoroutine
-        from rfflow.worker.training.session import Trainee
+        from rfflow.worker.training.session import TrainingSession
         from rfflow.worker.worker import Worker
 
         self._folder = Path(folder)
@@ -53,9 +53,9 @@ class Times:
         self._time("training", TrainerCoroutine, "resume")
         self._time("small files", Worker, "_draft")
         self._time("handing over", Worker, "_commit")
-        self._time("experiment.json", Keeper, "write")
+        self._time("experiment.json", Checkpointer, "write")
         self._time("waiting", Writer, "wait")
-        self._time("weights for clones", Trainee, "keep_weights")
+        self._time("weights for clones", TrainingSession, "keep_weights")
 
     def on_experiment_start(self) -> None:
         """Forget what came before the first turn."""

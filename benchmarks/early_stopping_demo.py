@@ -150,9 +150,9 @@ def live(path: Path) -> str:
         steered = {record["run"]: record for record in bank["live"]["curves"] if str(record["part"]) == part}
         grid = {record["run"]: record for record in bank["grid"]["curves"] if str(record["part"]) == part}
         outcome = simulate([_curve(number, record) for number, record in grid.items()], Halving())
-        foreseen = {run.number: (run.state, run.chunk) for run in outcome.scene.runs}
+        expected = {run.number: (run.state, run.chunk) for run in outcome.scene.runs}
         seen = {number: (record["state"], len(record["eval_loss"])) for number, record in steered.items()}
-        same = sum(foreseen[number] == seen[number] for number in seen)
+        same = sum(expected[number] == seen[number] for number in seen)
         equal = all(
             record["eval_loss"] == grid[number]["eval_loss"][: len(record["eval_loss"])]
             for number, record in steered.items()

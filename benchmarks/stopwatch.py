@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rfflow.checkpointing.checkpointer import Keeper
+from rfflow.checkpointing.checkpointer import Checkpointer
 from rfflow.checkpointing.writer import Writer
 from rfflow.control.inbox import Inbox
 from rfflow.control.status import StatusFile
@@ -23,20 +23,20 @@ from rfflow.engine.steering import Steering
 from rfflow.runs.chunks import ChunkResult
 from rfflow.runs.experiment import Experiment
 from rfflow.scheduling.scheduler import Scheduler
-from rfflow.worker.memory.offload import Holdings
+from rfflow.worker.memory.offload import RunTensors
 from rfflow.worker.models.bases import Base
 from rfflow.worker.training.coroutine import TrainerCoroutine
-from rfflow.worker.training.session import Trainee
+from rfflow.worker.training.session import TrainingSession
 from rfflow.worker.worker import Worker
 
 TIMED: dict[str, tuple[type, str]] = {
     "training": (TrainerCoroutine, "resume"),
-    "resume": (Trainee, "resume"),
+    "resume": (TrainingSession, "resume"),
     "draft": (Worker, "_draft"),
-    "saved": (Keeper, "write"),
+    "saved": (Checkpointer, "write"),
     "waiting": (Writer, "wait"),
     "fingerprint": (Base, "check_untouched"),
-    "holdings": (Holdings, "measure"),
+    "holdings": (RunTensors, "measure"),
     "loggers": (Audience, "log"),
     "inbox": (Steering, "take_ops"),
     "scan": (Inbox, "scan"),

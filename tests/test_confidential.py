@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 import rfflow
 from rfflow import confidential
 from rfflow.checkpointing import experiment_file
-from rfflow.checkpointing.experiment_file import SavedRun
+from rfflow.checkpointing.experiment_file import RunRecord
 from rfflow.confidential import Shown, digest, is_digest_of, is_secret, redacted, shown_config
 from rfflow.control.ctl import drop
 from rfflow.engine import restoring
@@ -214,7 +214,7 @@ def run_with(**config: Any) -> Run:
 def test_a_token_may_be_renewed_and_a_path_may_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"model": {"token": "${oc.env:HF_TOKEN}"}, "auth": "${oc.env:HF_TOKEN}", "path": "${oc.env:DATA}/x"}
     run = run_with(**config)
-    record = SavedRun(
+    record = RunRecord(
         0,
         RunState.RUNNING,
         (),
@@ -231,7 +231,7 @@ def test_a_token_may_be_renewed_and_a_path_may_not_change(tmp_path: Path, monkey
 
 
 def test_an_experiment_of_before_that_has_the_value_in_clear_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = SavedRun(0, RunState.RUNNING, (), None, "runs/0", config=json.dumps({"path": "/data/x", "token": "old"}))
+    record = RunRecord(0, RunState.RUNNING, (), None, "runs/0", config=json.dumps({"path": "/data/x", "token": "old"}))
     config = {"path": "${oc.env:DATA}/x", "token": "${oc.env:HF_TOKEN}"}
     restoring.check_config(record, run_with(**config))
     monkeypatch.setenv("DATA", "/elsewhere")

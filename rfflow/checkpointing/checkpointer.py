@@ -10,7 +10,7 @@ from pathlib import Path
 from rfflow.checkpointing import experiment_file, provenance
 from rfflow.checkpointing.checkpoints import Checkpoint, Checkpoints
 from rfflow.checkpointing.disk import Told
-from rfflow.checkpointing.experiment_file import Answer, SavedExperiment, SavedRun
+from rfflow.checkpointing.experiment_file import Answer, RunRecord, SavedExperiment
 from rfflow.checkpointing.starting import Command
 from rfflow.confidential import digest, without_secrets
 from rfflow.config.spec import RunSpec
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 ENDED = (RunState.COMPLETED, RunState.FAILED, RunState.DELETED)
 
 
-class Keeper:
+class Checkpointer:
     """Writes what it takes to go on after a crash, and reads it back.
 
     Whatever cannot be written ends the experiment with an :class:`EngineError`: what is trained unsaved would be lost.
@@ -201,7 +201,7 @@ class Keeper:
 
     # --- after a crash ------------------------------------------------------------------------------------------------
 
-    def restore(self, run: Run, record: SavedRun) -> Path | None:
+    def restore(self, run: Run, record: RunRecord) -> Path | None:
         """Give a run its past back; return the checkpoint to go on from, if it has one and is not over."""
         run.parent, run.first_chunk, run.state = record.parent, record.first_chunk, record.state
         self._reached[run.number] = record.done
@@ -245,7 +245,7 @@ class Keeper:
         if run.paths.weights.is_file():
             self.owner(run).check(run.paths.weights, read_label(run.paths.weights), steps)
 
-    def _check_start(self, run: Run, record: SavedRun) -> None:
+    def _check_start(self, run: Run, record: RunRecord) -> None:
         if record.is_warm and record.start_step is not None and record.parent is not None:
             label = read_label(run.paths.start)
             # The parent may not be there yet; its number and its step say enough.
@@ -288,11 +288,11 @@ class Keeper:
         there = [chunk for chunk in run.chunks if chunk.step in steps and objective.value(chunk.metrics) is not None]
         return min(there, key=lambda chunk: objective.sort_key(chunk.metrics)).step if there else None
 
-    def _record(self, run: Run, ahead: float) -> SavedRun:
+    def _record(self, run: Run, ahead: float) -> RunRecord:
         has_ended = run.state in ENDED
         config, digests = self._config(run)
         self._reached[run.number] = max(len(run.chunks), self._reached.get(run.number, 0))
-        return SavedRun(
+        return RunRecord(
             number=run.number,
             state=run.state,
             overrides=tuple(run.overrides),

@@ -37,7 +37,7 @@ class DamagedState(ConfigError):
 
 
 @dataclass(frozen=True)
-class SavedRun:
+class RunRecord:
     """A run as it was when the file was written."""
 
     number: int
@@ -91,7 +91,7 @@ class SavedExperiment:
 
     name: str
     started: float
-    runs: tuple[SavedRun, ...] = ()
+    runs: tuple[RunRecord, ...] = ()
     answer: Answer | None = None
     """The last op file that was answered; its journal lines may be missing yet."""
     data: Mapping[str, str] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class SavedExperiment:
     objective: Objective | None = None
     """What ranks the runs; the version before left it out."""
 
-    def run(self, number: int) -> SavedRun | None:
+    def run(self, number: int) -> RunRecord | None:
         """Return a run, or None where there is none of that number."""
         return next((run for run in self.runs if run.number == number), None)
 
@@ -202,9 +202,9 @@ def write(path: Path, saved: SavedExperiment, texts: Mapping[int, str], *, is_fi
     os.replace(aside, path)
 
 
-def run_text(run: SavedRun) -> str:
+def run_text(run: RunRecord) -> str:
     """Return a run as it stands in the file."""
-    plain = {key: getattr(run, key) for key in SavedRun.__dataclass_fields__}
+    plain = {key: getattr(run, key) for key in RunRecord.__dataclass_fields__}
     plain["state"] = run.state.value
     plain["chunks"] = [_chunk(chunk) for chunk in run.chunks]
     plain["plan"] = run.plan and asdict(run.plan)
@@ -253,7 +253,7 @@ def _from_plain(plain: dict[str, Any]) -> SavedExperiment:
         run["error"] = run["error"] and tuple(run["error"])
         run["chunks"] = tuple(chunks_from(run["chunks"]))
         run["plan"] = run["plan"] and ChunkPlan(tuple(run["plan"]["ends"]), run["plan"]["per_epoch"])
-        runs.append(SavedRun(**run))
+        runs.append(RunRecord(**run))
     program = None if program is None else tuple(program)
     if (objective := plain.pop("objective", None)) is not None:
         plain["objective"] = Objective(**objective)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from rfflow.checkpointing.checkpoints import Checkpoint
 from rfflow.engine.callbacks import Audience, namespaced
 from rfflow.engine.lifecycle import Lifecycle
-from rfflow.engine.metrics_check import Foresight
+from rfflow.engine.metrics_check import MetricsCheck
 from rfflow.runs.chunks import ChunkResult
 from rfflow.runs.events import Boundary, Finished, Log
 from rfflow.runs.run import Run, RunState
@@ -26,10 +26,10 @@ _EVALUATING = re.compile(r"eval_(\w+_)?runtime")
 class Boundaries:
     """Publishes what runs log and where they have come to."""
 
-    def __init__(self, audience: Audience, lifecycle: Lifecycle, foresight: Foresight):
+    def __init__(self, audience: Audience, lifecycle: Lifecycle, metrics_check: MetricsCheck):
         self._audience = audience
         self._lifecycle = lifecycle
-        self._foresight = foresight
+        self._metrics_check = metrics_check
         self._on_nan = lifecycle.experiment.spec.on_nan
         self._evaluated: defaultdict[int, float] = defaultdict(float)
         """Seconds that each run has evaluated since its last boundary."""
@@ -87,7 +87,7 @@ class Boundaries:
             evaluation=self._evaluated.pop(run.number, 0.0),
         )
         run.chunks.append(replace(result, answers=()))  # they are for people to read, and not kept
-        self._foresight.look(run.number, run.metrics)
+        self._metrics_check.look(run.number, run.metrics)
         is_last = isinstance(boundary, Finished)
         self._lifecycle.chunk_done(run, assignment, is_last=is_last)
         self._audience.save()

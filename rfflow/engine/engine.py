@@ -12,9 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from lightning_fabric import Fabric
 
-from rfflow.checkpointing.checkpointer import Keeper
+from rfflow.checkpointing.checkpointer import Checkpointer
 from rfflow.checkpointing.disk import is_disk_trouble, resume_command, unsaved
-from rfflow.checkpointing.experiment_file import Answer, SavedExperiment, SavedRun
+from rfflow.checkpointing.experiment_file import Answer, RunRecord, SavedExperiment
 from rfflow.config.spec import ExperimentSpec, RunSpec
 from rfflow.control.ownership import lock_of_experiment
 from rfflow.engine.boundary import Boundaries
@@ -22,7 +22,7 @@ from rfflow.engine.callbacks import Audience, make_fabric
 from rfflow.engine.cloning import Cloner, Composer
 from rfflow.engine.interruption import Interruption
 from rfflow.engine.lifecycle import Lifecycle
-from rfflow.engine.metrics_check import Foresight
+from rfflow.engine.metrics_check import MetricsCheck
 from rfflow.engine.placement import Placement, SlotLost
 from rfflow.engine.steering import Steering
 from rfflow.errors import ConfigError, EngineError
@@ -49,7 +49,7 @@ from rfflow.scheduling.scheduler import Scheduler
 from rfflow.slots.local import LocalSlots
 from rfflow.slots.slots import Slots
 from rfflow.worker.memory.allocator import keep_freed_memory
-from rfflow.worker.training.session import Trainee
+from rfflow.worker.training.session import TrainingSession
 from rfflow.worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Engine:
         paths: ExperimentPaths,
         fabric: Fabric | None = None,
         composer: Composer | None = None,
-        make_session: Callable[..., Trainee] = Trainee,
+        make_session: Callable[..., TrainingSession] = TrainingSession,
         slots: Slots | None = None,
     ):
         """Open an experiment's directory; nothing is built yet.
@@ -87,7 +87,7 @@ class Engine:
             paths: where the experiment keeps its files.
             fabric: made from ``spec`` where it is not given.
             composer: composes clones; without one they are refused.
-            make_session: called as :class:`Trainee` is, for something with the same attributes and methods.
+            make_session: called as :class:`TrainingSession` is, for something with the same attributes and methods.
             slots: where runs train; one device, in this process, where they are not given.
         """
         _make_directory(paths.root)
@@ -101,22 +101,24 @@ class Engine:
         """Called between turns, after ops: may :meth:`add` runs and let them :meth:`join`."""
         self._composer = composer
         self._scheduler = Scheduler()
-        self._keeper = Keeper(self.experiment, self._job_of, getattr(composer, "command", None))
+        self._checkpointer = Checkpointer(self.experiment, self._job_of, getattr(composer, "command", None))
         self._lock = lock_of_experiment(paths.root)
         self._placement = Placement(
-            self.slots, self._scheduler, self._keeper, lambda: self.experiment.runs, self._handle_meanwhile
+            self.slots, self._scheduler, self._checkpointer, lambda: self.experiment.runs, self._handle_meanwhile
         )
         cloner = Cloner(self.experiment, composer, self._placement)
-        self.lifecycle = Lifecycle(self.experiment, self._scheduler, self._keeper, self._placement, cloner, self._call)
-        self._foresight = Foresight(spec.objective, spec.searched)
-        self._boundaries = Boundaries(self._audience, self.lifecycle, self._foresight)
+        self.lifecycle = Lifecycle(
+            self.experiment, self._scheduler, self._checkpointer, self._placement, cloner, self._call
+        )
+        self._metrics_check = MetricsCheck(spec.objective, spec.searched)
+        self._boundaries = Boundaries(self._audience, self.lifecycle, self._metrics_check)
         self._interruption = Interruption(spec.checkpoint.grace, self._placement.hurry, self._farewell)
         self._steering: Steering | None = None
         self._is_open = False
         self._trouble: BaseException | None = None
         """What ends the experiment, and was heard while something else was done."""
         self._saved: SavedExperiment | None = None
-        self._to_restore: dict[int, tuple[SavedRun, Path | None]] = {}
+        self._to_restore: dict[int, tuple[RunRecord, Path | None]] = {}
         """Runs of an earlier process, and the checkpoints they go on from."""
 
     def add(self, spec: RunSpec, number: int, overrides: Iterable[str] = (), run_dir: Path | None = None) -> Run:
@@ -136,16 +138,16 @@ class Engine:
         """
         self._hold()
         self._saved = saved
-        self._keeper.go_on(saved)
+        self._checkpointer.go_on(saved)
         self.experiment.started, self.experiment.id = saved.started, saved.id
 
     def is_restored(self, run: Run) -> bool:
         """Whether the run has its past."""
         return run.number in self._to_restore
 
-    def restore(self, run: Run, record: SavedRun) -> Path | None:
+    def restore(self, run: Run, record: RunRecord) -> Path | None:
         """Give a run that was added its past back; return the checkpoint that it goes on from, if it does from one."""
-        checkpoint = self._keeper.restore(run, record)
+        checkpoint = self._checkpointer.restore(run, record)
         self._to_restore[run.number] = (record, checkpoint)
         return checkpoint
 
@@ -235,7 +237,7 @@ class Engine:
                 self._interruption.raise_if_asked()
             if self._interruption.number is None and self._begin_all(behind):
                 return True
-        if self._placement.busy or self._keeper.is_busy:
+        if self._placement.busy or self._checkpointer.is_busy:
             self._hear(_LOOK_AGAIN if self._placement.free else None)
             return True
         return self._wait_for_ops()
@@ -298,14 +300,14 @@ class Engine:
                 run.step = progress.step
                 self._between_steps(run, heard.slot, progress)
             case Again():
-                self._boundaries.again(run, self._keeper.newest(run))
+                self._boundaries.again(run, self._checkpointer.newest(run))
             case Failed() as failed:
                 self._placement.end(heard.slot)
                 self._take_failure(run, failed)
             case Saved(step):
-                self._keeper.sealed(run.number, step)
+                self._checkpointer.sealed(run.number, step)
             case Unsaved(what, error):
-                self._keeper.lost(run.number)
+                self._checkpointer.lost(run.number)
                 if not isinstance(error, Exception):  # it ends the process, and not the disk
                     raise error
                 raise unsaved(what, error, self.experiment.paths.root) from error
@@ -333,7 +335,7 @@ class Engine:
         there, training = self._placement.lose(slot)
         runs = [run for run in self.experiment.runs if run.number in there and not run.state.is_final]
         for run in runs:
-            self._boundaries.again(run, self._keeper.fall_back(run))
+            self._boundaries.again(run, self._checkpointer.fall_back(run))
         who = f" while run {training} trained" if training is not None else ""
         log.warning("The worker of slot %s is lost%s: %s.", slot, who, reason)
         if training is not None and self._placement.has_lost_too_many(training):
@@ -374,15 +376,15 @@ class Engine:
             keep_freed_memory()
         if self._steering is None and (self.experiment.spec.control.enabled or self.experiment.spec.policy):
             # Refuses a control directory that another experiment owns.
-            steering = self._steering = Steering(self.lifecycle, self._saved, self._keeper.imagined)
+            steering = self._steering = Steering(self.lifecycle, self._saved, self._checkpointer.imagined)
             self.lifecycle.imagined = lambda: steering.imagined
         self._placement.open()
         for start in range(0, len(new), self.slots.count):
             self._prepare_all(new[start : start + self.slots.count])
-        self._foresight.check({} if self._steering is None else self._steering.read_metrics)
-        self._keeper.data = self._placement.read_rows()
+        self._metrics_check.check({} if self._steering is None else self._steering.read_metrics)
+        self._checkpointer.data = self._placement.read_rows()
         if self._saved is not None:
-            self._saved.check_data(self._keeper.data)
+            self._saved.check_data(self._checkpointer.data)
         if not self._is_open:
             self._is_open = True
             self._call("on_experiment_start")
@@ -418,7 +420,7 @@ class Engine:
 
     def _note_ready(self, run: Run, ready: Ready) -> None:
         run.plan = ready.plan
-        self._foresight.note(run.number, ready.foreseen)
+        self._metrics_check.note(run.number, ready.expected)
         if run.state is RunState.STOPPED:
             self._placement.leave_device(run)
 
@@ -429,7 +431,7 @@ class Engine:
 
         Else an op would be applied to a run at an earlier place than the one at which somebody asked for it.
         """
-        return {run.number for run in self.experiment.runs if run.state.is_live and self._keeper.is_behind(run)}
+        return {run.number for run in self.experiment.runs if run.state.is_live and self._checkpointer.is_behind(run)}
 
     def _save_unsaved(self) -> None:
         """Save what suspended runs have trained since their last checkpoint, as far as that can be."""
@@ -467,7 +469,7 @@ class Engine:
             self._lock.acquire()
 
     def _let_go(self) -> None:
-        closing = [self.lifecycle.cloner.forget_early, self._placement.close, self._keeper.forget_writing]
+        closing = [self.lifecycle.cloner.forget_early, self._placement.close, self._checkpointer.forget_writing]
         if self._steering is not None:
             closing.append(self._steering.close)
             self._steering = None

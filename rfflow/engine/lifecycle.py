@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rfflow.checkpointing.checkpointer import Keeper
+from rfflow.checkpointing.checkpointer import Checkpointer
 from rfflow.checkpointing.experiment_file import Answer
 from rfflow.control.journal import Past
 from rfflow.engine.cloning import Cloner
@@ -20,7 +20,7 @@ class Lifecycle:
     Args:
         experiment: whose runs these are.
         scheduler: says who trains.
-        keeper: keeps their states.
+        checkpointer: keeps their states.
         placement: has their trainers.
         cloner: makes clones.
         tell: calls a hook of every Fabric callback.
@@ -30,7 +30,7 @@ class Lifecycle:
         self,
         experiment: Experiment,
         scheduler: Scheduler,
-        keeper: Keeper,
+        checkpointer: Checkpointer,
         placement: Placement,
         cloner: Cloner,
         tell: Callable[..., None],
@@ -39,15 +39,15 @@ class Lifecycle:
         self.cloner = cloner
         self.tell = tell
         self._scheduler = scheduler
-        self._keeper = keeper
+        self._checkpointer = checkpointer
         self._placement = placement
-        self.imagined: Callable[[], Sequence[tuple[int, Past]]] = lambda: keeper.imagined
+        self.imagined: Callable[[], Sequence[tuple[int, Past]]] = lambda: checkpointer.imagined
         """Returns what a policy would have done in a dry run."""
 
     def save(self, answer: Answer | None = None, *, is_finished: bool = False) -> None:
         """Write ``experiment.json``; once this returns, an op file that was answered is answered for good."""
-        self._keeper.imagined = self.imagined()
-        self._keeper.write(self._scheduler.ahead, answer, is_finished=is_finished)
+        self._checkpointer.imagined = self.imagined()
+        self._checkpointer.write(self._scheduler.ahead, answer, is_finished=is_finished)
 
     # --- ops ----------------------------------------------------------------------------------------------------------
 
@@ -80,7 +80,7 @@ class Lifecycle:
         """Let a clone that was made take part."""
         assert run.plan is not None
         if run.paths.start.exists():
-            self._keeper.started_warm(run)
+            self._checkpointer.started_warm(run)
         self.experiment.runs.append(run)
         self._scheduler.add(run.number, chunks=len(run.plan), home=self._placement.homes.get(run.number))
         self.tell("on_run_change", run=run)
@@ -125,4 +125,4 @@ class Lifecycle:
 
     def clear_away(self, run: Run) -> None:
         """Remove the checkpoints that nobody needs of a run that is through; call it behind :meth:`save`."""
-        self._keeper.ended(run)
+        self._checkpointer.ended(run)

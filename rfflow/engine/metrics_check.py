@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class Known(Protocol):
-    """What is known of a run's metrics; :class:`rfflow.runs.events.Foreseen` is one."""
+    """What is known of a run's metrics; :class:`rfflow.runs.events.ExpectedMetrics` is one."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -36,7 +36,7 @@ class Known(Protocol):
         ...
 
 
-class Foresight:
+class MetricsCheck:
     """Watches over the objectives, which it also looks for at boundaries, and over what policies read.
 
     Args:

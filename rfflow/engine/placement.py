@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from rfflow.checkpointing.checkpointer import Keeper
+from rfflow.checkpointing.checkpointer import Checkpointer
 from rfflow.engine.silence import Silence
 from rfflow.runs.events import (
     Commit,
@@ -51,7 +51,7 @@ class Placement:
     Args:
         slots: where runs can stand.
         scheduler: knows who trains next.
-        keeper: knows what is saved.
+        checkpointer: knows what is saved.
         runs: returns the runs of the experiment.
         handle: takes whatever is heard while an answer is awaited.
     """
@@ -60,14 +60,14 @@ class Placement:
         self,
         slots: Slots,
         scheduler: Scheduler,
-        keeper: Keeper,
+        checkpointer: Checkpointer,
         runs: Callable[[], Iterable[Run]],
         handle: Callable[[Heard], None],
     ):
         self._slots = slots
         self._runs = runs
         self._scheduler = scheduler
-        self._keeper = keeper
+        self._checkpointer = checkpointer
         self._handle = handle
         self._hydra: dict[int, Any] = {}
         self.homes: dict[int, int] = {}
@@ -121,7 +121,7 @@ class Placement:
         """Return the runs that cannot move now: what they have trained is nowhere but where they stand."""
         if self._slots.count == 1:
             return set()
-        return {run.number for run in self._runs() if not self._keeper.is_on_disk(run)}
+        return {run.number for run in self._runs() if not self._checkpointer.is_on_disk(run)}
 
     # --- building -----------------------------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class Placement:
         is_at_boundary = checkpoint is not None and bool(run.chunks) and run.step == run.chunks[-1].step
         hydra, upcoming = self._hydra.get(run.number), self._upcoming(slot)
         step = run.step if checkpoint is not None else 0
-        card = run.card(self._keeper.owner(run))
+        card = run.card(self._checkpointer.owner(run))
         order = Prepare(card, hydra, start, checkpoint, step, is_at_boundary, only_if_light, upcoming)
         self._slots.send(slot, order)
         self.homes[run.number] = slot
@@ -229,11 +229,11 @@ class Placement:
         slot, done = assignment.slot, run.chunks[-1].step if run.chunks else 0
         if self.homes.get(run.number) != slot:
             self.give_up(run)
-            checkpoint = self._keeper.newest(run)
+            checkpoint = self._checkpointer.newest(run)
             self._prepare(run, slot, self._start_of(run), checkpoint.path if checkpoint else None)
         self.busy[slot] = assignment
         self._silence.begin(slot)
-        self._slots.send(slot, Train(run.number, done, self._keeper.is_due(run), self._upcoming(slot)))
+        self._slots.send(slot, Train(run.number, done, self._checkpointer.is_due(run), self._upcoming(slot)))
 
     def _start_of(self, run: Run) -> WarmStart | None:
         """Return what a clone began with, if it began warm."""
@@ -248,7 +248,7 @@ class Placement:
 
     def commit(self, run: Run) -> None:
         """Have the checkpoint written that was begun at the run's boundary, if one was."""
-        command = self._keeper.commit(run)
+        command = self._checkpointer.commit(run)
         if command is not None:
             self._write(run, command)
 
@@ -259,14 +259,14 @@ class Placement:
     def save_now(self, run: Run) -> None:
         """Save a run as it stands, unless it is, and wait until that is done."""
         self.wait_until_saved(run)
-        command = self._keeper.save_now(run)
+        command = self._checkpointer.save_now(run)
         if command is not None:
             self._write(run, command)
             self.wait_until_saved(run)
 
     def wait_until_saved(self, run: Run) -> None:
         """Wait until the run's last checkpoint is on the disk, and what clones begin with."""
-        while self._keeper.is_writing(run):
+        while self._checkpointer.is_writing(run):
             self._hear()
 
     def wait_for_weights(self, run: Run) -> None:
@@ -276,7 +276,7 @@ class Placement:
             ConfigError: if they are another run's.
         """
         self.wait_until_saved(run)
-        self._keeper.check_weights(run)
+        self._checkpointer.check_weights(run)
 
     def hurry(self) -> None:
         """Make whoever trains leave at the next place from which a resume is exact."""
@@ -350,7 +350,7 @@ class Placement:
         self._orphans.update(there)
         for run in [run for run, writer in self._writers.items() if writer == slot]:
             del self._writers[run]  # also of one that was given up meanwhile
-            self._keeper.lost(run)
+            self._checkpointer.lost(run)
         self._early = [early for early in self._early if early.slot != slot]
         self._scheduler.lose(slot)
         if assignment is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rfflow.checkpointing import experiment_file, provenance
 from rfflow.checkpointing.disk import unsaved
-from rfflow.checkpointing.experiment_file import SavedExperiment, SavedRun
+from rfflow.checkpointing.experiment_file import RunRecord, SavedExperiment
 from rfflow.confidential import is_digest_of, is_secret, redacted
 from rfflow.errors import ConfigError
 from rfflow.files import replace_text, shown
@@ -39,7 +39,7 @@ def warn_of_versions(state: SavedExperiment) -> None:
         )
 
 
-def check_config(record: SavedRun, run: Run) -> None:
+def check_config(record: RunRecord, run: Run) -> None:
     """Check that a run is configured as it was.
 
     Raises:
@@ -68,7 +68,7 @@ def go_on(engine: Engine, state: SavedExperiment) -> None:
     remove_leftovers(engine.experiment.paths.root, state)
 
 
-def take_up(engine: Engine, run: Run, record: SavedRun) -> None:
+def take_up(engine: Engine, run: Run, record: RunRecord) -> None:
     """Give a run that was added to the engine its past, and take back what it wrote after its last checkpoint.
 
     Raises:

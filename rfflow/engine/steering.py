@@ -23,7 +23,7 @@ from rfflow.control.selection import Numbers
 from rfflow.control.status import RunStatus, Status, StatusFile
 from rfflow.engine.planning import Plan, apply
 from rfflow.errors import OpError
-from rfflow.policies.runner import Imagined, Pilot, stamp
+from rfflow.policies.runner import Imagined, PolicyRunner, stamp
 from rfflow.policies.scene import Decision
 from rfflow.runs.run import Run
 
@@ -74,7 +74,7 @@ class Steering:
             self._go_on(before.answer)
         node = lifecycle.experiment.spec.policy
         try:
-            self._pilot = Pilot(node, lifecycle.experiment, self._journal.read(), imagined) if node else None
+            self._pilot = PolicyRunner(node, lifecycle.experiment, self._journal.read(), imagined) if node else None
         except BaseException:
             self.close()
             raise

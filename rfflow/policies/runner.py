@@ -29,7 +29,7 @@ BIRTH = re.compile(r"was cloned as run (\d+)( from its weights)?")
 """In the detail of a journal entry: a clone's number, and whether it started warm."""
 
 
-class Pilot:
+class PolicyRunner:
     """Asks a policy at every boundary what to do.
 
     Args:

@@ -18,7 +18,7 @@ class Ready:
     """The trainer has counted its steps and is about to take the first."""
 
     plan: ChunkPlan
-    foreseen: Foreseen | None = None
+    expected: ExpectedMetrics | None = None
     """What is known of the metrics to come."""
 
 
@@ -156,7 +156,7 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Foreseen:
+class ExpectedMetrics:
     """What is known of a run's metrics."""
 
     names: frozenset[str]

@@ -26,7 +26,7 @@ from rfflow.worker.models.loading import load_base
 log = logging.getLogger(__name__)
 
 
-class Workshop:
+class Shared:
     """What runs are built from, and share: the device, base models and data, each loaded once."""
 
     def __init__(self, fabric: Fabric, memory: MemorySpec, seed: int):

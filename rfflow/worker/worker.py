@@ -45,9 +45,9 @@ from rfflow.runs.events import (
     WarmStart,
 )
 from rfflow.worker.memory.memory import free_memory, is_out_of_memory, out_of_memory_advice
-from rfflow.worker.memory.offload import Holdings, Tier
-from rfflow.worker.shared import Workshop
-from rfflow.worker.training.session import Trainee
+from rfflow.worker.memory.offload import RunTensors, Tier
+from rfflow.worker.shared import Shared
+from rfflow.worker.training.session import TrainingSession
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,11 @@ class Worker:
     """The runs that have a trainer on one device, and whose turn it is there."""
 
     def __init__(
-        self, spec: ExperimentSpec, fabric: Fabric, tell: Tell, make_session: Callable[..., Trainee] = Trainee
+        self,
+        spec: ExperimentSpec,
+        fabric: Fabric,
+        tell: Tell,
+        make_session: Callable[..., TrainingSession] = TrainingSession,
     ):
         """Hold nobody yet.
 
@@ -87,19 +91,19 @@ class Worker:
             spec: what all runs have in common.
             fabric: which has the device.
             tell: hears what happens beside a command, from the thread that writes checkpoints.
-            make_session: called as :class:`Trainee` is, for something with the same attributes and methods.
+            make_session: called as :class:`TrainingSession` is, for something with the same attributes and methods.
         """
         self._spec = spec
         self._device = fabric.device
         self.device = str(fabric.device)
         self._tell = tell
         self._make_session = make_session
-        self.shared = Workshop(fabric, spec.memory, spec.seed)
+        self.shared = Shared(fabric, spec.memory, spec.seed)
         self.shared.memory.suspended = self._movable
-        self.sessions: dict[int, Trainee] = {}
+        self.sessions: dict[int, TrainingSession] = {}
         """By the numbers of their runs."""
         self._prepared: dict[int, Prepare] = {}
-        self._active: Trainee | None = None
+        self._active: TrainingSession | None = None
         """Whoever has the device."""
         self._upcoming: tuple[int, ...] = ()
         self._turn: _Turn | None = None
@@ -267,7 +271,7 @@ class Worker:
         if self._is_hurried:
             session.hurry()
 
-    def _come_to(self, turn: _Turn, session: Trainee, boundary: Boundary) -> Event:
+    def _come_to(self, turn: _Turn, session: TrainingSession, boundary: Boundary) -> Event:
         if boundary.has_nan and self._spec.on_nan == "fail":
             turn.trouble = ArithmeticError(f"the loss or a weight is NaN at step {boundary.step} (engine.on_nan=fail)")
             return Progress(boundary.step, boundary.logs)
@@ -377,7 +381,7 @@ class Worker:
 
     # --- memory -------------------------------------------------------------------------------------------------------
 
-    def _make_room(self, session: Trainee) -> None:
+    def _make_room(self, session: TrainingSession) -> None:
         """Bring what a run holds to the device, and the next one nearer."""
         assert session.holdings is not None
         others = [holdings for holdings in self._suspended() if holdings is not session.holdings]
@@ -394,12 +398,12 @@ class Worker:
         holdings.leave_device()
         self.shared.memory.keep_within_host(self._suspended())
 
-    def _suspended(self) -> list[Holdings]:
+    def _suspended(self) -> list[RunTensors]:
         """The holdings of all runs that are prepared, soonest needed first, stopped ones last."""
         numbers = [*self._upcoming, *(number for number in self.sessions if number not in self._upcoming)]
         sessions = [self.sessions[number] for number in numbers if number in self.sessions]
         return [session.holdings for session in sessions if session.holdings is not None]
 
-    def _movable(self) -> list[Holdings]:
+    def _movable(self) -> list[RunTensors]:
         """The same, less those of the run that trains while another is built."""
         return [held for held in self._suspended() if self._active is None or held is not self._active.holdings]

@@ -11,7 +11,7 @@ import pytest
 
 from rfflow.config.spec import ControlSpec, ExperimentSpec, Objective
 from rfflow.engine.engine import Engine
-from rfflow.engine.metrics_check import Foresight
+from rfflow.engine.metrics_check import MetricsCheck
 from rfflow.errors import ConfigError
 from rfflow.runs.paths import ExperimentPaths
 from tests.support.tiny import run_spec
@@ -39,8 +39,8 @@ class Known:
 EVALUATED = Known(frozenset({"loss", "eval_loss", "eval_aux_loss", "eval_rouge_l"}), evaluates=True)
 
 
-def foresight(metric: str, *runs: Known | None, searched: Sequence[str] = ()) -> Foresight:
-    watch = Foresight(Objective(metric), [Objective(each) for each in searched])
+def metrics_check(metric: str, *runs: Known | None, searched: Sequence[str] = ()) -> MetricsCheck:
+    watch = MetricsCheck(Objective(metric), [Objective(each) for each in searched])
     for number, known in enumerate(runs):
         watch.note(number, known)
     return watch
@@ -59,17 +59,17 @@ def foresight(metric: str, *runs: Known | None, searched: Sequence[str] = ()) ->
 )
 def test_a_metric_that_no_run_will_log_is_refused(metric: str, runs: list[Known], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        foresight(metric, *runs).check()
+        metrics_check(metric, *runs).check()
 
 
 def test_what_a_search_weighs_and_no_run_will_log_is_refused() -> None:
     """Whatever ranks the runs."""
-    foresight("loss", Known(), searched=["loss", "entropy", "eval_loss"]).check()
-    foresight("loss", Known(is_complete=False), searched=["mine"]).check()
+    metrics_check("loss", Known(), searched=["loss", "entropy", "eval_loss"]).check()
+    metrics_check("loss", Known(is_complete=False), searched=["mine"]).check()
     with pytest.raises(ConfigError, match=r"^search\.objectives\[1\]\.metric is 'entrpy', .* Did you mean 'entropy'"):
-        foresight("loss", Known(), searched=["loss", "entrpy"]).check()
+        metrics_check("loss", Known(), searched=["loss", "entrpy"]).check()
     with pytest.raises(ConfigError, match=r"^search\.objectives\[0\]\.metric is 'eval_bleu', a score of generated"):
-        foresight("loss", EVALUATED, searched=["eval_bleu"]).check()
+        metrics_check("loss", EVALUATED, searched=["eval_bleu"]).check()
 
 
 def test_what_a_search_weighs_is_refused_before_anything_trains(
@@ -86,13 +86,13 @@ def test_what_a_search_weighs_is_refused_before_anything_trains(
 
 
 def test_what_a_rule_reads_and_no_run_will_log_is_refused() -> None:
-    watch = foresight("eval_loss", Known())
+    watch = metrics_check("eval_loss", Known())
     watch.check({"loss": "Rule 'weak'"})
     with pytest.raises(ConfigError, match=r"^Rule 'weak' reads 'los', which no run will log\. Did you mean 'loss'"):
         watch.check({"los": "Rule 'weak'"})
     with pytest.raises(ConfigError, match=r"^Rule 'weak' reads 'eval_loss', and nothing is evaluated\. Give"):
         watch.check({"eval_loss": "Rule 'weak'"})
-    foresight("eval_loss", Known(is_complete=False)).check({"mine": "Rule 'weak'"})
+    metrics_check("eval_loss", Known(is_complete=False)).check({"mine": "Rule 'weak'"})
 
 
 @pytest.mark.parametrize(
@@ -106,18 +106,18 @@ def test_what_a_rule_reads_and_no_run_will_log_is_refused() -> None:
     ],
 )
 def test_what_may_come_is_waited_for(metric: str, runs: list[Known | None]) -> None:
-    foresight(metric, *runs).check()
+    metrics_check(metric, *runs).check()
 
 
 def test_it_is_said_before_training_that_the_training_loss_stands_in(caplog: pytest.LogCaptureFixture) -> None:
     """Once, however many batches of runs are launched; and not where something is evaluated or nobody knows."""
     with caplog.at_level(logging.INFO):
-        foresight("eval_loss", Known(), EVALUATED).check()
-        foresight("eval_loss", Known(evaluates=True, is_complete=False)).check()
-        foresight("eval_loss", Known(), None).check()
-        foresight("loss", Known()).check()
+        metrics_check("eval_loss", Known(), EVALUATED).check()
+        metrics_check("eval_loss", Known(evaluates=True, is_complete=False)).check()
+        metrics_check("eval_loss", Known(), None).check()
+        metrics_check("loss", Known()).check()
         assert not caplog.records
-        watch = foresight("eval_loss", Known(), Known(is_complete=False))
+        watch = metrics_check("eval_loss", Known(), Known(is_complete=False))
         watch.check()
         watch.note(2, Known())
         watch.check()
@@ -128,7 +128,7 @@ def test_it_is_said_before_training_that_the_training_loss_stands_in(caplog: pyt
 
 
 def test_it_is_said_once_when_there_are_metrics_of_its_kind(caplog: pytest.LogCaptureFixture) -> None:
-    watch = foresight("eval_acuracy", Known(is_complete=False))
+    watch = metrics_check("eval_acuracy", Known(is_complete=False))
     with caplog.at_level(logging.WARNING):
         watch.look(0, {"loss": 1.0})
         assert not caplog.records, "it may be evaluated later"
@@ -141,7 +141,7 @@ def test_it_is_said_once_when_there_are_metrics_of_its_kind(caplog: pytest.LogCa
 
 def test_each_objective_of_a_search_is_looked_for(caplog: pytest.LogCaptureFixture) -> None:
     """One that is there does not hide another that is not."""
-    watch = foresight("loss", Known(is_complete=False), searched=["entropy", "eval_acuracy", "lenght"])
+    watch = metrics_check("loss", Known(is_complete=False), searched=["entropy", "eval_acuracy", "lenght"])
     for run in range(2):
         watch.look(run, {"loss": 1.0, "entropy": 1.0, "length": 3.0})
     (record,) = caplog.records
@@ -152,7 +152,7 @@ def test_each_objective_of_a_search_is_looked_for(caplog: pytest.LogCaptureFixtu
 
 
 def test_nothing_is_said_of_a_metric_that_is_there(caplog: pytest.LogCaptureFixture) -> None:
-    watch = foresight("entropy", Known())
+    watch = metrics_check("entropy", Known())
     watch.check()
     watch.look(0, {"loss": 1.0, "entropy": 2.0})
     assert not caplog.records

@@ -436,18 +436,18 @@ class Session(RuleBasedStateMachine):
 
     def _check_files(self, event: tuple[str, int | None, int | None] | None) -> None:
         assert {path.name for path in (self.root / "runs").iterdir()} == {str(number) for number in self.model.runs}
-        trainees = self.engine.slots.worker.sessions
+        sessions = self.engine.slots.worker.sessions
         over = [n for n, run in self.model.runs.items() if run.state not in (*LIVE, RunState.STOPPED) or run.is_closed]
         if event is not None and event[0] == "chunk":  # a run that has just ended is let go right after
             over = [number for number in over if number != event[1]]
-        assert not set(over) & set(trainees), "a run that is over is still held"
-        for number, trainee in trainees.items():
-            on_disk = trainee.holdings.tier is Tier.DISK
+        assert not set(over) & set(sessions), "a run that is over is still held"
+        for number, session in sessions.items():
+            on_disk = session.holdings.tier is Tier.DISK
             assert (self.paths.run(number).root / ".suspended.safetensors").exists() == on_disk
-            assert trainee.holdings._ahead is None or number in self.engine._scheduler.upcoming()
+            assert session.holdings._ahead is None or number in self.engine._scheduler.upcoming()
         if self.host_limit is not None and event is not None and event[0] == "chunk":
-            held = [t for n, t in trainees.items() if n != event[1] and t.holdings.tier is not Tier.DISK]
-            assert sum(trainee.holdings.bytes for trainee in held) <= self.host_limit
+            held = [t for n, t in sessions.items() if n != event[1] and t.holdings.tier is not Tier.DISK]
+            assert sum(session.holdings.bytes for session in held) <= self.host_limit
 
 
 QUICK = settings(

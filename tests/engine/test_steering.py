@@ -262,7 +262,7 @@ def test_a_stopped_run_that_was_on_its_way_back_stays_on_disk(tmp_path: Path) ->
 
     class Look(Callback):
         def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
-            holdings = {n: trainee.holdings for n, trainee in engine.slots.worker.sessions.items()}
+            holdings = {n: session.holdings for n, session in engine.slots.worker.sessions.items()}
             ahead.append({n: held._ahead is not None for n, held in holdings.items() if held is not None})
 
     engine.fabric._callbacks.append(Look())

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from rfflow.checkpointing.experiment_file import SavedExperiment, SavedRun, write
+from rfflow.checkpointing.experiment_file import RunRecord, SavedExperiment, write
 from rfflow.checkpointing.starting import Command
 from rfflow.control.belonging import Marks
 from rfflow.engine import restoring
@@ -48,7 +48,7 @@ def started(
     """Leave the files of an experiment that has such runs; without a command, those of the version before."""
     root.mkdir(parents=True)
     runs = tuple(
-        SavedRun(
+        RunRecord(
             number, state, (f"lr={number}",), ("+recipe=sft", f"lr={number}"), f"runs/{number}", plan=ChunkPlan((1,), 1)
         )
         for number, state in enumerate(states)

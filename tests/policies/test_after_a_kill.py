@@ -15,7 +15,7 @@ import pytest
 from hydra.utils import instantiate
 
 from rfflow.checkpointing import experiment_file
-from rfflow.checkpointing.checkpointer import Keeper
+from rfflow.checkpointing.checkpointer import Checkpointer
 from rfflow.checkpointing.checkpoints import Checkpoints
 from rfflow.config.spec import CheckpointSpec, ExperimentSpec, Objective
 from rfflow.engine import restoring
@@ -63,15 +63,15 @@ def test_every_field_of_a_chunk_comes_back(seed: int) -> None:
     run.chunks = [chunk]
     plain = json.loads(json.dumps(experiment_file.progress_of(run)))
     assert experiment_file.chunks_from(plain["chunks"]) == [chunk]
-    ended = experiment_file.SavedRun(0, RunState.COMPLETED, (), None, "runs/0", chunks=(chunk,))
+    ended = experiment_file.RunRecord(0, RunState.COMPLETED, (), None, "runs/0", chunks=(chunk,))
     assert experiment_file.chunks_from(json.loads(experiment_file.run_text(ended))["chunks"]) == [chunk]
 
 
-def save(run: Run, keeper: Keeper) -> None:
+def save(run: Run, checkpointer: Checkpointer) -> None:
     """Do what a worker does of a run that has nothing to write."""
-    order = keeper.save_now(run)
+    order = checkpointer.save_now(run)
     assert order is not None
-    checkpoints = Checkpoints(run.paths.checkpoints, keeper.owner(run))
+    checkpoints = Checkpoints(run.paths.checkpoints, checkpointer.owner(run))
     checkpoints.seal(checkpoints.begin(order.step), order.progress)
 
 
@@ -103,15 +103,15 @@ def test_every_attribute_of_a_run_comes_back(tmp_path: Path, state: RunState) ->
     vars(run).update(before)
     run.paths.root.mkdir(parents=True)
     experiment.runs.append(run)
-    keeper = Keeper(experiment, lambda number: ("lr=3",))
+    checkpointer = Checkpointer(experiment, lambda number: ("lr=3",))
     if not is_over:
-        save(run, keeper)
-    keeper.write(lambda number: 0.0)
+        save(run, checkpointer)
+    checkpointer.write(lambda number: 0.0)
     found = experiment_file.read(experiment.paths.state)
     assert found is not None
     (record,) = found.runs
     again = Run(record.number, before["spec"], record.overrides, experiment.paths.run(4))
-    Keeper(experiment, lambda number: None).restore(again, record)
+    Checkpointer(experiment, lambda number: None).restore(again, record)
     after = {name: value for name, value in vars(again).items() if name != "paths"}
     assert after == {name: value for name, value in before.items() if name != "paths"}
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rfflow.checkpointing import experiment_file
-from rfflow.checkpointing.experiment_file import SavedExperiment, SavedRun
+from rfflow.checkpointing.experiment_file import RunRecord, SavedExperiment
 from rfflow.config.spec import CheckpointSpec
 from rfflow.control.journal import Journal
 from rfflow.engine import restoring
@@ -92,7 +92,7 @@ def test_leftovers_are_the_clones_that_nobody_knows_and_nothing_else(tmp_path: P
         place = tmp_path / name
         places.make(place) if name.startswith("clones") else place.mkdir(parents=True)
         (place / "metrics.jsonl").touch()
-    runs = tuple(SavedRun(n, RunState.RUNNING, (), None, name) for n, name in enumerate(("runs/41", "", "clones/2")))
+    runs = tuple(RunRecord(n, RunState.RUNNING, (), None, name) for n, name in enumerate(("runs/41", "", "clones/2")))
     restoring.remove_leftovers(tmp_path, SavedExperiment("x", 0.0, runs))
     assert [name for name in names if (tmp_path / name).exists()] == list(names[:-1])
 
@@ -256,7 +256,7 @@ def test_a_resumed_run_goes_where_it_was_whatever_the_configuration_says_now(
 ) -> None:
     """Its place is remembered: resume= gives one directory for all, and a resolver may have another answer now."""
     runs = tuple(
-        SavedRun(n, RunState.RUNNING, (), (f"lr={n}",), str(tmp_path / f"out/{n}/x") if n else "there/0")
+        RunRecord(n, RunState.RUNNING, (), (f"lr={n}",), str(tmp_path / f"out/{n}/x") if n else "there/0")
         for n in range(2)
     )
     monkeypatch.setattr(resume, "state_of", lambda root: SavedExperiment("x", 0.0, runs))
@@ -294,9 +294,9 @@ def test_a_resolver_is_asked_once_for_a_place(rfflow: Shell) -> None:
 
 def test_saved_places_are_found_wherever_the_experiment_was_moved() -> None:
     record: Any = SimpleNamespace(directory="runs/0")
-    assert SavedRun.path(record, Path("/new")) == Path("/new/runs/0")
+    assert RunRecord.path(record, Path("/new")) == Path("/new/runs/0")
     record.directory = "/abs/1"
-    assert SavedRun.path(record, Path("/new")) == Path("/abs/1")
+    assert RunRecord.path(record, Path("/new")) == Path("/abs/1")
 
 
 def test_check_apart_names_who_is_there() -> None:

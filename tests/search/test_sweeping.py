@@ -439,9 +439,9 @@ def test_a_run_that_diverged_is_told_as_failed(
 ) -> None:
     """It has trained to its end and logged NaN all the same; the chunks before that are known."""
 
-    def resume(trainee: ToyTrainee) -> Any:
-        pause = resume_toy(trainee)
-        is_sick = trainee.run.number == 1 and trainee._step > STEPS_A_CHUNK
+    def resume(session: ToyTrainee) -> Any:
+        pause = resume_toy(session)
+        is_sick = session.run.number == 1 and session._step > STEPS_A_CHUNK
         return replace(pause, metrics={"eval_loss": math.nan}) if is_sick else pause
 
     resume_toy = ToyTrainee.resume
@@ -495,8 +495,8 @@ def test_where_nothing_is_evaluated_the_study_names_the_training_loss(
     """And goes on by it in another process; a value of the other kind, which cannot be compared, is none."""
     resume_toy = ToyTrainee.resume
 
-    def resume(trainee: ToyTrainee) -> Any:
-        boundary = resume_toy(trainee)
+    def resume(session: ToyTrainee) -> Any:
+        boundary = resume_toy(session)
         return replace(boundary, metrics={"loss": boundary.metrics["eval_loss"]})
 
     said: list[tuple[Any, ...]] = []

@@ -13,14 +13,14 @@ import yaml
 from rich.console import Console
 
 from rfflow.checkpointing import experiment_file
-from rfflow.checkpointing.checkpointer import Keeper
+from rfflow.checkpointing.checkpointer import Checkpointer
 from rfflow.config.spec import CheckpointSpec, Objective
 from rfflow.control.ops import Clone
 from rfflow.control.selection import Ranked, select
 from rfflow.engine.engine import Engine
 from rfflow.loggers.tensorboard import TensorBoardLogger, _ordered
 from rfflow.policies import Decision, Halving, Median, Scene
-from rfflow.policies.runner import Pilot
+from rfflow.policies.runner import PolicyRunner
 from rfflow.policies.scene import RunView
 from rfflow.runs.chunks import ChunkResult
 from rfflow.runs.paths import ExperimentPaths
@@ -133,7 +133,7 @@ def test_after_a_kill_a_value_is_as_old_as_before(tmp_path: Path) -> None:
     run.note({"grad_norm": 2.0}, 4)
     progress = experiment_file.progress_of(run)
     checkpoint: Any = type("Checkpoint", (), {"progress": progress, "step": 4})
-    Keeper._take_over(type("Keeper", (), {"_saved_step": {}})(), again, checkpoint)  # type: ignore[arg-type]
+    Checkpointer._take_over(type("Checkpointer", (), {"_saved_step": {}})(), again, checkpoint)  # type: ignore[arg-type]
     for each in (run, again):
         each.reach(6, {"loss": 3.0})
     assert run.metrics == again.metrics == {"grad_norm": 2.0, "loss": 3.0}
@@ -158,7 +158,7 @@ def test_the_best_checkpoint_is_by_what_ranks(tmp_path: Path) -> None:
     run.chunks = chunks
     engine = toy_engine(tmp_path)
     engine.experiment.spec = replace(engine.experiment.spec, objective=Objective("reward", "maximize"))
-    assert engine._keeper._best_step(run, [9, 6, 3]) == 6
+    assert engine._checkpointer._best_step(run, [9, 6, 3]) == 6
     engine.close()
 
 
@@ -233,7 +233,7 @@ def test_what_a_policy_sees_is_what_the_chunks_hold(tmp_path: Path, scenes: list
     """So it sees the same after a kill, of which the chunks are what is left."""
     engine = experiment(tmp_path / "e")
     engine.run()
-    other = Pilot({"_target_": "tests.stories.test_ranking.Watch"}, engine.experiment)
+    other = PolicyRunner({"_target_": "tests.stories.test_ranking.Watch"}, engine.experiment)
     assert [run.history for run in other._scene().runs] == [run.history for run in scenes[-1].runs]
     state = experiment_file.read(ExperimentPaths(tmp_path / "e").state)
     engine.close()

@@ -41,9 +41,9 @@ from rfflow.runs.experiment import Callback, Experiment
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import Run
 from rfflow.slots.processes import ProcessSlots
-from rfflow.worker.memory.offload import Holdings
+from rfflow.worker.memory.offload import RunTensors
 from rfflow.worker.models.safetensors_io import SafetensorsIO
-from rfflow.worker.shared import Workshop
+from rfflow.worker.shared import Shared
 from tests.support.counting import STEPS_A_CHUNK, CountingWorker
 
 STATE_BYTES = 16
@@ -100,13 +100,13 @@ class ToyContext:
 class ToyTrainee:
     """Counts its steps in a tensor, which goes wherever suspended runs go."""
 
-    def __init__(self, run: Run, workshop: Workshop, *, capture_output: bool, hydra: Any):
+    def __init__(self, run: Run, shared: Shared, *, capture_output: bool, hydra: Any):
         self.run = run
         self.context = ToyContext()
-        self.holdings: Holdings | None = None
+        self.holdings: RunTensors | None = None
         self.state = torch.zeros(STATE_BYTES // 8, dtype=torch.int64)
         self.is_closed = False
-        self._workshop = workshop
+        self._shared = shared
         self._step = 0
         self._unkept = False
 
@@ -132,7 +132,7 @@ class ToyTrainee:
             self.state += self._step
             self._unkept = True
         file = self.run.paths.root / ".suspended.safetensors"
-        self.holdings = Holdings(self._workshop.fabric, lambda: [self.state], file)
+        self.holdings = RunTensors(self._shared.fabric, lambda: [self.state], file)
         self.holdings.measure()
         self._chunks = self.run.spec.chunks
         return Ready(ChunkPlan(tuple(STEPS_A_CHUNK * (n + 1) for n in range(self._chunks)), self._chunks))
@@ -159,7 +159,7 @@ class ToyTrainee:
     def keep_weights(self) -> None:
         if self._unkept:
             self._unkept = False
-            self._workshop.saving_weights(self.run, self._step, {"steps": self.state})()
+            self._shared.saving_weights(self.run, self._step, {"steps": self.state})()
 
     def hurry(self) -> None:
         """A toy takes a whole chunk at once."""

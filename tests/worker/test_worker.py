@@ -14,7 +14,7 @@ from rfflow.runs.chunks import ChunkPlan
 from rfflow.runs.events import Again, Boundary, Event, Prepare, Ready, Train
 from rfflow.runs.paths import RunPaths
 from rfflow.runs.run import RunCard
-from rfflow.worker.memory.offload import Holdings
+from rfflow.worker.memory.offload import RunTensors
 from rfflow.worker.worker import Worker
 from tests.support.toy import ToyContext, toy_spec
 
@@ -26,7 +26,7 @@ class Short:
 
     def __init__(self, card: RunCard, shared: Any, **_: Any):
         self.context = ToyContext()
-        self.holdings = Holdings(shared.fabric, list, card.paths.root / ".suspended.safetensors")
+        self.holdings = RunTensors(shared.fabric, list, card.paths.root / ".suspended.safetensors")
 
     def prepare(self, start: Any, *, checkpoint: Path | None, step: int, is_at_boundary: bool) -> Ready:
         Short.built.append((step, is_at_boundary))

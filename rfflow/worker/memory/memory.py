@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 
 from rfflow.config.spec import MemorySpec
 from rfflow.errors import ConfigError
-from rfflow.worker.memory.offload import Holdings, Tier
+from rfflow.worker.memory.offload import RunTensors, Tier
 from rfflow.worker.memory.sizes import Need, free_bytes, loaded_bytes, parse_bytes, show_bytes
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Memory:
         )
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rfflow-fetch")
         self._peak = 0
-        self.suspended: Callable[[], Sequence[Holdings]] = lambda: ()
+        self.suspended: Callable[[], Sequence[RunTensors]] = lambda: ()
         """Returns what can be moved away now, soonest needed first."""
 
     # --- what does not fit at all -------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ class Memory:
             f"{advice}"
         )
 
-    def _held(self, holdings: Iterable[Holdings]) -> int:
+    def _held(self, holdings: Iterable[RunTensors]) -> int:
         """Return the bytes that are on the device, or on their way there."""
         return sum(one.bytes for one in holdings if one.is_on_device)
 
@@ -116,7 +116,7 @@ class Memory:
 
     # --- whose turn it is ---------------------------------------------------------------------------------------------
 
-    def make_room(self, wanted: Holdings, others: Sequence[Holdings]) -> None:
+    def make_room(self, wanted: RunTensors, others: Sequence[RunTensors]) -> None:
         """Bring a run's tensors to the device.
 
         Args:
@@ -132,14 +132,14 @@ class Memory:
         self.keep_within_host(others)
         wanted.move_to(Tier.DEVICE)
 
-    def _missing(self, wanted: Sequence[Holdings], others: Sequence[Holdings]) -> int:
+    def _missing(self, wanted: Sequence[RunTensors], others: Sequence[RunTensors]) -> int:
         """Return the bytes that the device lacks to hold these runs, and train with what training took so far."""
         coming = sum(run.coming for run in wanted) + self._peak
         if self._limit is not None:
             return sum(run.bytes for run in wanted) + coming + self._held(others) - self._limit
         return sum(run.bytes for run in wanted if not run.is_on_device) + coming - self._free(self._device)
 
-    def keep_within_host(self, suspended: Sequence[Holdings]) -> None:
+    def keep_within_host(self, suspended: Sequence[RunTensors]) -> None:
         """Move what the host has no room for to disk, the least urgent first."""
         tier = Tier.DEVICE if self._is_cpu else Tier.HOST
         used = sum(holdings.bytes for holdings in suspended if holdings.tier is tier)
@@ -151,7 +151,7 @@ class Memory:
                     return
                 used -= holdings.bytes
 
-    def _try_disk(self, holdings: Holdings) -> bool:
+    def _try_disk(self, holdings: RunTensors) -> bool:
         try:
             holdings.move_to(Tier.DISK)
         except OSError as error:  # the run stays as it was, and whole
@@ -159,7 +159,7 @@ class Memory:
             return False
         return True
 
-    def fetch_ahead(self, training: Holdings, others: Sequence[Holdings]) -> None:
+    def fetch_ahead(self, training: RunTensors, others: Sequence[RunTensors]) -> None:
         """Bring the next run nearer while the current one trains: from disk to the host, or from there to the device.
 
         Args:

@@ -93,7 +93,7 @@ class _Moved:
         return torch.empty_strided(self.size, stride, dtype=source.dtype, device=self.device)
 
 
-class Holdings:
+class RunTensors:
     """The tensors that one run alone owns."""
 
     def __init__(

@@ -175,9 +175,9 @@ class _SuspendingCallback(TrainerCallback):
         if self.chunk_began is None:
             self.chunk_began = (state.global_step, _sum_of_losses(self._coroutine.trainer))
         scores = getattr(self._coroutine.generate, "names", None) if self._coroutine.generate is not None else ()
-        foreseen = foresee(self._coroutine.trainer, evaluates=self._evaluate, scores=scores)
-        check_best_metric(args, foreseen)
-        self._pause(Ready(ChunkPlan(ends, self._chunks), foreseen))
+        expected = foresee(self._coroutine.trainer, evaluates=self._evaluate, scores=scores)
+        check_best_metric(args, expected)
+        self._pause(Ready(ChunkPlan(ends, self._chunks), expected))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step in self._ends:

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 
 from rfflow.errors import ConfigError, nearest
-from rfflow.runs.events import Foreseen
+from rfflow.runs.events import ExpectedMetrics
 
 _AT_THE_END = {"train_loss", "total_flos"}
 _ALWAYS = {"loss", "grad_norm", "learning_rate", "epoch", "train_loss", "total_flos"}
@@ -25,7 +25,7 @@ _AT_EVALUATIONS = {"loss", "runtime", "samples_per_second", "steps_per_second", 
 _LIBRARIES = ("transformers", "trl", "peft", "accelerate", "rfflow")
 
 
-def foresee(trainer: Trainer, *, evaluates: bool, scores: Collection[str] | None = ()) -> Foreseen:
+def foresee(trainer: Trainer, *, evaluates: bool, scores: Collection[str] | None = ()) -> ExpectedMetrics:
     """Say what a trainer will log.
 
     Args:
@@ -50,7 +50,7 @@ def foresee(trainer: Trainer, *, evaluates: bool, scores: Collection[str] | None
         not_offered |= {f"{prefix}{name}" for prefix in prefixes for name in not_offered | _BETWEEN_TRAININGS}
     found |= set(scores or ())
     has_metrics = evaluates and trainer.compute_metrics is not None
-    return Foreseen(
+    return ExpectedMetrics(
         names=frozenset(found),
         evaluates=evaluates or scores is None or bool(scores),
         is_complete=is_complete,
@@ -60,7 +60,7 @@ def foresee(trainer: Trainer, *, evaluates: bool, scores: Collection[str] | None
     )
 
 
-def check_best_metric(args: TrainingArguments, foreseen: Foreseen) -> None:
+def check_best_metric(args: TrainingArguments, expected: ExpectedMetrics) -> None:
     """Check that the metric which a trainer looks for in its own evaluations will be there.
 
     Raises:
@@ -70,8 +70,8 @@ def check_best_metric(args: TrainingArguments, foreseen: Foreseen) -> None:
     if metric is None or args.eval_strategy.value == "no":
         return
     name = metric if metric.startswith("eval_") else f"eval_{metric}"
-    if not foreseen.may_have(name):
-        there = sorted(name for name in foreseen.offered if name.startswith("eval_"))
+    if not expected.may_have(name):
+        there = sorted(name for name in expected.offered if name.startswith("eval_"))
         raise ConfigError(
             f"trainer.args.metric_for_best_model is {metric!r}, and no evaluation will have {name}."
             f"{nearest(name, there)} There will be: {', '.join(there)}."

@@ -20,10 +20,10 @@ from rfflow.errors import ConfigError, RunFailed
 from rfflow.runs.events import Boundary, Pause, Ready, WarmStart
 from rfflow.runs.run import RunCard
 from rfflow.worker.data.checks import what_is_dropped
-from rfflow.worker.memory.offload import Holdings, own_tensors, trained_bytes
+from rfflow.worker.memory.offload import RunTensors, own_tensors, trained_bytes
 from rfflow.worker.memory.sizes import Need, lora_bytes
 from rfflow.worker.models.bases import Base
-from rfflow.worker.shared import Workshop
+from rfflow.worker.shared import Shared
 from rfflow.worker.training.answers import Generation, Generations
 from rfflow.worker.training.build import build_trainer, call_builder, refusals
 from rfflow.worker.training.clients import claims_of_trainer, end_clients
@@ -34,15 +34,15 @@ from rfflow.worker.training.warm_start import all_finite, load_weights, start_at
 log = logging.getLogger(__name__)
 
 
-class Trainee:
+class TrainingSession:
     """One run on its way from spec to adapter."""
 
-    def __init__(self, run: RunCard, workshop: Workshop, *, capture_output: bool = True, hydra: Any = None):
+    def __init__(self, run: RunCard, shared: Shared, *, capture_output: bool = True, hydra: Any = None):
         self.run = run
-        self.context = RunContext(workshop.fabric.device, run.paths.log, capture_output=capture_output, hydra=hydra)
-        self.holdings: Holdings | None = None
+        self.context = RunContext(shared.fabric.device, run.paths.log, capture_output=capture_output, hydra=hydra)
+        self.holdings: RunTensors | None = None
         """What the run owns on the device; known once it is prepared."""
-        self._workshop = workshop
+        self._shared = shared
         self._coroutine: TrainerCoroutine | None = None
         self._step = 0
         """Where the run stands."""
@@ -79,7 +79,7 @@ class Trainee:
                 trainer = self.context.variables.run(build)
                 self._claim(lambda name: getattr(trainer.args, name, None))
                 if spec.build is not None:
-                    self._workshop.note_rows(self.run.number, trainer)
+                    self._shared.note_rows(self.run.number, trainer)
                 if warm_start is not None:
                     self._warm(trainer, warm_start)
                 self._coroutine = TrainerCoroutine(
@@ -91,20 +91,20 @@ class Trainee:
                     variables=self.context.variables,
                 )
                 if spec.generate is not None and spec.build is None:
-                    rows = self._workshop.data(spec.dataset, spec.trainer).eval
+                    rows = self._shared.data(spec.dataset, spec.trainer).eval
                     kind: Any = Generations if isinstance(rows, dict) else Generation
                     self._coroutine.generate = kind(spec.generate, rows, trainer.processing_class)
                 with refusals("The trainer cannot begin", ValueError, TypeError, LookupError):
                     ready = self._coroutine.resume()
                 claims = self.context.variables.run(list, claims_of_trainer(trainer))
-                self._workshop.claims.take(self.run.number, claims)
+                self._shared.claims.take(self.run.number, claims)
             self._hold(trainer)
             if spec.build is None:  # here, where it goes to the terminal and not to the run's own log
-                self._workshop.say(what_is_dropped(trainer, self._workshop.data(spec.dataset, spec.trainer)))
+                self._shared.say(what_is_dropped(trainer, self._shared.data(spec.dataset, spec.trainer)))
         except (ConfigError, RunFailed) as error:
             raise ConfigError(f"{self.run.called}: {error}") from error
         finally:
-            self._workshop.bases.part_tokenizers()
+            self._shared.bases.part_tokenizers()
         assert isinstance(ready, Ready)
         if is_at_boundary:
             self._unkept = trained_weights(trainer.model)
@@ -136,7 +136,7 @@ class Trainee:
     def load_weights(self, warm_start: WarmStart) -> None:
         """Load weights once more, before the first step: the parent has trained on since the run was built."""
         assert self._coroutine is not None, "prepare() comes first"
-        weights = self._workshop.fabric.load(warm_start.weights)["weights"]
+        weights = self._shared.fabric.load(warm_start.weights)["weights"]
         load_weights(self._coroutine.trainer.model, weights, warm_start.parent)
 
     def keep_weights(self) -> None:
@@ -146,7 +146,7 @@ class Trainee:
         """
         if self._unkept is not None:
             weights, self._unkept = self._unkept, None
-            self._workshop.saving_weights(self.run, self._step, weights)()
+            self._shared.saving_weights(self.run, self._step, weights)()
 
     def hurry(self) -> None:
         """Make the trainer pause behind its current step, at the first place from which a resume is exact."""
@@ -166,7 +166,7 @@ class Trainee:
         if weights is None:
             return write_tensors
 
-        write_weights = self._workshop.saving_weights(self.run, self._step, weights)
+        write_weights = self._shared.saving_weights(self.run, self._step, weights)
 
         def write() -> None:
             write_tensors()
@@ -183,7 +183,7 @@ class Trainee:
             self._coroutine = None
         if self.holdings is not None:
             self.holdings.forget()
-        self._workshop.claims.release(self.run.number, has_trained=self._step > 0)
+        self._shared.claims.release(self.run.number, has_trained=self._step > 0)
         self.context.close()
 
     def _plan(self) -> Callable[[], Trainer]:
@@ -192,27 +192,27 @@ class Trainee:
         if spec.build is not None:
             return functools.partial(call_builder, spec.build)
         base, *references = self._bases()
-        data = self._workshop.data(spec.dataset, spec.trainer)
+        data = self._shared.data(spec.dataset, spec.trainer)
         own = base.bytes if spec.peft is None else lora_bytes(spec.peft, base.model)
         optim = str(spec.trainer.args.get("optim", "adamw"))
         self._require(Need.of(own, own, optim))
-        device, reference = self._workshop.fabric.device, next(iter(references), None)
+        device, reference = self._shared.fabric.device, next(iter(references), None)
         checkpoints = self.run.paths.checkpoints
         return functools.partial(build_trainer, spec, base, data, checkpoints, device, reference)
 
     def _claim(self, argument: Callable[[str], Any]) -> None:
         """Check that nothing the run asks for is another's, or the whole process's."""
-        number, claims = self.run.number, self._workshop.claims
+        number, claims = self.run.number, self._shared.claims
         if self.run.spec.build is not None:  # what of ours cannot be read is answered when the trainer is built
             check_alone(argument)
         claims.take(number, claims_of(argument, self.context.cwd))
-        claims.agree(number, argument, self._workshop.fabric.device.type)
+        claims.agree(number, argument, self._shared.fabric.device.type)
 
     def _bases(self) -> list[Base]:
         """Return the models that the run shares with others: its base, and the reference it compares with."""
         spec = self.run.spec
         names = [] if spec.build is not None else [spec.model, spec.trainer.ref_model]
-        return [self._workshop.bases.get(name) for name in names if name is not None]
+        return [self._shared.bases.get(name) for name in names if name is not None]
 
     @contextlib.contextmanager
     def _leaving_bases_alone(self) -> Iterator[None]:
@@ -242,14 +242,14 @@ class Trainee:
             raise changes[0]
 
     def _warm(self, trainer: Trainer, warm_start: WarmStart) -> None:
-        weights = self._workshop.fabric.load(warm_start.weights)["weights"]
+        weights = self._shared.fabric.load(warm_start.weights)["weights"]
         load_weights(trainer.model, weights, warm_start.parent)
         start_at_chunk(trainer, warm_start.first_chunk, self.run.spec.chunks)
 
     def _hold(self, trainer: Trainer) -> None:
         """Count what the run owns, and what its first step will add."""
         file = self.run.paths.root / ".suspended.safetensors"
-        holdings = Holdings(self._workshop.fabric, own_tensors(trainer, *(base.model for base in self._bases())), file)
+        holdings = RunTensors(self._shared.fabric, own_tensors(trainer, *(base.model for base in self._bases())), file)
         own, trained = holdings.measure(), trained_bytes(trainer)
         need = Need.of(own, trained, str(getattr(trainer.args.optim, "value", trainer.args.optim)))
         if trainer.optimizer is not None and trainer.optimizer.state:  # it goes on, and has its state already
@@ -260,7 +260,7 @@ class Trainee:
 
     def _require(self, need: Need, there: int = 0) -> None:
         """Refuse the run if it does not fit."""
-        spec, require = self.run.spec, self._workshop.memory.require
+        spec, require = self.run.spec, self._shared.memory.require
         if spec.build is not None:
             require(need, "Its trainer", there)
         elif spec.peft is not None:

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from rfflow.config.spec import MemorySpec
 from rfflow.worker.memory.copies import DirectLane, lane_of
 from rfflow.worker.memory.memory import Memory
-from rfflow.worker.memory.offload import Holdings, Tier
+from rfflow.worker.memory.offload import RunTensors, Tier
 from rfflow.worker.models.safetensors_io import SafetensorsIO
 
 SIZE = 100  # bytes that each run holds
@@ -65,17 +65,17 @@ def lane() -> LateLane:
 
 
 @pytest.fixture
-def make(gpu: Any, lane: LateLane, tmp_path: Path) -> Callable[[int], Holdings]:
-    def make(number: int) -> Holdings:
+def make(gpu: Any, lane: LateLane, tmp_path: Path) -> Callable[[int], RunTensors]:
+    def make(number: int) -> RunTensors:
         tensor = torch.full((SIZE // 4,), float(number))
-        holdings = Holdings(gpu, lambda: [tensor], tmp_path / str(number), lane)
+        holdings = RunTensors(gpu, lambda: [tensor], tmp_path / str(number), lane)
         holdings.measure()
         return holdings
 
     return make
 
 
-def value(holdings: Holdings) -> float:
+def value(holdings: RunTensors) -> float:
     """Return what its tensor holds, all of it."""
     (tensor,) = holdings._tensors()
     assert tensor.numel() == SIZE // 4 and bool((tensor == tensor[0]).all())
@@ -83,7 +83,7 @@ def value(holdings: Holdings) -> float:
 
 
 def test_what_is_copied_beside_the_training_is_used_only_when_it_is_there(
-    make: Callable[[int], Holdings], lane: LateLane
+    make: Callable[[int], RunTensors], lane: LateLane
 ) -> None:
     """To the host and back to the device, neither waited for until the run's turn comes."""
     run = make(7)
@@ -96,7 +96,7 @@ def test_what_is_copied_beside_the_training_is_used_only_when_it_is_there(
     assert (lane.done, value(run), run.tier) == (2, 7, Tier.DEVICE)
 
 
-def test_nothing_half_copied_goes_to_disk(make: Callable[[int], Holdings], lane: LateLane) -> None:
+def test_nothing_half_copied_goes_to_disk(make: Callable[[int], RunTensors], lane: LateLane) -> None:
     run = make(7)
     run.move_to(Tier.HOST, wait=False)
     run.move_to(Tier.DISK)
@@ -105,7 +105,7 @@ def test_nothing_half_copied_goes_to_disk(make: Callable[[int], Holdings], lane:
     assert value(run) == 7
 
 
-def test_what_was_fetched_for_a_turn_that_does_not_come_is_let_go(make: Callable[[int], Holdings]) -> None:
+def test_what_was_fetched_for_a_turn_that_does_not_come_is_let_go(make: Callable[[int], RunTensors]) -> None:
     """The host still has it."""
     run = make(7)
     run.move_to(Tier.HOST)
@@ -116,7 +116,7 @@ def test_what_was_fetched_for_a_turn_that_does_not_come_is_let_go(make: Callable
     assert value(run) == 7
 
 
-def round_robin(memory: Memory, runs: Sequence[Holdings], turns: int) -> list[bool]:
+def round_robin(memory: Memory, runs: Sequence[RunTensors], turns: int) -> list[bool]:
     """Give the runs their turns; return for each whether it was on the device already when its turn came."""
     was_there = []
     for turn in range(turns):
@@ -131,7 +131,7 @@ def round_robin(memory: Memory, runs: Sequence[Holdings], turns: int) -> list[bo
 @pytest.mark.parametrize("limited", [False, True], ids=["what is free", "a limit"])
 @pytest.mark.parametrize("room", [1, 2, 3])
 def test_the_next_run_is_brought_only_where_there_is_room_beside_the_one_that_trains(
-    gpu: Any, make: Callable[[int], Holdings], room: int, limited: bool
+    gpu: Any, make: Callable[[int], RunTensors], room: int, limited: bool
 ) -> None:
     """Room for two runs and what training takes: each is there when its turn comes. Room for one: none is in danger."""
     runs = [make(number) for number in range(4)]
@@ -169,7 +169,7 @@ def test_a_run_comes_to_the_gpu_while_another_computes(tmp_path: Path) -> None:
     """Both ways beside long computing, many times; every bit is there when it is used, and none is overwritten."""
     fabric = Fabric(accelerator="cuda", devices=1, plugins=[SafetensorsIO()])
     tensors = [torch.full((1 << 22,), float(number), device=fabric.device) for number in range(4)]
-    runs = [Holdings(fabric, lambda t=t: [t], tmp_path / str(n)) for n, t in enumerate(tensors)]
+    runs = [RunTensors(fabric, lambda t=t: [t], tmp_path / str(n)) for n, t in enumerate(tensors)]
     work = torch.randn(4096, 4096, device=fabric.device)
     for run in runs:
         run.measure()

@@ -19,12 +19,12 @@ from rfflow.errors import ConfigError
 from rfflow.runs.paths import RunPaths
 from rfflow.runs.run import Run, RunState
 from rfflow.worker.memory.memory import Memory
-from rfflow.worker.memory.offload import Holdings, Tier, own_tensors
+from rfflow.worker.memory.offload import RunTensors, Tier, own_tensors
 from rfflow.worker.memory.sizes import Need, show_bytes
 from rfflow.worker.models.loading import load_base
 from rfflow.worker.models.safetensors_io import SafetensorsIO
-from rfflow.worker.shared import Workshop
-from rfflow.worker.training.session import Trainee
+from rfflow.worker.shared import Shared
+from rfflow.worker.training.session import TrainingSession
 from tests.support.tiny import make_model, run_spec
 
 MAKERS: dict[str, Callable[[], torch.Tensor]] = {
@@ -53,9 +53,9 @@ def bits(tensor: torch.Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def hold(fabric: Fabric, file: Path, *tensors: torch.Tensor) -> Holdings:
+def hold(fabric: Fabric, file: Path, *tensors: torch.Tensor) -> RunTensors:
     """Return holdings of these tensors, measured."""
-    holdings = Holdings(fabric, lambda: tensors, file)
+    holdings = RunTensors(fabric, lambda: tensors, file)
     holdings.measure()
     return holdings
 
@@ -131,7 +131,7 @@ def test_a_model_and_its_optimizer_go_on_as_if_they_had_never_left(fabric: Fabri
 
     def to_disk_and_back(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         trainer: Any = type("Trainer", (), {"model": model, "optimizer": optimizer})
-        holdings = Holdings(fabric, own_tensors(trainer, torch.nn.Linear(1, 1)), tmp_path / "state")
+        holdings = RunTensors(fabric, own_tensors(trainer, torch.nn.Linear(1, 1)), tmp_path / "state")
         parameter = 11 * 6 * 4
         assert holdings.measure() == parameter + 4 + 2 * parameter + 4  # weights, scale, two moments, the step
         holdings.move_to(Tier.DISK)
@@ -147,7 +147,7 @@ def test_what_belongs_to_the_base_stays(fabric: Fabric, tmp_path: Path) -> None:
     adapter = torch.nn.Linear(4, 2)
     model = torch.nn.ModuleList([base, adapter])
     trainer: Any = type("Trainer", (), {"model": model, "optimizer": None})
-    holdings = Holdings(fabric, own_tensors(trainer, base), tmp_path / "state")
+    holdings = RunTensors(fabric, own_tensors(trainer, base), tmp_path / "state")
     assert holdings.measure() == (8 + 2) * 4
     holdings.move_to(Tier.DISK)
     assert base.weight.numel() == 16 and adapter.weight.numel() == 0
@@ -157,7 +157,7 @@ def test_a_reference_that_a_trainer_made_for_itself_moves_with_it(fabric: Fabric
     """DPO's that follows the model, say; one with the weights of a base stays where it is."""
     model, other, follows = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
     trainer: Any = type("Trainer", (), {"model": model, "optimizer": None, "ref_model": follows})
-    holdings = Holdings(fabric, own_tensors(trainer, torch.nn.Linear(1, 1), other), tmp_path / "state")
+    holdings = RunTensors(fabric, own_tensors(trainer, torch.nn.Linear(1, 1), other), tmp_path / "state")
     assert holdings.measure() == 2 * 20 * 4
     holdings.move_to(Tier.DISK)
     assert follows.weight.numel() == 0
@@ -332,14 +332,14 @@ def test_what_does_not_fit_is_refused_before_training_whatever_is_trained(
     fabric: Fabric, tmp_path: Path, tiny_model: Path, tiny_data: Path, changes: dict[str, Any], free: int, said: str
 ) -> None:
     """An absurd rank is found before its adapter is made: the system would end the whole process."""
-    workshop = Workshop(fabric, MemorySpec(), seed=0)
-    workshop.memory._free = lambda device: free
+    shared = Shared(fabric, MemorySpec(), seed=0)
+    shared.memory._free = lambda device: free
     run = Run(7, run_spec(tiny_model, tiny_data, **changes), ("peft.r=7",), RunPaths(tmp_path / "7"))
     run.paths.root.mkdir()
-    trainee = Trainee(run.card(), workshop)
+    session = TrainingSession(run.card(), shared)
     with pytest.raises(ConfigError) as refused:
-        trainee.prepare()
-    trainee.close()
+        session.prepare()
+    session.close()
     assert re.match(rf"Run 7 \(peft.r=7\): {said}", str(refused.value)) and "are free" in str(refused.value)
 
 

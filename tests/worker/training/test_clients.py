@@ -21,10 +21,10 @@ from rfflow.errors import ConfigError
 from rfflow.runs.events import Finished
 from rfflow.runs.paths import RunPaths
 from rfflow.runs.run import Run
-from rfflow.worker.shared import Workshop
+from rfflow.worker.shared import Shared
 from rfflow.worker.training import clients
 from rfflow.worker.training.build import build_trainer
-from rfflow.worker.training.session import Trainee
+from rfflow.worker.training.session import TrainingSession
 from tests.support.tiny import run_spec
 
 # As much of wandb as transformers' callback calls, and as it keeps of its active run.
@@ -92,8 +92,8 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 
 @pytest.fixture
-def workshop() -> Workshop:
-    return Workshop(Fabric(accelerator="cpu", devices=1), MemorySpec(), 42)
+def shared() -> Shared:
+    return Shared(Fabric(accelerator="cpu", devices=1), MemorySpec(), 42)
 
 
 @pytest.fixture
@@ -101,24 +101,24 @@ def spec(tiny_model: Path, tiny_data: Path) -> Callable[..., RunSpec]:
     return functools.partial(run_spec, tiny_model, tiny_data, dataset={"max_samples": 16})
 
 
-def prepare(workshop: Workshop, tmp_path: Path, *specs: RunSpec) -> list[Trainee]:
+def prepare(shared: Shared, tmp_path: Path, *specs: RunSpec) -> list[TrainingSession]:
     """Prepare runs, one after the other."""
-    trainees = []
+    sessions = []
     for number, spec in enumerate(specs):
         run = Run(number, spec, (), RunPaths(tmp_path / f"runs/{number}"))
-        trainees.append(Trainee(run.card(), workshop))
-        trainees[-1].prepare()
-    return trainees
+        sessions.append(TrainingSession(run.card(), shared))
+        sessions[-1].prepare()
+    return sessions
 
 
-def train(trainees: list[Trainee]) -> None:
+def train(sessions: list[TrainingSession]) -> None:
     """Train runs in turns to their ends."""
-    left = list(trainees)
+    left = list(sessions)
     while left:
-        for trainee in list(left):
-            if isinstance(trainee.resume(), Finished):
-                left.remove(trainee)
-                trainee.close()
+        for session in list(left):
+            if isinstance(session.resume(), Finished):
+                left.remove(session)
+                session.close()
 
 
 def losses(logged: list[Any]) -> list[float]:
@@ -126,11 +126,11 @@ def losses(logged: list[Any]) -> list[float]:
 
 
 def test_each_run_reports_to_a_wandb_run_of_its_own(
-    wandb: Callable[[], Any], workshop: Workshop, tmp_path: Path, spec: Callable[..., RunSpec]
+    wandb: Callable[[], Any], shared: Shared, tmp_path: Path, spec: Callable[..., RunSpec]
 ) -> None:
     """Though transformers goes on with whatever run is active, and imports wandb only when the first run is built."""
     specs = [spec(args={"report_to": "wandb", "learning_rate": lr}) for lr in (1e-2, 1e-3, 1e-2)]
-    train(prepare(workshop, tmp_path, *specs))
+    train(prepare(shared, tmp_path, *specs))
     module = wandb()
     first, second, third = module.made
     assert [run.config["learning_rate"] for run in module.made] == [1e-2, 1e-3, 1e-2]
@@ -139,27 +139,27 @@ def test_each_run_reports_to_a_wandb_run_of_its_own(
 
 
 def test_runs_that_would_share_a_wandb_run_are_refused(
-    wandb: Callable[[], Any], workshop: Workshop, tmp_path: Path, spec: Callable[..., RunSpec]
+    wandb: Callable[[], Any], shared: Shared, tmp_path: Path, spec: Callable[..., RunSpec]
 ) -> None:
     """One that was begun before training is every run's, if two of them report there."""
     import wandb as module  # type: ignore[import-not-found,unused-ignore]
 
     active = module.init("mine")
-    (alone,) = prepare(workshop, tmp_path, spec(args={"report_to": "wandb"}))
+    (alone,) = prepare(shared, tmp_path, spec(args={"report_to": "wandb"}))
     with pytest.raises(ConfigError, match=rf"Runs 0 and 1 both report to one and the same run of wandb \({active.id}"):
-        prepare(workshop, tmp_path, spec(), spec(args={"report_to": "wandb"}))
+        prepare(shared, tmp_path, spec(), spec(args={"report_to": "wandb"}))
     train([alone])
     assert len(losses(active.logged)) == 4 and module.run is active
 
 
 def test_curves_in_one_directory_are_refused(
-    workshop: Workshop, tmp_path: Path, spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+    shared: Shared, tmp_path: Path, spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = [spec(args={"report_to": "tensorboard"})] * 2
-    prepare(workshop, tmp_path, *specs)
+    prepare(shared, tmp_path, *specs)
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     with pytest.raises(ConfigError, match=f"both write TensorBoard's events to {tmp_path}/events, .*Unset TENSORB"):
-        prepare(workshop, tmp_path / "again", *specs)
+        prepare(shared, tmp_path / "again", *specs)
 
 
 NOTED: contextvars.ContextVar[int] = contextvars.ContextVar("noted", default=-1)
@@ -182,14 +182,14 @@ class Notes(TrainerCallback):
         self.seen.append((self.number, NOTED.get(), np.geterr()["invalid"]))
 
 
-def test_context_variables_are_a_runs_own(workshop: Workshop, tmp_path: Path, spec: Callable[..., RunSpec]) -> None:
+def test_context_variables_are_a_runs_own(shared: Shared, tmp_path: Path, spec: Callable[..., RunSpec]) -> None:
     """From when its trainer is built; and numpy's way with errors, which is one of them, is as it is outside."""
     nodes = [{"_target_": "tests.worker.training.test_clients.Notes", "number": number} for number in range(2)]
     specs = [spec() for _ in nodes]
     specs = [_with_callback(one, node) for one, node in zip(specs, nodes, strict=True)]
     Notes.seen.clear()
     with np.errstate(invalid="raise"):
-        train(prepare(workshop, tmp_path, *specs))
+        train(prepare(shared, tmp_path, *specs))
     assert NOTED.get() == -1
     assert set(Notes.seen) == {(0, 10, "raise"), (1, 11, "raise")} and len(Notes.seen) == 8
 
@@ -199,40 +199,40 @@ def _with_callback(spec: RunSpec, node: dict[str, Any]) -> RunSpec:
 
 
 def test_apps_are_told_what_their_runs_would_share(
-    workshop: Workshop, tmp_path: Path, spec: Callable[..., RunSpec]
+    shared: Shared, tmp_path: Path, spec: Callable[..., RunSpec]
 ) -> None:
     """What a function of the user's builds is known once it is built."""
 
     def build() -> Any:
         one = spec(args={"save_strategy": "steps"})
-        base, data = workshop.bases.get(one.model), workshop.data(one.dataset, one.trainer)
+        base, data = shared.bases.get(one.model), shared.data(one.dataset, one.trainer)
         return build_trainer(one, base, data, tmp_path / "one for all", torch.device("cpu"))
 
     with pytest.raises(ConfigError, match=r"Runs 0 and 1 both write to trainer\.args\.output_dir .*/one for all, "):
-        prepare(workshop, tmp_path, *[replace(spec(), build=build)] * 2)
+        prepare(shared, tmp_path, *[replace(spec(), build=build)] * 2)
 
 
 def test_what_a_run_used_is_free_when_it_has_ended(
-    workshop: Workshop, tmp_path: Path, spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+    shared: Shared, tmp_path: Path, spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tracker that knows one run a process may have them one after the other; a directory stays the first one's."""
     monkeypatch.setattr("rfflow.config.claims.ONE_A_PROCESS", {"tensorboard": "is said to have one run a process"})
     taken = spec(args={"report_to": "tensorboard", "save_strategy": "steps"})
-    (first,) = prepare(workshop, tmp_path, taken)
-    second = Trainee(Run(1, taken, (), RunPaths(tmp_path / "runs/1")).card(), workshop)
+    (first,) = prepare(shared, tmp_path, taken)
+    second = TrainingSession(Run(1, taken, (), RunPaths(tmp_path / "runs/1")).card(), shared)
     with pytest.raises(ConfigError, match="Runs 0 and 1 both report to tensorboard, which is said to have one run"):
         second.prepare()
     train([first])
     second.prepare()
     same = {"output_dir": str(first.run.paths.checkpoints), "save_strategy": "steps"}
-    third = Trainee(Run(2, spec(args=same), (), RunPaths(tmp_path / "x")), workshop)
+    third = TrainingSession(Run(2, spec(args=same), (), RunPaths(tmp_path / "x")), shared)
     with pytest.raises(ConfigError, match="Runs 0 and 2 both write to"):
         third.prepare()
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
 def test_the_real_libraries_keep_the_runs_apart(
-    name: str, workshop: Workshop, tmp_path: Path, spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+    name: str, shared: Shared, tmp_path: Path, spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where one is installed; nothing leaves the machine."""
     module = pytest.importorskip(name)
@@ -245,7 +245,7 @@ def test_the_real_libraries_keep_the_runs_apart(
     }.items():
         monkeypatch.setenv(key, value)
     specs = [spec(args={"report_to": name, "learning_rate": lr, "run_name": str(lr)}) for lr in (1e-2, 1e-3)]
-    train(prepare(workshop, tmp_path, *specs))
+    train(prepare(shared, tmp_path, *specs))
     if name == "wandb":
         assert module.run is None and len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
     elif name == "mlflow":

@@ -14,9 +14,9 @@ from datasets import Dataset, DatasetDict
 
 from rfflow.config.spec import ControlSpec, ExperimentSpec, GenerateSpec, Objective, RunSpec
 from rfflow.engine.engine import Engine
-from rfflow.engine.metrics_check import Foresight
+from rfflow.engine.metrics_check import MetricsCheck
 from rfflow.errors import ConfigError
-from rfflow.runs.events import Foreseen
+from rfflow.runs.events import ExpectedMetrics
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import Run
 from rfflow.worker.data.rows import load_data
@@ -88,10 +88,10 @@ def test_each_set_has_its_metrics_and_the_mean_ranks(spec: Make, tmp_path: Path,
 def test_all_that_is_logged_of_sets_was_foreseen(
     spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    seen: dict[int, Foreseen] = {}
-    note = Foresight.note
+    seen: dict[int, ExpectedMetrics] = {}
+    note = MetricsCheck.note
     monkeypatch.setattr(
-        Foresight, "note", lambda self, run, known: (seen.update({run: known}), note(self, run, known))[-1]
+        MetricsCheck, "note", lambda self, run, known: (seen.update({run: known}), note(self, run, known))[-1]
     )
     generate = GenerateSpec(2, max_new_tokens=2, scores=("rfflow.scores.rouge_l",))
     with caplog.at_level(logging.INFO, "rfflow.engine.metrics_check"):

@@ -11,9 +11,9 @@ import pytest
 
 from rfflow.config.spec import ControlSpec, ExperimentSpec, GenerateSpec, Objective, RunSpec
 from rfflow.engine.engine import Engine
-from rfflow.engine.metrics_check import Foresight
+from rfflow.engine.metrics_check import MetricsCheck
 from rfflow.errors import ConfigError
-from rfflow.runs.events import Foreseen
+from rfflow.runs.events import ExpectedMetrics
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import Run
 from tests.support.tiny import make_rows, run_spec, write_jsonl
@@ -78,8 +78,8 @@ def test_all_that_is_logged_was_foreseen(
     tiny_model: Path, rows: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With this version of TRL; names are read from its source."""
-    seen: dict[int, Foreseen] = {}
-    monkeypatch.setattr(Foresight, "note", lambda self, run, known: seen.update({run: known}))
+    seen: dict[int, ExpectedMetrics] = {}
+    monkeypatch.setattr(MetricsCheck, "note", lambda self, run, known: seen.update({run: known}))
     runs = train(tmp_path, "loss", *(spec(tiny_model, rows, kind) for kind in rows))
     for kind, run in zip(rows, runs, strict=True):
         assert run.error is None, kind

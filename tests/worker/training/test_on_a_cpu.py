@@ -23,7 +23,7 @@ from rfflow.errors import ConfigError
 from rfflow.runs.run import RunState
 from rfflow.worker.models.loading import load_base
 from rfflow.worker.models.safetensors_io import SafetensorsIO
-from rfflow.worker.shared import Workshop
+from rfflow.worker.shared import Shared
 from rfflow.worker.training.build import build_trainer
 from tests.support.plain import Outcome, train_alone
 from tests.support.tiny import run_spec
@@ -98,12 +98,12 @@ def test_an_adapter_on_a_quantised_base_goes_on_as_if_never_interrupted(
     node = {"_target_": "transformers.BitsAndBytesConfig", **QUANTISED["four bits in float32"][0]}
     spec = make(tiny_model, tiny_data, model_kwargs={"quantization_config": node, "dtype": "float32"})
     spec = replace(spec, chunks=12, peft={**(spec.peft or {}), **peft})
-    workshop = Workshop(Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()]), MemorySpec(), 42)
+    shared = Shared(Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()]), MemorySpec(), 42)
     with outcomes() as ended:
-        first = begin(spec, tmp_path / "first", workshop)
+        first = begin(spec, tmp_path / "first", shared)
         (_, folder), *_ = snapshots_of(first, tmp_path / "snapshots", ends=1)
         finish(first)
-        finish(begin(spec, tmp_path / "second", workshop, checkpoint=folder))
+        finish(begin(spec, tmp_path / "second", shared, checkpoint=folder))
     assert not ended["second"].differences(ended["first"])
 
 

@@ -17,8 +17,8 @@ from rfflow.runs.events import Boundary, Finished, Progress, WarmStart
 from rfflow.runs.paths import RunPaths
 from rfflow.runs.run import Run
 from rfflow.worker.models.safetensors_io import SafetensorsIO
-from rfflow.worker.shared import Workshop
-from rfflow.worker.training.session import Trainee
+from rfflow.worker.shared import Shared
+from rfflow.worker.training.session import TrainingSession
 from rfflow.worker.training.warm_start import trained_weights
 from tests.support.plain import train_alone
 from tests.support.tiny import run_spec
@@ -35,24 +35,26 @@ MORE_VARIANTS: dict[str, dict[str, object]] = {
 
 
 @pytest.fixture
-def workshop() -> Workshop:
-    return Workshop(Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()]), MemorySpec(), 42)
+def shared() -> Shared:
+    return Shared(Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()]), MemorySpec(), 42)
 
 
-def begin(spec: RunSpec, root: Path, workshop: Workshop, **kwargs: object) -> Trainee:
+def begin(spec: RunSpec, root: Path, shared: Shared, **kwargs: object) -> TrainingSession:
     """Build a run up to its first step."""
     root.mkdir(parents=True)
-    trainee = Trainee(Run(0, spec, (), RunPaths(root)).card(), workshop)
-    trainee.prepare(**kwargs)  # type: ignore[arg-type]
-    return trainee
+    session = TrainingSession(Run(0, spec, (), RunPaths(root)).card(), shared)
+    session.prepare(**kwargs)  # type: ignore[arg-type]
+    return session
 
 
-def snapshots_of(trainee: Trainee, folder: Path, *, between: bool = False, ends: int = 100) -> list[tuple[int, Path]]:
+def snapshots_of(
+    session: TrainingSession, folder: Path, *, between: bool = False, ends: int = 100
+) -> list[tuple[int, Path]]:
     """Train to the end (or through some boundaries), taking a snapshot at each boundary, or at each step."""
     taken: list[tuple[int, Path]] = []
     if between:
-        trainee.hurry()
-    while not isinstance(pause := trainee.resume(), Finished):
+        session.hurry()
+    while not isinstance(pause := session.resume(), Finished):
         assert isinstance(pause, (Boundary, Progress))
         if isinstance(pause, Progress) and not pause.can_checkpoint:
             continue
@@ -60,40 +62,40 @@ def snapshots_of(trainee: Trainee, folder: Path, *, between: bool = False, ends:
             ends -= 1
         place = folder / f"{len(taken)}"
         place.mkdir(parents=True)
-        trainee.snapshot(place)()
+        session.snapshot(place)()
         taken.append((pause.step, place))
         if not ends:
             break
     return taken
 
 
-def finish(trainee: Trainee) -> None:
-    while not isinstance(trainee.resume(), Finished):
+def finish(session: TrainingSession) -> None:
+    while not isinstance(session.resume(), Finished):
         pass
-    trainee.close()
+    session.close()
 
 
 def test_every_snapshot_has_the_adapter_that_the_trainer_saves_and_the_weights_for_clones(
-    tiny_model: Path, tiny_data: Path, tmp_path: Path, workshop: Workshop
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, shared: Shared
 ) -> None:
     """The second too, in which PEFT is not asked any more what the weights are called."""
-    trainee = begin(run_spec(tiny_model, tiny_data, chunks=3), tmp_path / "run", workshop)
+    session = begin(run_spec(tiny_model, tiny_data, chunks=3), tmp_path / "run", shared)
     for number in range(2):
-        while not isinstance(trainee.resume(), Boundary):
+        while not isinstance(session.resume(), Boundary):
             pass
         folder = tmp_path / f"snapshot-{number}"
         folder.mkdir()
-        trainee.snapshot(folder)()
-        trainer = trainee._coroutine.trainer  # type: ignore[union-attr]
-        with trainee.context.active():
+        session.snapshot(folder)()
+        trainer = session._coroutine.trainer  # type: ignore[union-attr]
+        with session.context.active():
             trainer.save_model(str(tmp_path / "saved"))
         theirs = load_file(tmp_path / "saved" / "adapter_model.safetensors")
         ours = load_file(folder / "adapter_model.safetensors")
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
-        kept, trained = load_file(trainee.run.paths.weights), trained_weights(trainer.model)
+        kept, trained = load_file(session.run.paths.weights), trained_weights(trainer.model)
         assert all(torch.equal(kept[f"weights/{name}"], weight) for name, weight in trained.items())
         assert len(kept) == len(trained)
-    trainee.close()
+    session.close()
 
 
 QUICK = (
@@ -109,7 +111,7 @@ QUICK = (
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MORE_VARIANTS]
 )
 def test_a_resumed_run_equals_the_script_alone(
-    name: str, tiny_model: Path, tiny_data: Path, tmp_path: Path, workshop: Workshop
+    name: str, tiny_model: Path, tiny_data: Path, tmp_path: Path, shared: Shared
 ) -> None:
     """From a boundary in the middle of an epoch and from its last one: weights and the log's history, bit for bit."""
     variant = dict(MORE_VARIANTS[name])
@@ -118,34 +120,34 @@ def test_a_resumed_run_equals_the_script_alone(
     if variant.pop("dataset", None) is not None:
         dataset["eval_path"] = {"one": str(tiny_data), "other": str(tiny_data)}
     spec = run_spec(tiny_model, tiny_data, chunks=3, dataset=dataset if evaluated else {}, **variant)  # type: ignore[arg-type]
-    first = begin(spec, tmp_path / "first", workshop)
+    first = begin(spec, tmp_path / "first", shared)
     taken = snapshots_of(first, tmp_path / "snapshots")
     first.close()
     alone = train_alone(spec, tmp_path / "alone") if not evaluated else None
     if alone is None:
         with outcomes() as ended:
-            finish(begin(spec, tmp_path / "uninterrupted", workshop))
+            finish(begin(spec, tmp_path / "uninterrupted", shared))
         alone = ended["uninterrupted"]
     for step, folder in {taken[0], taken[min(2, len(taken) - 1)]}:
         with outcomes() as ended:
-            finish(begin(spec, tmp_path / f"from {step}", workshop, checkpoint=folder))
+            finish(begin(spec, tmp_path / f"from {step}", shared, checkpoint=folder))
         assert not ended[f"from {step}"].differences(alone), f"{name}, from step {step}"
 
 
 def test_every_step_but_the_first_of_an_epoch_can_be_gone_on_from(
-    tiny_model: Path, tiny_data: Path, tmp_path: Path, workshop: Workshop
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, shared: Shared
 ) -> None:
     """Where Ctrl-C may fall: in the middle of a chunk, with a loss that is yet to be logged, with dropout."""
     args = {"num_train_epochs": 2, "logging_steps": 5, "per_device_train_batch_size": 16, "lr_scheduler_type": "cosine"}
     spec = run_spec(tiny_model, tiny_data, chunks=2, args=args)
-    first = begin(spec, tmp_path / "first", workshop)
+    first = begin(spec, tmp_path / "first", shared)
     taken = snapshots_of(first, tmp_path / "snapshots", between=True)
     first.close()
     alone = train_alone(spec, tmp_path / "alone")
     assert [step for step, _ in taken] == list(range(0, 12))
     for step, folder in taken[1::3]:
         with outcomes() as ended:
-            finish(begin(spec, tmp_path / f"from {step}", workshop, checkpoint=folder))
+            finish(begin(spec, tmp_path / f"from {step}", shared, checkpoint=folder))
         assert not ended[f"from {step}"].differences(alone), f"from step {step}"
 
 
@@ -161,46 +163,46 @@ class Counting(TrainerCallback):
         control.should_training_stop = self.seen == self.until  # type: ignore[attr-defined]
 
 
-def test_callbacks_go_on_counting(tiny_model: Path, tiny_data: Path, tmp_path: Path, workshop: Workshop) -> None:
+def test_callbacks_go_on_counting(tiny_model: Path, tiny_data: Path, tmp_path: Path, shared: Shared) -> None:
     """What a user's callback counts is not begun anew: the resumed run stops where it would have stopped."""
     spec = run_spec(tiny_model, tiny_data, chunks=4)
     callback = {"_target_": "tests.worker.training.test_snapshot.Counting", "until": 20}
     spec = replace(spec, trainer=replace(spec.trainer, callbacks=(callback,)))
-    first = begin(spec, tmp_path / "first", workshop)
+    first = begin(spec, tmp_path / "first", shared)
     taken = snapshots_of(first, tmp_path / "snapshots", ends=2)
     first.close()
-    second = begin(spec, tmp_path / "second", workshop, checkpoint=taken[-1][1])
+    second = begin(spec, tmp_path / "second", shared, checkpoint=taken[-1][1])
     while not isinstance(pause := second.resume(), Finished):
         pass
     assert pause.step == 20
 
 
 def test_a_warm_clone_goes_on_with_its_own_order(
-    tiny_model: Path, tiny_data: Path, tmp_path: Path, workshop: Workshop
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, shared: Shared
 ) -> None:
     """Its epoch begins in the middle of its parent's; so it does for the rest of it, and in the next."""
     spec = run_spec(tiny_model, tiny_data, chunks=3, args={"num_train_epochs": 2, "per_device_train_batch_size": 8})
-    parent = begin(spec, tmp_path / "parent", workshop)
+    parent = begin(spec, tmp_path / "parent", shared)
     snapshots_of(parent, tmp_path / "unused", ends=1)
     start = WarmStart(0, parent.run.paths.weights, 1)
     parent.close()
     with outcomes() as ended:
-        clone = begin(spec, tmp_path / "clone", workshop, warm_start=start)
+        clone = begin(spec, tmp_path / "clone", shared, warm_start=start)
         taken = snapshots_of(clone, tmp_path / "snapshots")
         for step, folder in taken:
             name = f"from {step}"
-            finish(begin(spec, tmp_path / name, workshop, warm_start=start, checkpoint=folder))
+            finish(begin(spec, tmp_path / name, shared, warm_start=start, checkpoint=folder))
             assert not ended[name].differences(ended["clone"]), name
     assert len(taken) == 5
 
 
 def test_a_snapshot_does_not_move_the_run(
-    tiny_model: Path, tiny_data: Path, tmp_path: Path, workshop: Workshop, make_spec: Callable[..., RunSpec]
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, shared: Shared, make_spec: Callable[..., RunSpec]
 ) -> None:
     spec = make_spec(chunks=6)
     with outcomes() as ended:
-        trainee = begin(spec, tmp_path / "watched", workshop)
-        snapshots_of(trainee, tmp_path / "snapshots", between=True)
+        session = begin(spec, tmp_path / "watched", shared)
+        snapshots_of(session, tmp_path / "snapshots", between=True)
     assert not ended["watched"].differences(train_alone(spec, tmp_path / "alone"))
 
 

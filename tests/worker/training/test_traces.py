@@ -20,9 +20,9 @@ from rfflow.config.spec import MemorySpec, RunSpec
 from rfflow.runs.events import Finished
 from rfflow.runs.paths import RunPaths
 from rfflow.runs.run import Run
-from rfflow.worker.shared import Workshop
+from rfflow.worker.shared import Shared
 from rfflow.worker.training.context import GlobalState, RunContext
-from rfflow.worker.training.session import Trainee
+from rfflow.worker.training.session import TrainingSession
 from tests.support.tiny import run_spec
 
 LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "peft", "torch", "transformers", "trl")
@@ -64,26 +64,26 @@ def _mark(value: Any) -> Any:
     return repr(value) if isinstance(value, bool | int | float | str) else id(value)
 
 
-def train(workshop: Workshop, number: int, spec: RunSpec, root: Path) -> None:
-    trainee = Trainee(Run(number, spec, (), RunPaths(root / f"runs/{number}")).card(), workshop)
-    trainee.prepare()
-    while not isinstance(trainee.resume(), Finished):
+def train(shared: Shared, number: int, spec: RunSpec, root: Path) -> None:
+    session = TrainingSession(Run(number, spec, (), RunPaths(root / f"runs/{number}")).card(), shared)
+    session.prepare()
+    while not isinstance(session.resume(), Finished):
         pass
-    trainee.close()
+    session.close()
 
 
 def test_a_run_leaves_no_trace(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
     """Less what the first of its kind imports and looks up, which the second finds there."""
-    workshop = Workshop(Fabric(accelerator="cpu", devices=1), MemorySpec(), 42)
+    shared = Shared(Fabric(accelerator="cpu", devices=1), MemorySpec(), 42)
     spec = run_spec(tiny_model, tiny_data, args=ARGS, chunks=1, dataset={"max_samples": 8})
-    train(workshop, 0, spec, tmp_path)
-    before, state, environ = look(), GlobalState.capture(workshop.fabric.device), dict(os.environ)
+    train(shared, 0, spec, tmp_path)
+    before, state, environ = look(), GlobalState.capture(shared.fabric.device), dict(os.environ)
     level = logging.getLogger("transformers").level
-    train(workshop, 1, spec, tmp_path)
+    train(shared, 1, spec, tmp_path)
     after = look()
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert changed <= COUNTERS
-    now = GlobalState.capture(workshop.fabric.device)
+    now = GlobalState.capture(shared.fabric.device)
     assert (now.torch_settings, now.warnings, now.clients) == (state.torch_settings, state.warnings, state.clients)
     assert dict(os.environ) == environ and logging.getLogger("transformers").level == level
 
