@@ -52,7 +52,7 @@ class Inbox:
 
     :meth:`scan` returns what is new, in the byte order of the file names (so ``10-x`` comes before ``9-x``: pad with
     zeros); each item is to be answered once with :meth:`done` or :meth:`reject`. Until then, and also where moving the
-    file fails, the same file is not returned again.
+    file fails, the same file is not returned again, unless it is handed back with :meth:`put_back`.
 
     A file is taken at the first look if it was renamed or linked into place after it was written, or has been left
     alone for ``settle`` seconds. One that is younger may still be growing and is left for the next look.
@@ -106,6 +106,10 @@ class Inbox:
         """Return what :meth:`scan` would, and leave it there to be scanned; of the known ones nothing is read."""
         new = [(key, status) for key, status in self._files() if key[1] not in known]
         return [item for key, status in new if (item := self._look_at(key, status)) is not None]
+
+    def put_back(self, item: Item) -> None:
+        """Leave an item for the next :meth:`scan`, because it cannot be answered yet."""
+        self._taken.remove((item.name, item.identity))
 
     @property
     def has_young_files(self) -> bool:

@@ -102,13 +102,8 @@ class Steering:
             entry = self._untold.pop(0)
             self._tell([entry], _person(entry.file or "") if entry.by == "person" else entry.by)
         self.held = set()
-        for item in self._inbox.scan() if self._inbox is not None else ():
-            if self._was_answered(item):
-                continue
-            if self._must_wait(item.ops, is_training):
-                continue
-            if self._answer(item):
-                self._is_idle, self._last_call = False, None
+        if self._inbox is not None:
+            self._take_files(self._inbox, is_training)
         if self._pilot is not None:
             waiting = self._decisions or self._pilot.decide()
             self._decisions = []
@@ -120,6 +115,15 @@ class Steering:
         self._lifecycle.cloner.forget_early()
         self._looked_at.clear()
         self._write_status()
+
+    def _take_files(self, inbox: Inbox, is_training: Callable[[Run], bool]) -> None:
+        for item in inbox.scan():
+            if self._was_answered(item):
+                continue
+            if self._must_wait(item.ops, is_training):
+                inbox.put_back(item)
+            elif self._answer(item):
+                self._is_idle, self._last_call = False, None
 
     def _must_wait(self, ops: Sequence[Op], is_training: Callable[[Run], bool]) -> bool:
         runs = self._lifecycle.experiment.runs

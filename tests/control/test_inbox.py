@@ -82,6 +82,18 @@ def test_a_renamed_file_is_taken_at_the_first_look_and_ends_in_done_with_its_out
     assert inbox.scan() == []
 
 
+def test_a_file_that_cannot_be_answered_yet_is_returned_again_as_it_then_stands(inbox):
+    drop(inbox, "1.yaml")
+    (item,) = inbox.scan()
+    inbox.put_back(item)
+    assert inbox.wait(0.0), "somebody who waits for files would sleep on it"
+    drop(inbox, "1.yaml", "op: stop\nrun: 4\n")
+    (item,) = inbox.scan()
+    assert item.ops == (Stop(Numbers((4,))),) and inbox.scan() == []
+    answer(inbox, [item])
+    assert files(inbox, "done") == ["1.yaml", "1.yaml.outcome"]
+
+
 def test_a_refused_file_ends_in_rejected_with_its_reason_and_a_log_line(inbox, clock, caplog):
     drop(inbox, "x.yml", "op: stpo\nrun: 3\n")
     clock.now += 1

@@ -57,6 +57,18 @@ def refusal(root: Path, name: str = "op.yaml") -> str:
     return (root / "control" / "rejected" / f"{name}.error").read_text()
 
 
+def test_an_op_that_has_to_wait_for_a_run_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run trains on another device when its file is read; a later op on it waits too."""
+    looks = iter([True] * 2)
+    engine = toy_engine(tmp_path, [toy_spec(), toy_spec()])
+    (tmp_path / "control").mkdir()
+    put(tmp_path / "control", "1.yaml", {"op": "stop", "run": 0})
+    put(tmp_path / "control", "2.yaml", {"op": "clone", "run": 0, "overrides": ["lr=2"]})
+    monkeypatch.setattr(engine._placement, "is_training", lambda run: run.number == 0 and next(looks, False))
+    assert play(engine) == [RunState.STOPPED, RunState.COMPLETED, RunState.COMPLETED]
+    assert [entry.op for entry in Journal(engine.experiment.paths.ops).read()] == ["stop", "clone"]
+
+
 # --- the control directory --------------------------------------------------------------------------------------------
 
 
