@@ -23,8 +23,9 @@ $(STAMP): pyproject.toml constraints.txt requirements-demo.txt
 demo: install
 	$(PY) -m rfflow +recipe=sft --multirun lr=1e-3,1e-4
 
+# A file of tests stays in one process, so that what its tests share is made once.
 test: install
-	$(PY) -m pytest
+	$(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: install
 	$(PY) -m ruff check .
