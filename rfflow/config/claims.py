@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,15 @@ class Claim:
     """Whether it stays the run's when it has ended: what it has written is there."""
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a run has for itself, and what it has agreed to."""
+
+    claims: tuple[Claim, ...] = ()
+    agreed: Mapping[str, bool] = field(default_factory=dict)
+    """What has to be the same for all runs, by the name of the argument."""
+
+
 class Claims:
     """Who has claimed what, of all the runs of an experiment."""
 
@@ -74,15 +83,30 @@ class Claims:
         Raises:
             ConfigError: if it is not.
         """
-        for name, why in _LIBRARIES_CHANGE.items():
-            if name == "full_determinism" and device == "cpu":
-                continue
-            value = bool(argument(name))
+        names = [name for name in _LIBRARIES_CHANGE if name != "full_determinism" or device != "cpu"]
+        self._agree(number, {name: bool(argument(name)) for name in names})
+
+    def hold(self, number: int, held: Held) -> None:
+        """Let a run have what it has where it stands.
+
+        Raises:
+            ConfigError: if another run, which may stand elsewhere, has something of it.
+        """
+        self.take(number, held.claims)
+        self._agree(number, held.agreed)
+
+    def held_by(self, number: int) -> Held:
+        """Return what a run has."""
+        claims = tuple(claim for owner, claim in self._owners.values() if owner == number)
+        return Held(claims, {name: value for name, (_, value) in self._agreed.items()})
+
+    def _agree(self, number: int, values: Mapping[str, bool]) -> None:
+        for name, value in values.items():
             first, seen = self._agreed.setdefault(name, (number, value))
             if seen != value:
                 raise ConfigError(
                     f"trainer.args.{name} is {seen} for run {first} and {value} for run {number}, and has to be the "
-                    f"same for all runs of an experiment: {why}"
+                    f"same for all runs of an experiment: {_LIBRARIES_CHANGE[name]}"
                 )
 
     def release(self, number: int, *, has_trained: bool) -> None:

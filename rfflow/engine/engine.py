@@ -23,7 +23,7 @@ from rfflow.engine.cloning import Cloner, Composer
 from rfflow.engine.interruption import Interruption
 from rfflow.engine.lifecycle import Lifecycle
 from rfflow.engine.metrics_check import MetricsCheck
-from rfflow.engine.placement import Placement, SlotLost
+from rfflow.engine.placement import Placement
 from rfflow.engine.steering import Steering
 from rfflow.errors import ConfigError, EngineError
 from rfflow.files import shown
@@ -325,25 +325,27 @@ class Engine:
                 log.info("Slot %s: %s, process %s", heard.slot, device, pid)
             case Said(logger, level, message):
                 logging.getLogger(logger).log(level, "%s", message)
-            case Lost(reason):
-                self._lose(heard.slot, reason)
+            case Lost() as lost:
+                self._lose(heard.slot, lost)
             case _:
                 raise AssertionError(f"nobody asked for {heard}")
 
-    def _lose(self, slot: int, reason: str) -> None:
+    def _lose(self, slot: int, lost: Lost) -> None:
         """A worker is gone: its runs go on elsewhere, from what of them is on the disk."""
-        there, training = self._placement.lose(slot)
+        there, doing = self._placement.lose(slot, lost)
         runs = [run for run in self.experiment.runs if run.number in there and not run.state.is_final]
         for run in runs:
             self._boundaries.again(run, self._checkpointer.fall_back(run))
-        who = f" while run {training} trained" if training is not None else ""
-        log.warning("The worker of slot %s is lost%s: %s.", slot, who, reason)
-        if training is not None and self._placement.has_lost_too_many(training):
-            run = self.experiment.run(training)
-            self.lifecycle.fail(run, EngineError(f"workers are lost again and again while it trains: {reason}"))
+        is_usable = slot in self._placement.usable
+        log.warning(
+            "The worker of slot %s is lost%s: %s.%s", slot, doing, lost.reason, "" if is_usable else " It is given up."
+        )
+        for run in runs:
+            if (failure := self._placement.losses.failure_of(run)) is not None:
+                self.lifecycle.fail(run, failure)
         if not self._placement.usable:
             raise EngineError(
-                f"Every slot was lost, the last one because {reason}. What was saved stands: "
+                f"Every slot was lost, the last one because {lost.reason}. What was saved stands: "
                 f"{resume_command(self.experiment.paths.root)}"
             )
 
@@ -382,7 +384,7 @@ class Engine:
         for start in range(0, len(new), self.slots.count):
             self._prepare_all(new[start : start + self.slots.count])
         self._metrics_check.check({} if self._steering is None else self._steering.read_metrics)
-        self._checkpointer.data = self._placement.read_rows()
+        self._checkpointer.data = dict(self._placement.rows)
         if self._saved is not None:
             self._saved.check_data(self._checkpointer.data)
         if not self._is_open:
@@ -405,11 +407,7 @@ class Engine:
         for run in runs:
             self._placement.ask_to_prepare(run, *self._past_of(run))
         for run in runs:
-            try:
-                ready = self._placement.ready(run)
-            except SlotLost:
-                ready = self._placement.prepare(run, *self._past_of(run))
-            self._note_ready(run, ready)
+            self._note_ready(run, self._placement.ready(run))
 
     def _past_of(self, run: Run) -> tuple[WarmStart | None, Path | None]:
         """Return what a run began with, and where it goes on from."""

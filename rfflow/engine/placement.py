@@ -6,11 +6,15 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rfflow.checkpointing.checkpointer import Checkpointer
+from rfflow.config.claims import Claims
+from rfflow.engine.losses import Losses
 from rfflow.engine.silence import Silence
+from rfflow.errors import ConfigError
 from rfflow.runs.events import (
     Commit,
     Event,
@@ -19,13 +23,13 @@ from rfflow.runs.events import (
     LeaveDevice,
     Lost,
     Prepare,
-    ReadRows,
     Ready,
     Refused,
-    Rows,
+    Saved,
     SaveNow,
     Taken,
     Train,
+    Unsaved,
     Warm,
     WarmStart,
 )
@@ -37,12 +41,19 @@ log = logging.getLogger(__name__)
 
 _WATCH = 5.0
 """Seconds between two looks at who is silent."""
-MOST_LOSSES = 3
-"""How often a worker is replaced, and how often a run may be the one that trained when one was lost."""
 
 
-class SlotLost(Exception):
+class _SlotLost(Exception):
     """Who was asked something is gone; that has been handled."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What somebody waits for who has asked for a run to be built."""
+
+    start: WarmStart | None
+    checkpoint: Path | None
+    only_if_light: bool
 
 
 class Placement:
@@ -75,16 +86,16 @@ class Placement:
         self.busy: dict[int, Assignment] = {}
         """What is going on each slot that is not free."""
         self._silence = Silence(lambda: self._listened)
-        self._asked: set[int] = set()
+        self._asked: dict[int, _Request] = {}
         """Runs that are being built while somebody waits for them."""
+        self.rows: dict[str, str] = {}
+        """Fingerprints of the rows that were read so far, by data set."""
+        self._claims = Claims()
         self._writers: dict[int, int] = {}
         """The slot that has written, or is writing, the last checkpoint of a run."""
         self._early: list[Heard] = []
         """Answers that have come while another was awaited."""
-        self._losses: Counter[int] = Counter()
-        """How often the worker of a slot was lost."""
-        self._killers: Counter[int] = Counter()
-        """How often a worker was lost while a run trained there."""
+        self.losses = Losses()
         self._orphans: set[int] = set()
         """Runs whose trainers are gone with their workers; they are built again when they get a slot."""
         self._listened = 0.0
@@ -115,7 +126,7 @@ class Placement:
     @property
     def usable(self) -> list[int]:
         """The slots that have not been given up."""
-        return [slot for slot in range(self._slots.count) if self._losses[slot] <= MOST_LOSSES]
+        return self.losses.usable(range(self._slots.count))
 
     def bound(self) -> set[int]:
         """Return the runs that cannot move now: what they have trained is nowhere but where they stand."""
@@ -131,40 +142,54 @@ class Placement:
         """Build a run up to its next step, and wait until it is.
 
         Raises:
-            Exception: what the worker refuses it with.
+            Exception: what it is refused with.
         """
-        while True:
-            self.ask_to_prepare(run, start, checkpoint, only_if_light=only_if_light)
-            try:
-                return self.ready(run)
-            except SlotLost:  # another will do
-                continue
+        self.ask_to_prepare(run, start, checkpoint, only_if_light=only_if_light)
+        return self.ready(run)
 
     def ask_to_prepare(
         self, run: Run, start: WarmStart | None = None, checkpoint: Path | None = None, *, only_if_light: bool = False
     ) -> None:
         """Have a run built where there is most room; :meth:`ready` waits for it."""
-        self._prepare(run, self._roomiest(), start, checkpoint, only_if_light=only_if_light)
-        self._asked.add(run.number)
+        self._prepare(run, self._roomiest(run), start, checkpoint, only_if_light=only_if_light)
+        self._asked[run.number] = _Request(start, checkpoint, only_if_light)
 
     def ready(self, run: Run) -> Ready:
-        """Wait for a run that is being built.
+        """Wait for a run that is being built, elsewhere if its worker is lost.
 
         Raises:
-            Exception: what the worker refuses it with.
-            SlotLost: if the worker is gone.
+            Exception: what it is refused with.
+            ConfigError: if it needs what another run has, or workers are lost by it.
         """
         try:
-            if run.number not in self.homes:
-                raise SlotLost
-            ready = self._await(self.homes[run.number], run.number, Ready, Refused)
+            ready = self._await_ready(run)
+            self._claims.hold(run.number, ready.held)
+        except ConfigError as error:
+            self.give_up(run)
+            raise error if str(error).startswith(run.called) else ConfigError(f"{run.called}: {error}") from error
         finally:
-            self._asked.discard(run.number)
-        if isinstance(ready, Refused):
-            self.homes.pop(run.number, None)
-            raise ready.error
-        assert isinstance(ready, Ready)
+            self._asked.pop(run.number, None)
+        self.rows.update(ready.rows)
         return ready
+
+    def _await_ready(self, run: Run) -> Ready:
+        while True:
+            try:
+                if run.number not in self.homes:
+                    raise _SlotLost
+                answer = self._await(self.homes[run.number], run.number, Ready, Refused)
+            except _SlotLost:
+                self.losses.check_build(run)
+                asked = self._asked[run.number]
+                self._prepare(
+                    run, self._roomiest(run), asked.start, asked.checkpoint, only_if_light=asked.only_if_light
+                )
+                continue
+            if isinstance(answer, Refused):
+                self.homes.pop(run.number, None)
+                raise answer.error
+            assert isinstance(answer, Ready)
+            return answer
 
     def _prepare(
         self, run: Run, slot: int, start: WarmStart | None, checkpoint: Path | None, *, only_if_light: bool = False
@@ -174,14 +199,15 @@ class Placement:
         step = run.step if checkpoint is not None else 0
         card = run.card(self._checkpointer.owner(run))
         order = Prepare(card, hydra, start, checkpoint, step, is_at_boundary, only_if_light, upcoming)
+        self._silence.begin(slot, "build", run.number)
         self._slots.send(slot, order)
         self.homes[run.number] = slot
         self._orphans.discard(run.number)
 
-    def _roomiest(self) -> int:
-        """Return the slot with the fewest runs, a free one where there is one."""
-        held = Counter(self.homes.values())
-        return min(self.free or self.usable, key=lambda slot: (held[slot], slot))
+    def _roomiest(self, run: Run) -> int:
+        """Return the slot with the fewest runs, a free one where there is one, and one that it has not ended."""
+        held, ended = Counter(self.homes.values()), self.losses.where_built(run)
+        return min(self.free or self.usable, key=lambda slot: (slot in ended, held[slot], slot))
 
     def _upcoming(self, slot: int) -> tuple[int, ...]:
         return tuple(run for run in self._scheduler.upcoming() if self.homes.get(run) == slot)
@@ -192,9 +218,16 @@ class Placement:
         Raises:
             OpError: if they do not fit.
         """
-        slot = self.homes[run.number]
-        self._slots.send(slot, Warm(run.number, start))
-        answer = self._await(slot, run.number, Taken, Refused)
+        try:
+            if run.number not in self.homes:
+                raise _SlotLost
+            slot = self.homes[run.number]
+            self._silence.begin(slot, "build", run.number)
+            self._slots.send(slot, Warm(run.number, start))
+            answer = self._await(slot, run.number, Taken, Refused)
+        except _SlotLost:  # built anew, it has them
+            self.prepare(run, start)
+            return
         if isinstance(answer, Refused):
             self.homes.pop(run.number, None)
             raise answer.error
@@ -202,6 +235,10 @@ class Placement:
     def give_up(self, run: Run) -> None:
         """Let go of a run's trainer, if it has one."""
         self._orphans.discard(run.number)
+        self._claims.release(run.number, has_trained=run.step > 0)
+        self._leave(run)
+
+    def _leave(self, run: Run) -> None:
         slot = self.homes.pop(run.number, None)
         if slot is not None and slot in self.usable:
             self._slots.send(slot, GiveUp(run.number))
@@ -212,27 +249,17 @@ class Placement:
         if slot is not None:
             self._slots.send(slot, LeaveDevice(run.number, self._upcoming(slot)))
 
-    def read_rows(self) -> dict[str, str]:
-        """Return the fingerprints of all rows that were read so far."""
-        found: dict[str, str] = {}
-        for slot in sorted(set(self.homes.values())):
-            self._slots.send(slot, ReadRows())
-            rows = self._await(slot, None, Rows)
-            assert isinstance(rows, Rows)
-            found.update(rows.fingerprints)
-        return found
-
     # --- training -----------------------------------------------------------------------------------------------------
 
     def begin(self, assignment: Assignment, run: Run) -> None:
         """Let a run train its next chunk; what comes of it is heard."""
         slot, done = assignment.slot, run.chunks[-1].step if run.chunks else 0
         if self.homes.get(run.number) != slot:
-            self.give_up(run)
+            self._leave(run)
             checkpoint = self._checkpointer.newest(run)
             self._prepare(run, slot, self._start_of(run), checkpoint.path if checkpoint else None)
         self.busy[slot] = assignment
-        self._silence.begin(slot)
+        self._silence.begin(slot, "train", run.number)
         self._slots.send(slot, Train(run.number, done, self._checkpointer.is_due(run), self._upcoming(slot)))
 
     def _start_of(self, run: Run) -> WarmStart | None:
@@ -243,8 +270,9 @@ class Placement:
 
     def end(self, slot: int) -> Assignment:
         """Free the slot; return what went on there."""
-        self._silence.end(slot)
-        return self.busy.pop(slot)
+        assignment = self.busy.pop(slot)
+        self._silence.end(slot, "train", assignment.run)
+        return assignment
 
     def commit(self, run: Run) -> None:
         """Have the checkpoint written that was begun at the run's boundary, if one was."""
@@ -254,6 +282,7 @@ class Placement:
 
     def _write(self, run: Run, command: Commit | SaveNow) -> None:
         slot = self._writers[run.number] = self.homes[run.number]
+        self._silence.begin(slot, "write", run.number)
         self._slots.send(slot, command)
 
     def save_now(self, run: Run) -> None:
@@ -291,21 +320,23 @@ class Placement:
         heard = self._slots.hear(min(timeout or _WATCH, _WATCH) if watches else timeout)
         self._listened += min(time.monotonic() - began, 2 * _WATCH)
         if heard is not None:
-            self._silence.hear(heard.slot)
+            self._note(heard)
         if watches:
             self._end_the_silent()
         return heard
 
+    def _note(self, heard: Heard) -> None:
+        self._silence.hear(heard.slot)
+        if isinstance(heard.event, Ready | Refused | Taken):
+            self._silence.end(heard.slot, "build", heard.run)
+        elif isinstance(heard.event, Saved | Unsaved):
+            self._silence.end(heard.slot, "write", heard.run)
+
     def _end_the_silent(self) -> None:
-        for slot in self._silence.overdue(self.busy):
-            log.warning(
-                "Slot %s has been silent for more than %.0f s while run %s trains there; its worker is ended.",
-                slot,
-                self._silence.limit,
-                self.busy[slot].run,
-            )
-            self._silence.forget(slot)
-            self._slots.kill(slot)
+        for overdue in self._silence.overdue():
+            log.warning("%s; its worker is ended.", overdue)
+            self._silence.forget(overdue.slot)
+            self._slots.kill(overdue.slot)
 
     def _hear(self) -> None:
         heard = self.hear()
@@ -316,7 +347,7 @@ class Placement:
         """Wait for an answer; what else is heard meanwhile is handled as ever.
 
         Raises:
-            SlotLost: if who should answer is gone.
+            _SlotLost: if who should answer is gone.
         """
         while True:
             for early in self._early:
@@ -333,17 +364,18 @@ class Placement:
                 continue
             self._handle(heard)
             if heard.slot == slot and isinstance(heard.event, Lost):
-                raise SlotLost
+                raise _SlotLost
 
-    def lose(self, slot: int) -> tuple[list[int], int | None]:
+    def lose(self, slot: int, lost: Lost) -> tuple[list[int], str]:
         """Take note that a worker is gone.
 
         Returns:
-            The runs that stood there, and the one of them that trained.
+            The runs that stood there, and what it did.
         """
-        self._losses[slot] += 1
+        assignment, building = self.busy.pop(slot, None), self._silence.building(slot)
         self._silence.forget(slot)
-        assignment = self.busy.pop(slot, None)
+        training = None if assignment is None else assignment.run
+        self.losses.add(slot, lost.reason, training=training, building=building, is_for_good=lost.is_for_good)
         there = [run for run, home in self.homes.items() if home == slot]
         for run in there:
             del self.homes[run]
@@ -353,13 +385,9 @@ class Placement:
             self._checkpointer.lost(run)
         self._early = [early for early in self._early if early.slot != slot]
         self._scheduler.lose(slot)
-        if assignment is not None:
-            self._killers[assignment.run] += 1
-        return there, None if assignment is None else assignment.run
-
-    def has_lost_too_many(self, run: int) -> bool:
-        """Whether workers are lost again and again while a run trains."""
-        return self._killers[run] > MOST_LOSSES
+        if training is not None:
+            return there, f" while run {training} trained"
+        return there, "" if building is None else f" while run {building} was built"
 
     def open(self) -> None:
         """Let there be workers."""
@@ -371,3 +399,4 @@ class Placement:
         self.homes.clear()
         self.busy.clear()
         self._orphans.clear()
+        self._claims = Claims()

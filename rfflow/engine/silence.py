@@ -1,18 +1,52 @@
-"""Has a worker that trains been silent for too long? What that is, is learnt from the chunks that have ended."""
+"""Has a worker been silent for too long? What that is, is learnt from what workers have done before."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Work = Literal["train", "build", "write"]
 
 LEAST = 120.0
-"""Seconds of silence that are never too long: libraries compile, disks are busy."""
+"""Seconds of silence that are never too long: libraries compile, disks are busy..."""
+LEAST_OF_A_BUILD = 600.0
+"""... and a model may have to be fetched first."""
 FACTOR = 10.0
 """How many times the longest silence so far is too long."""
 
+_WORDS: dict[Work, str] = {"train": "trains there", "build": "is built there", "write": "is written to the disk"}
+
+
+@dataclass
+class _Watched:
+    since: float
+    """When something was heard of it last."""
+    longest: float = 0.0
+    """The longest silence so far."""
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """A worker that has not told of something for too long."""
+
+    slot: int
+    run: int | None
+    work: Work
+    limit: float
+    """Seconds."""
+
+    def __str__(self) -> str:
+        who = "data" if self.run is None else f"run {self.run}"
+        return f"Slot {self.slot} has been silent for more than {self.limit:.0f} s while {who} {_WORDS[self.work]}"
+
 
 class Silence:
-    """Watches over the slots on which something trains.
+    """Watches over what workers are to do, and to tell of.
+
+    Training and building go on in one thread of a worker: whatever it tells, it is alive. Writing goes on in another,
+    so that a checkpoint is timed from its command, whatever else is told meanwhile.
 
     Args:
         now: tells the time in seconds.
@@ -20,43 +54,56 @@ class Silence:
 
     def __init__(self, now: Callable[[], float] = time.monotonic):
         self._now = now
-        self._since: dict[int, float] = {}
-        self._longest: dict[int, float] = {}
-        """The longest silence in the turn that is going, by slot."""
-        self._usual: float | None = None
-        """The longest silence of all turns that have ended."""
+        self._watched: dict[tuple[int, Work, int | None], _Watched] = {}
+        self._usual: dict[Work, float] = {}
+        """The longest silence of all that has been done."""
 
-    def begin(self, slot: int) -> None:
-        """A chunk begins on a slot."""
-        self._since[slot] = self._now()
-        self._longest[slot] = 0.0
+    def begin(self, slot: int, work: Work, run: int | None) -> None:
+        """A slot is told to do something for a run, or for none in particular."""
+        self._watched[slot, work, run] = _Watched(self._now())
 
     def hear(self, slot: int) -> None:
         """A slot has told something."""
-        if slot in self._since:
-            now = self._now()
-            self._longest[slot] = max(self._longest[slot], now - self._since[slot])
-            self._since[slot] = now
+        for (where, work, _), watched in self._watched.items():
+            if where == slot and work != "write":
+                self._note(watched)
 
-    def end(self, slot: int) -> None:
-        """The chunk has ended, as it should."""
-        self.hear(slot)
-        self._usual = max(self._usual or 0.0, self._longest.get(slot, 0.0))
-        self.forget(slot)
+    def end(self, slot: int, work: Work, run: int | None) -> None:
+        """It is done."""
+        watched = self._watched.pop((slot, work, run), None)
+        if watched is not None:
+            self._note(watched)
+            self._usual[work] = max(self._usual.get(work, 0.0), watched.longest)
+
+    def building(self, slot: int) -> int | None:
+        """Return the run that a slot builds now, if it builds one: what it was told first it does first."""
+        return next((run for where, work, run in self._watched if where == slot and work == "build"), None)
 
     def forget(self, slot: int) -> None:
-        """The chunk has ended in some other way."""
-        self._since.pop(slot, None)
-        self._longest.pop(slot, None)
+        """Nothing more will be told of what the slot was to do."""
+        self._watched = {key: watched for key, watched in self._watched.items() if key[0] != slot}
 
-    @property
-    def limit(self) -> float | None:
-        """Seconds that are too long; ``None`` while nothing is known."""
-        return None if self._usual is None else max(LEAST, FACTOR * self._usual)
+    def limit(self, work: Work) -> float | None:
+        """Return the seconds that are too long; ``None`` while nothing is known."""
+        if work not in self._usual:
+            return None
+        # What is not trained may have to wait for a step of what is.
+        longest = self._usual[work] if work == "train" else max(self._usual.values())
+        return max(LEAST_OF_A_BUILD if work == "build" else LEAST, FACTOR * longest)
 
-    def overdue(self, slots: Iterable[int]) -> list[int]:
-        """Return those of the slots that have been silent for too long."""
-        limit, now = self.limit, self._now()
-        if limit is None:
-            return []
-        return [slot for slot in slots if slot in self._since and now - self._since[slot] > limit]
+    def overdue(self) -> list[Overdue]:
+        """Return what has not been told of for too long, one for each slot."""
+        now = self._now()
+        found: dict[int, Overdue] = {}
+        for (slot, work, run), watched in self._watched.items():
+            if work == "train" and self.building(slot) is not None:
+                continue  # it builds another between two steps, which has a limit of its own
+            limit = self.limit(work)
+            if limit is not None and now - watched.since > limit:
+                found.setdefault(slot, Overdue(slot, run, work, limit))
+        return list(found.values())
+
+    def _note(self, watched: _Watched) -> None:
+        now = self._now()
+        watched.longest = max(watched.longest, now - watched.since)
+        watched.since = now

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rfflow.config.claims import Held
 from rfflow.runs.chunks import Answer, ChunkPlan
 from rfflow.runs.run import RunCard
 
@@ -20,6 +21,10 @@ class Ready:
     plan: ChunkPlan
     expected: ExpectedMetrics | None = None
     """What is known of the metrics to come."""
+    rows: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the rows that were read so far where it stands, by data set."""
+    held: Held = field(default_factory=lambda: Held())
+    """What no other run may have."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +117,6 @@ class Unsaved:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What was read so far."""
-
-    fingerprints: Mapping[str, str]
-    """Of the rows, by data set."""
-
-
-@dataclass(frozen=True)
 class Up:
     """A worker is there."""
 
@@ -141,9 +138,11 @@ class Lost:
     """A worker is gone, and all that it held; what is on the disk is there."""
 
     reason: str
+    is_for_good: bool = False
+    """Whether another one would not even begin there."""
 
 
-Event = Pause | Again | Failed | Refused | Taken | Saved | Unsaved | Rows | Up | Said | Lost
+Event = Pause | Again | Failed | Refused | Taken | Saved | Unsaved | Up | Said | Lost
 
 
 @dataclass(frozen=True)
@@ -272,11 +271,4 @@ class GiveUp:
     run: int
 
 
-@dataclass(frozen=True)
-class ReadRows:
-    """Answered by :class:`Rows`."""
-
-    run: None = None
-
-
-Command = Prepare | Warm | Train | Commit | SaveNow | LeaveDevice | GiveUp | ReadRows
+Command = Prepare | Warm | Train | Commit | SaveNow | LeaveDevice | GiveUp

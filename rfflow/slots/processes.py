@@ -81,6 +81,8 @@ class ProcessSlots:
                 heard: Heard = pickle.loads(self._workers[slot].wire.recv_bytes())
             except (EOFError, OSError):
                 return self._bury(slot)
+            if isinstance(heard.event, Lost):
+                self._bury(slot)
             return heard
         return None
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from rfflow.config.spec import ExperimentSpec
 from rfflow.errors import ConfigError, RfflowError, WorkerError
-from rfflow.runs.events import Command, Event, Failed, Heard, Refused, Said, Train, Unsaved, Up
+from rfflow.runs.events import Command, Event, Failed, Heard, Lost, Refused, Said, Train, Unsaved, Up
 
 
 class Wire(Protocol):
@@ -97,7 +97,11 @@ def serve(seat: Seat, wire: Wire, nudges: Wire) -> None:
             wire.send_bytes(data)
 
     _hand_on_logs(tell)
-    worker = (seat.make_worker or _make_worker)(seat.spec, tell)
+    try:
+        worker = (seat.make_worker or _make_worker)(seat.spec, tell)
+    except Exception as error:
+        tell(None, Lost(f"it cannot begin: {type(error).__name__}: {error}", is_for_good=True))
+        return
     threading.Thread(target=_listen, args=(wire, mailbox, tell), daemon=True).start()
     threading.Thread(target=_listen_for_hurry, args=(nudges, worker), daemon=True).start()
     tell(None, Up(os.getpid(), worker.device))

@@ -39,6 +39,7 @@ class Shared:
         self._rows_of_apps: dict[int, str] = {}
         """Fingerprints of the rows that apps have built trainers with, by run."""
         self._fingerprints: dict[str, str] = {}
+        """What was looked at, by what was asked for or by what ``datasets`` calls it."""
         self._said: set[str] = set()
 
     def data(self, spec: DatasetSpec, trainer: TrainerSpec) -> Data:
@@ -68,8 +69,11 @@ class Shared:
 
     def fingerprints(self) -> dict[str, str]:
         """Return a fingerprint of the rows of every data set that was read."""
+        for key, data in self._data.items():
+            if key not in self._fingerprints:
+                self._fingerprints[key] = fingerprint(data)
         rows = {f"of run {number}": rows for number, rows in self._rows_of_apps.items()}
-        return rows | {redacted(key): fingerprint(data) for key, data in self._data.items()}
+        return rows | {redacted(key): self._fingerprints[key] for key in self._data}
 
     def note_rows(self, number: int, trainer: Trainer) -> None:
         """Take the fingerprint of rows that an app has read itself; of a stream there is none."""

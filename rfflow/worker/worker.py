@@ -32,10 +32,8 @@ from rfflow.runs.events import (
     LeaveDevice,
     Prepare,
     Progress,
-    ReadRows,
     Ready,
     Refused,
-    Rows,
     Saved,
     SaveNow,
     Taken,
@@ -132,8 +130,6 @@ class Worker:
                 self._leave_device(command)
             case GiveUp():
                 self._give_up(command.run)
-            case ReadRows():
-                return [Rows(self.shared.fingerprints())]
         return []
 
     def advance(self) -> Event | None:
@@ -213,7 +209,7 @@ class Worker:
         if session.holdings is not None:
             session.holdings.before_move = lambda: self._wait(order.run)
             self.shared.memory.keep_within_host(self._movable())
-        return ready
+        return replace(ready, rows=self.shared.fingerprints(), held=self.shared.claims.held_by(order.run))
 
     def _is_light(self, spec: RunSpec) -> bool:
         """Whether a run can be built beside one that is training: it brings little but an adapter."""

@@ -1,8 +1,10 @@
-"""When a worker counts as hung: never before anything is known, and by far longer than its own chunks were silent."""
+"""When a worker counts as hung: never before anything is known, and by far longer than it has been silent before."""
 
 from __future__ import annotations
 
-from rfflow.engine.silence import FACTOR, LEAST, Silence
+import pytest
+
+from rfflow.engine.silence import FACTOR, LEAST, LEAST_OF_A_BUILD, Silence, Work
 
 
 class Clock:
@@ -12,46 +14,93 @@ class Clock:
         return self.now
 
 
-def silence_after(gap: float) -> tuple[Silence, Clock]:
-    """Return one that has seen a chunk with a silence of so many seconds."""
+def silence_after(gap: float, work: Work = "train") -> tuple[Silence, Clock]:
+    """Return one that has seen something be done with a silence of so many seconds."""
     clock = Clock()
     silence = Silence(clock)
-    silence.begin(0)
+    silence.begin(0, work, 0)
     clock.now += gap
-    silence.end(0)
+    silence.end(0, work, 0)
     return silence, clock
 
 
-def test_nothing_is_overdue_before_the_first_chunk_has_ended() -> None:
+def overdue(silence: Silence) -> list[tuple[int, int | None, str]]:
+    return [(found.slot, found.run, found.work) for found in silence.overdue()]
+
+
+@pytest.mark.parametrize("work", ["train", "build", "write"])
+def test_nothing_is_overdue_before_the_first_of_its_kind_is_done(work: Work) -> None:
     clock = Clock()
     silence = Silence(clock)
-    silence.begin(0)
+    silence.begin(0, work, 0)
     clock.now += 1e6
-    assert silence.overdue([0]) == [] and silence.limit is None
+    assert silence.overdue() == [] and silence.limit(work) is None
 
 
-def test_short_chunks_are_given_time_all_the_same() -> None:
-    silence, clock = silence_after(1.0)
-    silence.begin(1)
-    clock.now += LEAST - 1
-    assert silence.overdue([0, 1]) == []
+@pytest.mark.parametrize(("work", "least"), [("train", LEAST), ("write", LEAST), ("build", LEAST_OF_A_BUILD)])
+def test_what_is_quick_is_given_time_all_the_same(work: Work, least: float) -> None:
+    silence, clock = silence_after(1.0, work)
+    silence.begin(1, work, 3)
+    clock.now += least - 1
+    assert silence.overdue() == []
     clock.now += 2
-    assert silence.overdue([0, 1]) == [1]
+    assert overdue(silence) == [(1, 3, work)]
 
 
-def test_long_silences_are_known_from_the_run_itself() -> None:
+def test_long_silences_are_known_from_what_was_done_before() -> None:
     silence, clock = silence_after(100.0)
-    silence.begin(1)
+    silence.begin(1, "train", 3)
     clock.now += 100.0 * FACTOR
-    assert silence.overdue([1]) == []
+    assert silence.overdue() == []
     clock.now += 1
-    assert silence.overdue([1]) == [1]
+    assert [str(found) for found in silence.overdue()] == [
+        "Slot 1 has been silent for more than 1000 s while run 3 trains there"
+    ]
 
 
-def test_who_tells_something_is_not_hung() -> None:
-    silence, clock = silence_after(1.0)
-    silence.begin(1)
+@pytest.mark.parametrize(("work", "gap"), [("train", LEAST - 1), ("build", LEAST_OF_A_BUILD - 1)])
+def test_who_tells_something_is_not_hung(work: Work, gap: float) -> None:
+    silence, clock = silence_after(1.0, work)
+    silence.begin(1, work, 3)
     for _ in range(5):
-        clock.now += LEAST - 1
+        clock.now += gap
         silence.hear(1)
-    assert silence.overdue([1]) == []
+    assert silence.overdue() == []
+
+
+def test_a_checkpoint_that_is_not_written_is_missed_although_its_worker_trains_on() -> None:
+    silence, clock = silence_after(1.0, "write")
+    silence.begin(1, "write", 3)
+    for _ in range(3):
+        clock.now += LEAST / 2
+        silence.hear(1)
+    assert overdue(silence) == [(1, 3, "write")]
+
+
+def test_a_checkpoint_may_have_to_wait_for_a_long_step() -> None:
+    silence, clock = silence_after(1.0, "write")
+    silence.begin(0, "train", 0)
+    clock.now += 300
+    silence.end(0, "train", 0)
+    silence.begin(1, "write", 3)
+    clock.now += 300
+    assert silence.overdue() == []
+
+
+def test_a_run_that_is_built_between_two_steps_of_another_has_the_time_of_a_build() -> None:
+    silence, clock = silence_after(1.0)
+    silence.begin(1, "train", 3)
+    silence.begin(1, "build", 4)
+    assert silence.building(1) == 4
+    clock.now += LEAST + 1
+    assert silence.overdue() == []
+    silence.end(1, "build", 4)
+    assert silence.building(1) is None
+
+
+def test_nothing_is_awaited_of_a_worker_that_is_gone() -> None:
+    silence, clock = silence_after(1.0)
+    silence.begin(1, "train", 3)
+    silence.forget(1)
+    clock.now += 1e6
+    assert silence.overdue() == []

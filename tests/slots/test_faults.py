@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from rfflow.config.spec import CheckpointSpec
+from rfflow.errors import ConfigError, EngineError
 from rfflow.runs.events import Failed, Heard
 from rfflow.runs.experiment import Callback, Experiment
 from rfflow.runs.run import Run, RunState
 from rfflow.slots.serve import _portable
-from tests.slots.test_processes import CHUNKS, Watch, ends, expected, kill, make, root, slots_of, states
+from tests.slots.test_processes import CHUNKS, Watch, be_impatient, ends, expected, kill, make, root, slots_of, states
 from tests.support.counting import STEPS_A_CHUNK
 from tests.support.toy import put, quick_inbox, toy_engine, toy_spec
 
@@ -132,6 +133,68 @@ def test_several_clones_asked_for_while_others_train(root: Path) -> None:
     engine.close()
     assert states(engine) == [RunState.COMPLETED] * 10
     assert sorted(lines.lines) == [(run, step) for run in range(10) for step in range(1, 13)]
+
+
+@pytest.mark.parametrize("where", ["build", "write"])
+def test_a_worker_that_hangs_while_it_builds_or_saves_is_replaced(
+    root: Path, where: str, expected: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    be_impatient(monkeypatch)
+    specs = [toy_spec(CHUNKS), toy_spec(CHUNKS), toy_spec(CHUNKS, hangs=where), toy_spec(CHUNKS)]
+    engine = toy_engine(root, specs, processes=2)
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.COMPLETED] * 4 and ends(root) == expected
+    assert f"while run 2 is {'built there' if where == 'build' else 'written to the disk'}" in caplog.text
+
+
+def test_a_run_that_ends_the_processes_that_build_it_is_named_before_training(root: Path) -> None:
+    engine = toy_engine(root, [toy_spec(CHUNKS), toy_spec(CHUNKS), toy_spec(CHUNKS, breaks="process")], processes=2)
+    with pytest.raises(ConfigError, match=r"^Run 2 .*cannot be built: 2 workers were lost .* ended with status 7"):
+        engine.run()
+    engine.close()
+
+
+@pytest.mark.usefixtures("quick_inbox")
+def test_a_clone_that_ends_the_processes_that_build_it_is_refused(root: Path, expected: list[str]) -> None:
+    def ask() -> None:
+        put(root / "control", "1.yaml", {"op": "clone", "run": 0, "overrides": ["breaks=process"]})
+
+    engine = make(root, Watch(5, ask))
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.COMPLETED] * 4 and ends(root) == expected
+    assert "2 workers were lost while they built it" in (root / "control/rejected/1.yaml.error").read_text()
+
+
+def test_a_worker_that_cannot_begin_says_why_and_is_not_tried_again(
+    root: Path, expected: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    specs = [toy_spec(CHUNKS)] * 4
+    engine = toy_engine(root, specs, processes=2, environments={1: {"TOY_IS_BROKEN": "1"}})
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.COMPLETED] * 4 and ends(root) == expected
+    assert caplog.text.count("RuntimeError: no driver for this toy. It is given up.") == 1
+
+
+def test_where_no_worker_can_begin_the_experiment_ends_with_their_words(root: Path) -> None:
+    engine = toy_engine(
+        root, [toy_spec(CHUNKS)] * 2, processes=2, environments={slot: {"TOY_IS_BROKEN": "1"} for slot in (0, 1)}
+    )
+    with pytest.raises(EngineError, match=r"Every slot was lost.*RuntimeError: no driver for this toy"):
+        engine.run()
+    engine.close()
+
+
+def test_what_two_runs_claim_on_two_devices_is_refused_as_on_one(root: Path) -> None:
+    """Where an app has built the trainers, only their workers know what they write to."""
+    specs = [toy_spec(CHUNKS, claims=["x"]), toy_spec(CHUNKS), toy_spec(CHUNKS, claims=["y"]), toy_spec(CHUNKS)]
+    specs[3] = toy_spec(CHUNKS, claims=["x"])
+    engine = toy_engine(root, specs, processes=2)
+    with pytest.raises(ConfigError, match=r"^Run 3.*: Runs 0 and 3 both write to x"):
+        engine.run()
+    engine.close()
 
 
 class FromTheHub(OSError):

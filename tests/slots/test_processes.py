@@ -151,7 +151,7 @@ def test_a_run_whose_workers_die_again_and_again_has_failed(root: Path) -> None:
 def test_when_every_slot_is_lost_the_experiment_ends_and_can_be_gone_on_with(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rfflow.engine.placement.MOST_LOSSES", 0)
+    monkeypatch.setattr("rfflow.engine.losses.MOST_LOSSES", 0)
     watch = Watch(5, lambda: [kill(engine, slot) for slot in (0, 1)] and None)
     engine = make(root, watch)
     with pytest.raises(EngineError, match=r"Every slot was lost.*resume="):
@@ -209,10 +209,18 @@ def test_a_clone_is_made_while_others_train(root: Path) -> None:
     assert states(engine) == [RunState.COMPLETED] * 5 and engine.experiment.runs[4].parent == 0
 
 
+def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make little of a silence, and nothing of workers that were ended wrongly because this machine is busy."""
+    for name in ("LEAST", "LEAST_OF_A_BUILD"):
+        monkeypatch.setattr(f"rfflow.engine.silence.{name}", 0.5)
+    for name in ("MOST_LOSSES", "MOST_LOSSES_BY_A_BUILD"):
+        monkeypatch.setattr(f"rfflow.engine.losses.{name}", 1000)
+    monkeypatch.setattr("rfflow.engine.placement._WATCH", 0.05)
+
+
 def test_a_hung_worker_is_replaced(root: Path, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped dead, it is silent; how long is too long is told by the chunks before."""
-    monkeypatch.setattr("rfflow.engine.silence.LEAST", 0.5)
-    monkeypatch.setattr("rfflow.engine.placement._WATCH", 0.05)
+    be_impatient(monkeypatch)
 
     def freeze() -> None:
         pid = slots_of(engine).pid(1)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from rfflow.checkpointing.checkpoints import Checkpoints, Draft
+from rfflow.config.claims import Claim, Held
 from rfflow.config.spec import ExperimentSpec
 from rfflow.runs.chunks import ChunkPlan
 from rfflow.runs.events import (
@@ -25,10 +27,8 @@ from rfflow.runs.events import (
     GiveUp,
     Prepare,
     Progress,
-    ReadRows,
     Ready,
     Refused,
-    Rows,
     Saved,
     SaveNow,
     Train,
@@ -55,14 +55,26 @@ class Count:
         self.value = (self.value * 6364136223846793005 + self.step) % 2**64
 
 
+def _is_to_hang(card: RunCard, where: str) -> bool:
+    """Whether a run is to hang there: the first time, if it is wanted."""
+    marker = card.paths.root / "has_hung"
+    if card.spec.config.get("hangs") != where or marker.exists():
+        return False
+    marker.touch()
+    return True
+
+
 class CountingWorker:
     """Does what :class:`rfflow.worker.worker.Worker` is told, with runs that count."""
 
     device = "toy"
 
     def __init__(self, spec: ExperimentSpec, tell: Callable[[int | None, Event], None]):
+        if "TOY_IS_BROKEN" in os.environ:
+            raise RuntimeError("no driver for this toy")
         self._counts: dict[int, Count] = {}
         self._drafts: dict[int, Draft] = {}
+        self._stuck: set[int] = set()
         self._hurry = threading.Event()
         self._turn: Iterator[Event] = iter(())
 
@@ -73,11 +85,13 @@ class CountingWorker:
             case Train():
                 self._turn = self._train(command)
             case Commit() | SaveNow():
+                if _is_to_hang(self._counts[command.run].card, "write"):
+                    self._stuck.add(command.run)
+                if command.run in self._stuck:
+                    return []  # as a thread does that waits for a disk, while its process goes on
                 return [self._save(command)]
             case GiveUp(run):
                 self._counts.pop(run, None)
-            case ReadRows():
-                return [Rows({"toy": "rows"})]
         return []
 
     def advance(self) -> Event | None:
@@ -93,12 +107,18 @@ class CountingWorker:
         settings: dict[str, Any] = dict(order.card.spec.config)
         if settings.get("breaks") == "config":
             return Refused(ValueError(f"run {order.run} cannot be built"))
+        if settings.get("breaks") == "process":
+            os._exit(7)
+        if _is_to_hang(order.card, "build"):
+            signal.pause()
         step, value = 0, order.run
         if order.checkpoint is not None:
             step, value = json.loads((order.checkpoint / "count.json").read_text())
         self._counts[order.run] = Count(order.card, step, value)
         chunks = order.card.spec.chunks
-        return Ready(ChunkPlan(tuple(STEPS_A_CHUNK * (n + 1) for n in range(chunks)), chunks))
+        plan = ChunkPlan(tuple(STEPS_A_CHUNK * (n + 1) for n in range(chunks)), chunks)
+        claims = tuple(Claim("folder", name, f"both write to {name}.") for name in settings.get("claims", ()))
+        return Ready(plan, rows={"toy": "rows"}, held=Held(claims))
 
     def _train(self, turn: Train) -> Iterator[Event]:
         count = self._counts[turn.run]

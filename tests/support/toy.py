@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -185,9 +186,10 @@ def toy_engine(
     objective: Objective | None = None,
     policy: Node | None = None,
     processes: int = 0,
+    environments: Mapping[int, Mapping[str, str]] = MappingProxyType({}),
     **control: Any,
 ) -> Engine:
-    """Return an engine of toy runs, on so many processes, or in this one."""
+    """Return an engine of toy runs, on so many processes, which may have environments of their own, or in this one."""
     spec = ExperimentSpec(
         name="toys",
         accelerator="cpu",
@@ -198,7 +200,10 @@ def toy_engine(
         checkpoint=checkpoint or CheckpointSpec(),
     )
     fabric = Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()], callbacks=list(callbacks))
-    slots = ProcessSlots(spec, [{}] * processes, make_worker=CountingWorker) if processes else None
+    slots = None
+    if processes:
+        places = [environments.get(slot, {}) for slot in range(processes)]
+        slots = ProcessSlots(spec, places, make_worker=CountingWorker)
     engine = Engine(spec, ExperimentPaths(root), fabric, ToyComposer(), make_session=ToyTrainee, slots=slots)
     for number, run in enumerate(specs):
         engine.add(run, number)
