@@ -89,6 +89,10 @@ class Lifecycle:
         """Forget a clone that was made and not admitted."""
         self.cloner.drop(run)
 
+    def leading(self) -> set[int]:
+        """Return the runs that have had more turns than another that takes part."""
+        return self._scheduler.leading()
+
     # --- what happens while training ----------------------------------------------------------------------------------
 
     def begin(self, run: Run, assignment: Assignment) -> None:

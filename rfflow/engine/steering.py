@@ -19,7 +19,7 @@ from rfflow.control.inbox import Inbox
 from rfflow.control.items import Identity, Item
 from rfflow.control.journal import Entry, Journal
 from rfflow.control.ops import Clone, Op
-from rfflow.control.selection import Numbers
+from rfflow.control.selection import Numbers, Ranked
 from rfflow.control.status import RunStatus, Status, StatusFile
 from rfflow.engine.planning import Plan, apply
 from rfflow.errors import OpError
@@ -68,6 +68,8 @@ class Steering:
         """Files that were looked at in the middle of this chunk."""
         self.held: set[int] = set()
         """Runs that get no slot now, because an op on them waits for others."""
+        self._named: set[int] = set()
+        """Runs that an op could name that waits."""
         self._decisions: list[Decision] = []
         """What the policy has asked for, and waits."""
         if before is not None:
@@ -93,7 +95,9 @@ class Steering:
         """Apply or refuse every op that has come, those of people before those of the policy.
 
         An op waits until each run that it could name is at a boundary of its own; until then those that are get no
-        slot (:attr:`held`), nor does a later op on any of them overtake it.
+        slot (:attr:`held`), nor does a later op on any of them overtake it. One that ranks runs waits until all of them
+        have had as many turns, where several train at once: else the metrics of an early chunk would be compared with
+        those of a later one.
 
         Args:
             is_training: whether a run is in the middle of a chunk.
@@ -101,7 +105,7 @@ class Steering:
         while self._untold:  # here every run is where it was when they were applied
             entry = self._untold.pop(0)
             self._tell([entry], _person(entry.file or "") if entry.by == "person" else entry.by)
-        self.held = set()
+        self.held, self._named = set(), set()
         if self._inbox is not None:
             self._take_files(self._inbox, is_training)
         if self._pilot is not None:
@@ -133,9 +137,13 @@ class Steering:
                 named.update(op.target.numbers)
             else:  # whichever it comes to mean, all must have reached the same look
                 named.update(run.number for run in runs if run.state.is_live)
-        if not named & self.held and not any(run.number in named and is_training(run) for run in runs):
+        is_ranking = self._lifecycle.experiment.slots > 1 and any(isinstance(op.target, Ranked) for op in ops)
+        ahead = named & self._lifecycle.leading() if is_ranking else set()
+        in_hand = named & self._named or any(run.number in named and is_training(run) for run in runs)
+        if not in_hand and not ahead:
             return False
-        self.held |= named
+        self._named |= named
+        self.held |= ahead if is_ranking else named
         return True
 
     def look_ahead(self, training: Run) -> None:
