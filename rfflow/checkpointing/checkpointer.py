@@ -10,7 +10,7 @@ from pathlib import Path
 from rfflow.checkpointing import experiment_file, provenance
 from rfflow.checkpointing.checkpoints import Checkpoint, Checkpoints
 from rfflow.checkpointing.disk import Told
-from rfflow.checkpointing.experiment_file import Answer, RunRecord, SavedExperiment
+from rfflow.checkpointing.experiment_file import OpOutcome, RunRecord, SavedExperiment
 from rfflow.checkpointing.starting import Command
 from rfflow.confidential import digest, without_secrets
 from rfflow.config.spec import RunSpec
@@ -58,7 +58,7 @@ class Checkpointer:
         """Clones that began with their parents' weights, and the steps at which those had them."""
         self._reached: dict[int, int] = {}
         """The chunks that each run has done, in this process or the one before."""
-        self._last_answer: Answer | None = None
+        self._last_answer: OpOutcome | None = None
         self.imagined: Sequence[tuple[int, Past]] = ()
         """What a policy would have done in a dry run."""
         self._is_first = True
@@ -140,7 +140,9 @@ class Checkpointer:
         """Take over what an earlier process had answered."""
         self._last_answer, self._is_first, self.imagined = before.answer, False, before.imagined
 
-    def write(self, ahead: Callable[[int], float], answer: Answer | None = None, *, is_finished: bool = False) -> None:
+    def write(
+        self, ahead: Callable[[int], float], answer: OpOutcome | None = None, *, is_finished: bool = False
+    ) -> None:
         """Write ``experiment.json``.
 
         Args:

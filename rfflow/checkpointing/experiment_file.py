@@ -77,7 +77,7 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
-class Answer:
+class OpOutcome:
     """An op file that has been answered: what goes into the journal, and where the file goes."""
 
     file: str
@@ -92,7 +92,7 @@ class SavedExperiment:
     name: str
     started: float
     runs: tuple[RunRecord, ...] = ()
-    answer: Answer | None = None
+    answer: OpOutcome | None = None
     """The last op file that was answered; its journal lines may be missing yet."""
     data: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of the rows, by data set."""
@@ -244,7 +244,7 @@ def _from_plain(plain: dict[str, Any]) -> SavedExperiment:
     answer, program, command = plain.pop("answer"), plain.pop("program", None), plain.pop("command", None)
     imagined = tuple((place, Past(**op)) for place, op in plain.pop("imagined", ()))
     if answer is not None:
-        answer = Answer(answer["file"], answer["stamp"], tuple(Entry(**entry) for entry in answer["entries"]))
+        answer = OpOutcome(answer["file"], answer["stamp"], tuple(Entry(**entry) for entry in answer["entries"]))
     runs = []
     for run in plain.pop("runs"):
         run["state"] = RunState(run["state"])

@@ -299,7 +299,8 @@ def _print_status(control: Path) -> int:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for column in ("run", "overrides", "state", "chunk", "step", "loss", "eval_loss", "parent"):
+    slots = ("slot",) if (status.get("slots") or 1) > 1 else ()
+    for column in ("run", "overrides", "state", *slots, "chunk", "step", "loss", "eval_loss", "parent"):
         table.add_column(column, justify="left" if column in ("overrides", "state") else "right", overflow="fold")
     for run in status.get("runs") or []:
         metrics = run.get("metrics") or {}
@@ -307,6 +308,7 @@ def _print_status(control: Path) -> int:
             run.get("number"),
             " ".join(run.get("overrides") or []),
             run.get("state"),
+            *(["" if run.get("slot") is None else run["slot"]] if slots else []),
             _of(run.get("chunk"), run.get("chunks")),
             _of(run.get("step"), run.get("steps")),
             _metric(metrics.get("loss")),

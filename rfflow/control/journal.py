@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,12 @@ log = logging.getLogger(__name__)
 
 def now() -> str:
     """Return the time of day as the journal writes it: ISO 8601, UTC, milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    return moment(time.time())
+
+
+def moment(seconds: float) -> str:
+    """Return seconds since the epoch as the journal writes a time of day."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,12 @@ class Entry:
     """Which state of that file (:attr:`rfflow.control.items.Identity.stamp`)."""
     chunk: int | None = None
     """The chunk after which it was applied."""
+    clone: int | None = None
+    """The number of the clone, where it made one."""
+    is_warm: bool = False
+    """Whether that began with its parent's weights."""
+    slot: int | None = None
+    """The slot where the run stood, where there are several."""
     time: str = field(default_factory=now)
 
 

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 
 from rfflow.checkpointing.checkpointer import Checkpointer
 from rfflow.checkpointing.disk import is_disk_trouble, resume_command, unsaved
-from rfflow.checkpointing.experiment_file import Answer, RunRecord, SavedExperiment
+from rfflow.checkpointing.experiment_file import OpOutcome, RunRecord, SavedExperiment
 from rfflow.config.spec import ExperimentSpec, RunSpec
 from rfflow.control.ownership import lock_of_experiment
 from rfflow.engine.boundary import Boundaries
@@ -192,7 +192,7 @@ class Engine:
         else:
             self._let_go()
 
-    def save(self, answer: Answer | None = None, *, is_finished: bool = False) -> None:
+    def save(self, answer: OpOutcome | None = None, *, is_finished: bool = False) -> None:
         """Write ``experiment.json``; once this returns, an op file that was answered is answered for good."""
         self.lifecycle.save(answer, is_finished=is_finished)
 
@@ -261,6 +261,8 @@ class Engine:
                 has_begun = True
         if has_begun and self._interruption.number is not None:
             self._placement.hurry()
+        if self._steering is not None:
+            self._steering.show()
         return has_begun
 
     @property

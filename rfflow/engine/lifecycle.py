@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from rfflow.checkpointing.checkpointer import Checkpointer
-from rfflow.checkpointing.experiment_file import Answer
+from rfflow.checkpointing.experiment_file import OpOutcome
 from rfflow.control.journal import Past
 from rfflow.engine.cloning import Cloner
 from rfflow.engine.placement import Placement
 from rfflow.runs.experiment import Experiment
-from rfflow.runs.run import Run, RunState
+from rfflow.runs.run import Run, RunState, Turn
 from rfflow.scheduling.scheduler import Assignment, Scheduler
 
 
@@ -44,7 +45,7 @@ class Lifecycle:
         self.imagined: Callable[[], Sequence[tuple[int, Past]]] = lambda: checkpointer.imagined
         """Returns what a policy would have done in a dry run."""
 
-    def save(self, answer: Answer | None = None, *, is_finished: bool = False) -> None:
+    def save(self, answer: OpOutcome | None = None, *, is_finished: bool = False) -> None:
         """Write ``experiment.json``; once this returns, an op file that was answered is answered for good."""
         self._checkpointer.imagined = self.imagined()
         self._checkpointer.write(self._scheduler.ahead, answer, is_finished=is_finished)
@@ -89,6 +90,10 @@ class Lifecycle:
         """Forget a clone that was made and not admitted."""
         self.cloner.drop(run)
 
+    def slot_of(self, run: Run) -> int | None:
+        """Return the slot where the run's trainer stands, where there are several."""
+        return self._placement.homes.get(run.number) if self.experiment.slots > 1 else None
+
     def leading(self) -> set[int]:
         """Return the runs that have had more turns than another that takes part."""
         return self._scheduler.leading()
@@ -100,6 +105,7 @@ class Lifecycle:
         if run.state is RunState.QUEUED:
             run.move_to(RunState.RUNNING)
             self.tell("on_run_start", run=run)
+        run.turn = Turn(assignment.slot, time.time())
         self.tell("on_chunk_start", run=run, chunk=assignment.chunk)
         self._placement.begin(assignment, run)
 

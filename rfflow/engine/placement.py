@@ -272,7 +272,13 @@ class Placement:
         """Free the slot; return what went on there."""
         assignment = self.busy.pop(slot)
         self._silence.end(slot, "train", assignment.run)
+        self._end_turn(assignment.run)
         return assignment
+
+    def _end_turn(self, number: int) -> None:
+        for run in self._runs():
+            if run.number == number:
+                run.turn = None
 
     def commit(self, run: Run) -> None:
         """Have the checkpoint written that was begun at the run's boundary, if one was."""
@@ -375,6 +381,8 @@ class Placement:
         assignment, building = self.busy.pop(slot, None), self._silence.building(slot)
         self._silence.forget(slot)
         training = None if assignment is None else assignment.run
+        if training is not None:
+            self._end_turn(training)
         self.losses.add(slot, lost.reason, training=training, building=building, is_for_good=lost.is_for_good)
         there = [run for run, home in self.homes.items() if home == slot]
         for run in there:

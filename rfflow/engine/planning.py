@@ -30,6 +30,10 @@ class Step:
     """Does it, and says in a sentence what came of it."""
     chunk: int
     """Chunks that the run has done."""
+    clone: int | None = None
+    """The number of the clone that it makes, if it makes one."""
+    is_warm: bool = False
+    """Whether that begins with its parent's weights."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class Plan:
             own = redacted(" ".join(overrides)) or "no overrides"
             return f"Run {parent.number} was cloned as run {number}{how}: {own}."
 
-        return Step(op, parent.number, admit, len(parent.chunks))
+        return Step(op, parent.number, admit, len(parent.chunks), number, op.warm_start)
 
     def _stop(self, run: Run) -> str:
         self._lifecycle.stop(run)
@@ -133,9 +137,9 @@ class Plan:
         return f"Run {run.number} was deleted {_place(run)}; what it saved stays in {shown(run.paths.checkpoints)}."
 
 
-def apply(steps: Sequence[Step]) -> list[tuple[Step, str, int]]:
-    """Apply the steps; return with each what came of it, and the chunks that its run had done."""
-    return [(step, step.apply(), step.chunk) for step in steps]
+def apply(steps: Sequence[Step]) -> list[tuple[Step, str]]:
+    """Apply the steps; return with each what came of it."""
+    return [(step, step.apply()) for step in steps]
 
 
 def _place(run: Run) -> str:

@@ -11,17 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rfflow.checkpointing.experiment_file import Answer, SavedExperiment
+from rfflow.checkpointing.experiment_file import OpOutcome, SavedExperiment
 from rfflow.confidential import redacted
 from rfflow.control.admission import as_the_experiment
 from rfflow.control.filing import is_made_up
 from rfflow.control.inbox import Inbox
 from rfflow.control.items import Identity, Item
-from rfflow.control.journal import Entry, Journal
+from rfflow.control.journal import Entry, Journal, moment
 from rfflow.control.ops import Clone, Op
 from rfflow.control.selection import Numbers, Ranked
 from rfflow.control.status import RunStatus, Status, StatusFile
-from rfflow.engine.planning import Plan, apply
+from rfflow.engine.planning import Plan, Step, apply
 from rfflow.errors import OpError
 from rfflow.policies.runner import Imagined, PolicyRunner, stamp
 from rfflow.policies.scene import Decision
@@ -118,7 +118,6 @@ class Steering:
                     self._follow(decision)
         self._lifecycle.cloner.forget_early()
         self._looked_at.clear()
-        self._write_status()
 
     def _take_files(self, inbox: Inbox, is_training: Callable[[Run], bool]) -> None:
         for item in inbox.scan():
@@ -128,6 +127,10 @@ class Steering:
                 inbox.put_back(item)
             elif self._answer(item):
                 self._is_idle, self._last_call = False, None
+
+    def show(self) -> None:
+        """Write how the runs stand, and who trains where, for people to see."""
+        self._write_status()
 
     def _must_wait(self, ops: Sequence[Op], is_training: Callable[[Run], bool]) -> bool:
         runs = self._lifecycle.experiment.runs
@@ -207,14 +210,11 @@ class Steering:
             steps = Plan(self._lifecycle).of(item.ops)
         except OpError as error:
             reason = redacted(str(error))
-            self._note(Answer(item.name, item.identity.stamp, tuple(self._refusals(item, reason))))
+            self._note(OpOutcome(item.name, item.identity.stamp, tuple(self._refusals(item, reason))))
             self._inbox.reject(item, reason)
             return False
-        entries = [
-            self._entry(item, step.op, step.run, "applied", detail, chunk) for step, detail, chunk in apply(steps)
-        ]
-        self._note(Answer(item.name, item.identity.stamp, tuple(entries)))
-        self._tell(entries, _person(item.name))
+        entries = self._apply(steps, "person", item.name, item.identity.stamp, source=_person(item.name))
+        self.show()  # whoever reads the answer may look at the status next
         self._inbox.done(item, "\n".join(entry.detail for entry in entries))
         return True
 
@@ -230,14 +230,35 @@ class Steering:
             if self._pilot.refuse(decision, str(error)):
                 log.warning("Refused an op of %s: %s", by, error)
                 entries = [Entry(op.verb, None, "refused", str(error), by, file, stamp(decision))]
-                self._note(Answer(file, stamp(decision), tuple(entries)))
+                self._note(OpOutcome(file, stamp(decision), tuple(entries)))
             return
+        self._apply(steps, by, file, moment, source=by, why=f" {_sentence(decision.why)}")
+
+    def _apply(
+        self, steps: Sequence[Step], by: str, file: str, stamp: str, *, source: str, why: str = ""
+    ) -> list[Entry]:
+        """Apply the steps of a file or of a policy, and answer for good."""
+        runs = self._lifecycle.experiment.run
+        slots = [self._lifecycle.slot_of(runs(step.run)) for step in steps]
         entries = [
-            Entry(op.verb, step.run, "applied", f"{detail} {_sentence(decision.why)}", by, file, moment, chunk)
-            for step, detail, chunk in apply(steps)
+            Entry(
+                step.op.verb,
+                step.run,
+                "applied",
+                f"{detail}{why}",
+                by,
+                file,
+                stamp,
+                step.chunk,
+                clone=step.clone,
+                is_warm=step.is_warm,
+                slot=slot,
+            )
+            for (step, detail), slot in zip(apply(steps), slots, strict=True)
         ]
-        self._note(Answer(file, moment, tuple(entries)))
-        self._tell(entries, by)
+        self._note(OpOutcome(file, stamp, tuple(entries)))
+        self._tell(entries, source)
+        return entries
 
     def _tell(self, entries: Sequence[Entry], source: str) -> None:
         for entry in entries:
@@ -245,7 +266,7 @@ class Steering:
             run = self._lifecycle.experiment.run(entry.run)
             self._lifecycle.tell("on_op", run=run, text=f"{entry.detail} ({source}, after chunk {entry.chunk})")
 
-    def _go_on(self, answer: Answer | None) -> None:
+    def _go_on(self, answer: OpOutcome | None) -> None:
         """Take over from a process that is gone: what it had answered is not answered again."""
         entries = self._journal.read()
         if answer is not None:
@@ -270,7 +291,7 @@ class Steering:
             self._inbox.reject(item, entries[0].detail)
         return True
 
-    def _note(self, answer: Answer) -> None:
+    def _note(self, answer: OpOutcome) -> None:
         if self._pilot is not None:
             self._pilot.note(answer.entries)
         # First the experiment's own state: from here on the ops are applied, whatever happens. A process that goes on
@@ -291,26 +312,15 @@ class Steering:
     def _refusals(self, item: Item, reason: str) -> list[Entry]:
         if not item.ops:
             return [Entry("unknown", None, "refused", reason, file=item.name, stamp=item.identity.stamp)]
-        return [self._entry(item, op, None, "refused", reason) for op in item.ops]
-
-    def _entry(self, item: Item, op: Op, run: int | None, outcome: str, detail: str, chunk: int | None = None) -> Entry:
-        assert outcome in ("applied", "refused")
-        return Entry(
-            op.verb,
-            run,
-            "applied" if outcome == "applied" else "refused",
-            detail,
-            file=item.name,
-            stamp=item.identity.stamp,
-            chunk=chunk,
-        )
+        return [Entry(op.verb, None, "refused", reason, file=item.name, stamp=item.identity.stamp) for op in item.ops]
 
     def _write_status(self) -> None:
         if self._inbox is None:
             return
         experiment = self._lifecycle.experiment
         runs = tuple(_status(run) for run in experiment.runs)
-        self._status.write(Status(str(experiment.paths.root), runs, waiting=self._is_idle))
+        status = Status(str(experiment.paths.root), runs, waiting=self._is_idle, slots=experiment.slots)
+        self._status.write(status)
 
 
 def _person(file: str) -> str:
@@ -322,7 +332,10 @@ def _sentence(words: str) -> str:
 
 
 def _status(run: Run) -> RunStatus:
+    trained = run.chunks[-1].slot if run.chunks else None
     return RunStatus(
+        slot=trained if run.turn is None else run.turn.slot,
+        since=None if run.turn is None else moment(run.turn.since),
         number=run.number,
         state=run.state.value,
         overrides=run.overrides,

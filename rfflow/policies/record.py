@@ -17,10 +17,8 @@ from rfflow.checkpointing import experiment_file
 from rfflow.checkpointing.experiment_file import SavedExperiment
 from rfflow.config.spec import Node
 from rfflow.control.journal import Journal
-from rfflow.control.ops import Clone
 from rfflow.errors import ConfigError, nearest
 from rfflow.files import shown
-from rfflow.policies.runner import BIRTH
 from rfflow.policies.simulation import Curve
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import RunState
@@ -117,11 +115,10 @@ def _births(paths: ExperimentPaths) -> dict[int, tuple[dict[int, int], bool]]:
     chunks = read_timeline(paths.timeline)
     births = {}
     for entry in Journal(paths.ops).read():
-        is_clone = entry.op == Clone.verb and entry.outcome == "applied" and entry.by == "person"
-        if is_clone and entry.run is not None and (birth := BIRTH.search(entry.detail)) is not None:
+        if entry.clone is not None and entry.run is not None and entry.by == "person":
             moment = datetime.fromisoformat(entry.time).timestamp() + 0.001  # the journal leaves out what is below
             done = Counter(chunk["run"] for chunk in chunks if chunk["ended"] <= moment)
-            births[int(birth[1])] = ({**done, entry.run: entry.chunk or 0}, bool(birth[2]))
+            births[entry.clone] = ({**done, entry.run: entry.chunk or 0}, entry.is_warm)
     return births
 
 

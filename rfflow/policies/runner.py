@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -24,9 +23,6 @@ from rfflow.runs.run import Run
 log = logging.getLogger(__name__)
 
 Imagined = tuple[int, Past]
-
-BIRTH = re.compile(r"was cloned as run (\d+)( from its weights)?")
-"""In the detail of a journal entry: a clone's number, and whether it started warm."""
 
 
 class PolicyRunner:
@@ -95,9 +91,9 @@ class PolicyRunner:
             if entry.outcome != "applied" or entry.run is None:
                 continue
             self._ops.append(Past(entry.op, entry.run, entry.by, entry.chunk))
-            if entry.op == Clone.verb and (birth := BIRTH.search(entry.detail)) is not None:
+            if entry.clone is not None:
                 age = self._ages.get(entry.run, 0) + (entry.chunk or 0)
-                self._ages[int(birth[1])] = age if birth[2] else 0
+                self._ages[entry.clone] = age if entry.is_warm else 0
 
     def refuse(self, decision: Decision, reason: str) -> bool:
         """Return whether a refusal is news: a policy that asks again and again is told once."""

@@ -62,6 +62,15 @@ class RunCard:
     """What its files say of whose they are."""
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A chunk that a run trains now."""
+
+    slot: int
+    since: float
+    """Seconds since the epoch."""
+
+
 class Run:
     """One configuration, from Hydra job to trained adapter."""
 
@@ -89,6 +98,8 @@ class Run:
         """How often it has logged."""
         self.chunks: list[ChunkResult] = []
         self.error: BaseException | None = None
+        self.turn: Turn | None = None
+        """Where it trains now, if it does."""
 
     def __repr__(self) -> str:
         return f"Run({self.number}, {self.state.value}, step {self.step})"

@@ -25,18 +25,19 @@ MIN_LABEL = 12
 """Characters that the overrides get, whatever else has to go."""
 
 
-def live_table(experiment: Experiment, console: Console, active: int | None) -> RenderableType:
-    """Return the table of all runs; where the terminal is not high enough, of the best and the one that trains."""
+def live_table(experiment: Experiment, console: Console) -> RenderableType:
+    """Return the table of all runs; where the terminal is not high enough, of the best and those that train."""
     runs = [run for run in experiment.runs if run.state is not RunState.DELETED]
     room = max(1, console.height - 6)
     shown_runs = runs
     if len(runs) > room:
-        best = {run.number for run in experiment.ranked()[: room - 1]}
-        shown_runs = [run for run in runs if run.number in best or run.number == active][:room]
+        training = {run.number for run in runs if run.turn is not None}
+        best = {run.number for run in experiment.ranked()[: max(1, room - len(training))]}
+        shown_runs = [run for run in runs if run.number in best | training][:room]
     rows = [_cells(experiment, run) | {"left": _left(run)} for run in shown_runs]
     styles: dict[int, str] = {}
     for row, run in zip(rows, shown_runs, strict=True):
-        if run.number == active:
+        if run.turn is not None:
             row["state"] = "training"
             styles[run.number] = "bold green"
     left = experiment.seconds_left()
@@ -92,6 +93,7 @@ def chunk_line(experiment: Experiment, run: Run, result: ChunkResult) -> str:
     parts = [
         f"chunk {result.chunk + 1}/{chunks}",
         f"run {run.number}",
+        *([f"slot {result.slot}"] if experiment.slots > 1 else []),
         labels(experiment.runs, 40)[run.number],
         f"step {result.step}/{steps}",
         *(f"{name} {_number(run, name)}" for name in _metrics(experiment) if name in run.metrics),
@@ -141,6 +143,7 @@ def _cells(experiment: Experiment, run: Run) -> dict[str, str]:
         **(parent if any(other.parent is not None for other in experiment.runs) else {}),
         "overrides": "",
         "state": run.state.value,
+        **({"slot": _slot(run)} if experiment.slots > 1 else {}),
         "chunk": f"{len(run.chunks)}{chunks}",
         "step": f"{run.step}{steps}",
         **{name: _number(run, name) for name in _metrics(experiment)},
@@ -156,7 +159,7 @@ def _table(
     """
     heads = list(rows[0]) if rows else ["run", "overrides", "state"]
     # Where even that is too little, what can be found elsewhere goes: time, the training loss, steps.
-    for head in ("time", "loss", "step", "left"):
+    for head in ("time", "loss", "slot", "step", "left"):
         if _label_room(_widths(heads, rows), width) < MIN_LABEL and head in heads and len(_metrics(experiment)) > 1:
             heads.remove(head)
     names = headed_labels(experiment.runs, max(MIN_LABEL, _label_room(_widths(heads, rows), width)))
@@ -199,6 +202,13 @@ def _metrics(experiment: Experiment) -> list[str]:
     if experiment.spec.objective.metric not in ("loss", "eval_loss"):
         names.append(experiment.spec.objective.metric)
     return names
+
+
+def _slot(run: Run) -> str:
+    """Return where a run trains, or has trained last."""
+    if run.turn is not None:
+        return str(run.turn.slot)
+    return str(run.chunks[-1].slot) if run.chunks else "-"
 
 
 def _number(run: Run, metric: str) -> str:

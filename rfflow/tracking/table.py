@@ -81,8 +81,6 @@ class LiveTable:
         self._console = console
         self._live: Live | None = None
         self._drawn = -math.inf
-        self._active: int | None = None
-        """The run that holds the device."""
         self._handlers: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
 
     # --- events -------------------------------------------------------------------------------------------------------
@@ -103,7 +101,6 @@ class LiveTable:
 
     def on_chunk_start(self, experiment: Experiment, run: Run) -> None:
         """Mark the run that trains now."""
-        self._active = run.number
         self._draw(experiment)
 
     def on_log(self, experiment: Experiment) -> None:
@@ -113,13 +110,11 @@ class LiveTable:
 
     def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
         """Where there is no table, print a line; the table is drawn when the next chunk starts, which is now."""
-        self._active = None
         if self._live is None and self._console is not None:
             _say(self._console, chunk_line(experiment, run, result))
 
     def on_run_end(self, experiment: Experiment, run: Run) -> None:
         """Tell at once that a run failed, and where its trace is."""
-        self._active = None
         if run.state is RunState.FAILED and self._console is not None:
             _say(self._console, failure(experiment, run), style="red")
         self._draw(experiment)
@@ -207,7 +202,7 @@ class LiveTable:
 
     def _draw(self, experiment: Experiment) -> None:
         if self._live is not None:
-            self._live.update(live_table(experiment, self._live.console, self._active), refresh=True)
+            self._live.update(live_table(experiment, self._live.console), refresh=True)
             self._drawn = time.monotonic()
 
 

@@ -220,6 +220,15 @@ def test_the_status_is_shown_as_a_table(start, capsys):
     assert "not running any more" in capsys.readouterr().out
 
 
+def test_the_status_says_where_runs_train_where_that_is_a_question(start, capsys):
+    inbox, runs = start(), (RunStatus(0, "running", ("lr=1e-3",), 1, 4, slot=1, since="now"), RunStatus(1, "queued"))
+    for slots, cells in ((1, ["running", "1/4"]), (2, ["running", "1", "1/4"])):
+        StatusFile(inbox.directory).write(Status("outputs/sft/now", runs, slots=slots))
+        assert ctl.main(["status"]) == 0
+        row = next(line.split() for line in capsys.readouterr().out.splitlines() if "lr=1e-3" in line)
+        assert row[2 : 2 + len(cells)] == cells
+
+
 def test_a_status_with_odd_values_is_shown_all_the_same(start, capsys):
     inbox = start()
     (inbox.directory / "status.yaml").write_text(yaml.safe_dump({"runs": [{"number": 1, "metrics": {"loss": None}}]}))

@@ -23,7 +23,20 @@ def test_what_is_written_is_read_back_in_order(journal):
     journal.append(REFUSED, STOPPED)
     assert journal.read() == [STOPPED, REFUSED, STOPPED]
     first = json.loads(journal.path.read_text().splitlines()[0])
-    assert list(first) == ["op", "run", "outcome", "detail", "by", "file", "stamp", "chunk", "time"]
+    assert list(first) == [
+        "op",
+        "run",
+        "outcome",
+        "detail",
+        "by",
+        "file",
+        "stamp",
+        "chunk",
+        "clone",
+        "is_warm",
+        "slot",
+        "time",
+    ]
     assert first["by"] == "person" and first["time"].endswith("+00:00")
 
 

@@ -1,10 +1,12 @@
-"""status.yaml."""
+"""status.yaml and status.json."""
 
+import json
 import math
 import os
 import shutil
 
 import numpy as np
+import pytest
 import yaml
 
 from rfflow.control.status import RunStatus, Status, StatusFile, read_status
@@ -15,17 +17,22 @@ def test_the_status_is_plain_yaml_that_reads_back(tmp_path):
         RunStatus(
             0, "stopped", ("lr=1e-3", "name='ü: x'"), 1, 4, 10, 40, {"loss": np.float32(0.5), "eval_loss": math.nan}
         ),
-        RunStatus(1, "queued", parent=0),
+        RunStatus(1, "running", parent=0, slot=1, since="2026-01-01T00:00:00.000+00:00"),
     )
-    StatusFile(tmp_path).write(Status("outputs/sft/now", runs, waiting=True))
+    StatusFile(tmp_path).write(Status("outputs/sft/now", runs, waiting=True, slots=2))
     document = yaml.safe_load((tmp_path / "status.yaml").read_text())
     assert document["experiment"] == "outputs/sft/now"
     assert document["pid"] == os.getpid() and document["waiting"] is True
     first, second = document["runs"]
     assert first["overrides"] == ["lr=1e-3", "name='ü: x'"]
     assert first["metrics"]["loss"] == 0.5 and math.isnan(first["metrics"]["eval_loss"])
-    assert (second["number"], second["state"], second["parent"], second["chunks"]) == (1, "queued", 0, None)
-    assert os.listdir(tmp_path) == ["status.yaml"]
+    assert (second["number"], second["state"], second["parent"], second["chunks"]) == (1, "running", 0, None)
+    assert sorted(os.listdir(tmp_path)) == ["status.json", "status.yaml"]
+    # The same for programs, in JSON as its standard has it.
+    strict = json.loads((tmp_path / "status.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert strict["runs"][0].pop("metrics") == {"loss": 0.5, "eval_loss": "nan"}
+    del first["metrics"]
+    assert strict == document
     assert read_status(tmp_path)["runs"][0]["step"] == 10
 
 

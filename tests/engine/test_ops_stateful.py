@@ -427,11 +427,15 @@ class Session(RuleBasedStateMachine):
         assert lines == self.model.journal
 
     def _check_status(self, expected: Mapping[int, Expected] | None = None) -> None:
-        """It was last written when the ops had been taken, before the chunk."""
+        """It was last written when the ops had been taken and the chunk had begun."""
         expected = expected or self.model.runs
         status = read_status(self.paths.control)
         assert status is not None
-        seen = {run["number"]: (run["state"], run["chunk"], run["parent"]) for run in status["runs"]}
+        seen = {}
+        for run in status["runs"]:
+            has_just_begun = run["since"] is not None and run["chunk"] == 0
+            assert not has_just_begun or run["state"] == "running"
+            seen[run["number"]] = ("queued" if has_just_begun else run["state"], run["chunk"], run["parent"])
         assert seen == {number: (run.state.value, run.chunks, run.parent) for number, run in expected.items()}
 
     def _check_files(self, event: tuple[str, int | None, int | None] | None) -> None:

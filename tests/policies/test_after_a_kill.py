@@ -97,6 +97,7 @@ def test_every_attribute_of_a_run_comes_back(tmp_path: Path, state: RunState) ->
         "logs": 17,
         "chunks": chunks,
         "error": None,
+        "turn": None,
     }
     run = Run(4, before["spec"], before["overrides"], before["paths"])
     assert before.keys() == vars(run).keys(), "say here what it is, and see that it is kept"

@@ -188,15 +188,21 @@ def test_a_signal_saves_everywhere_and_another_number_of_devices_goes_on(root: P
 @pytest.mark.usefixtures("quick_inbox")
 def test_an_op_waits_for_the_runs_that_it_names(root: Path) -> None:
     """Others train on; it is applied at a boundary of each, and answered once."""
-    control = root / "control"
-    watch = Watch(
-        2, lambda: put(control, "1.yaml", [{"op": "stop", "run": [0, 1]}, {"op": "delete", "run": 3}]) and None
-    )
-    engine = make(root, watch)
+    control, seen = root / "control", []
+
+    def ask() -> None:
+        seen.append(json.loads((control / "status.json").read_text()))
+        put(control, "1.yaml", [{"op": "stop", "run": [0, 1]}, {"op": "delete", "run": 3}])
+
+    engine = make(root, Watch(2, ask))
     engine.run()
     engine.close()
     assert states(engine) == [RunState.STOPPED, RunState.STOPPED, RunState.COMPLETED, RunState.DELETED]
     assert [path.name for path in (control / "done").glob("*.yaml")] == ["1.yaml"]
+    assert seen[0]["slots"] == 2 and {run["slot"] for run in seen[0]["runs"] if run["since"]} <= {0, 1}
+    assert any(run["since"] for run in seen[0]["runs"]), "nobody is shown to train"
+    lines = [json.loads(line) for line in (root / "ops.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 and {line["slot"] for line in lines} <= {0, 1}
 
 
 @pytest.mark.usefixtures("quick_inbox")

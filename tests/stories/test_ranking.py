@@ -91,7 +91,7 @@ def test_the_training_loss_ranks_everywhere_where_the_last_chunk_was_not_evaluat
         table = ranking(engine.experiment, 100).plain
         assert "ranked by loss, as nothing was evaluated" in table and "★ 1" in table and "eval_loss" not in table
         with console.capture() as shown:
-            console.print(live_table(engine.experiment, console, None))
+            console.print(live_table(engine.experiment, console))
         assert "eval_loss" not in shown.get()
         clone = Clone(Ranked("best", 1), ("lr=2",))
         assert select(clone, runs, objective) == (1,)

@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 
 from rfflow.config.spec import Objective
 from rfflow.runs.experiment import Experiment
-from rfflow.runs.run import RunState
+from rfflow.runs.run import RunState, Turn
 from rfflow.tracking.layout import duration, live_table, ranking
 from rfflow.tracking.streams import announce
 from rfflow.tracking.table import LiveTable, _Screen
@@ -137,7 +137,8 @@ def test_the_live_table_tells_how_far_every_run_is(experiment: Experiment) -> No
     story = Story(experiment)
     story.begin()
     story.chunk(experiment.runs[0], {"loss": 2.0, "eval_loss": 2.5})
-    lines = _lines(live_table(experiment, Console(width=120, height=24), active=1))
+    experiment.runs[1].turn = Turn(0, 0.0)
+    lines = _lines(live_table(experiment, Console(width=120, height=24)))
     head, *rows = (line for line in lines if line.split()[0] in ("run", "0", "1"))
     assert head.split() == ["run", "overrides", "state", "chunk", "step", "loss", "eval_loss", "left"]
     assert rows[0].split() == ["0", "lr=1e-3", "running", "1/4", "2/8", "2", "2.5", "9", "s"]
@@ -151,7 +152,7 @@ def test_no_time_is_left_to_tell_while_everything_waits(experiment: Experiment) 
     story.chunk(experiment.runs[0], {"loss": 2.0})
 
     def note() -> str:
-        return _lines(live_table(experiment, Console(width=120, height=24), active=None), 120)[-2].strip()
+        return _lines(live_table(experiment, Console(width=120, height=24)), 120)[-2].strip()
 
     assert note().startswith("sft · 4 runs · about ")
     for run in experiment.runs:
@@ -172,9 +173,8 @@ def test_eighty_columns_are_enough(tmp_path: Path, objective: Objective, table: 
     for run in experiment.runs:
         story.chunk(run, {"loss": 1.2345, "eval_loss": 1.5e-7, "mean_token_accuracy": 0.87654})
         story.complete(run)
-    found = (
-        live_table(experiment, Console(width=80, height=24), active=0) if table == "live" else ranking(experiment, 80)
-    )
+    experiment.runs[0].turn = Turn(0, 0.0)
+    found = live_table(experiment, Console(width=80, height=24)) if table == "live" else ranking(experiment, 80)
     lines = _lines(found)
     rows = [line for line in lines if "1/4" in line]
     assert len(rows) == 2 and all(cell_len(line) <= 80 for line in lines)
@@ -193,11 +193,7 @@ def test_where_keys_have_no_room_they_stand_above_the_values(tmp_path: Path, tab
     story.begin()
     for run in experiment.runs:
         story.chunk(run, {"loss": 1.2345, "eval_loss": 1.5, "mean_token_accuracy": 0.5 - run.number / 10})
-    found = (
-        live_table(experiment, Console(width=80, height=24), active=None)
-        if table == "live"
-        else ranking(experiment, 80)
-    )
+    found = live_table(experiment, Console(width=80, height=24)) if table == "live" else ranking(experiment, 80)
     lines = _lines(found)
     head = next(line for line in lines if "state" in line)
     rows = [line.replace("★", " ").split() for line in lines if "1/4" in line]
@@ -217,16 +213,33 @@ def test_more_runs_than_lines_show_the_best_and_the_one_that_trains(tmp_path: Pa
     story.begin()
     for run in experiment.runs:
         story.chunk(run, {"loss": float(40 - run.number)})
-    lines = _lines(live_table(experiment, Console(width=80, height=24), active=3))
+    experiment.runs[3].turn = Turn(0, 0.0)
+    lines = _lines(live_table(experiment, Console(width=80, height=24)))
     shown = [int(line.split()[0]) for line in lines if "1/4" in line]
     assert shown == [3, *range(23, 40)] and len(lines) <= 23
     assert any("22 more in" in line for line in lines)
 
 
+def test_on_several_devices_it_says_where_each_run_trains(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment.slots = 2
+    story = Story(experiment, LiveTable())
+    story.begin()
+    story.chunk(experiment.runs[0], {"loss": 2.0})
+    assert "run 0  slot 0  lr=1e-3" in capsys.readouterr().out
+    experiment.runs[0].turn, experiment.runs[1].turn = Turn(1, 0.0), Turn(0, 0.0)
+    lines = _lines(live_table(experiment, Console(width=120, height=24)))
+    head, *rows = (line.split() for line in lines if line.split()[0] in ("run", "0", "1", "2"))
+    assert head[:4] == ["run", "overrides", "state", "slot"]
+    where = {row[0]: row[row.index("training") + 1] for row in rows if "training" in row}
+    assert where == {"0": "1", "1": "0"} and rows[2][rows[2].index("queued") + 1] == "-"
+
+
 def test_values_that_look_like_markup_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """[bold] is a list to Hydra, in the table as in the lines."""
     experiment = make_experiment(tmp_path, ("x=[bold]",), ("x=[q_proj,v_proj]",))
-    lines = _lines(live_table(experiment, Console(width=80, height=24), active=None))
+    lines = _lines(live_table(experiment, Console(width=80, height=24)))
     assert any("x=[bold]" in line for line in lines) and any("x=[q_proj,v_proj]" in line for line in lines)
     story = Story(experiment, LiveTable())
     story.begin()
