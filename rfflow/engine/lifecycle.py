@@ -90,9 +90,9 @@ class Lifecycle:
         """Forget a clone that was made and not admitted."""
         self.cloner.drop(run)
 
-    def slot_of(self, run: Run) -> int | None:
-        """Return the slot where the run's trainer stands, where there are several."""
-        return self._placement.homes.get(run.number) if self.experiment.slots > 1 else None
+    def slot_of(self, number: int) -> int | None:
+        """Return the slot where a run's trainer stands, where there are several."""
+        return self._placement.homes.get(number) if self.experiment.slots > 1 else None
 
     def leading(self) -> set[int]:
         """Return the runs that have had more turns than another that takes part."""

@@ -142,11 +142,12 @@ class Steering:
                 named.update(run.number for run in runs if run.state.is_live)
         is_ranking = self._lifecycle.experiment.slots > 1 and any(isinstance(op.target, Ranked) for op in ops)
         ahead = named & self._lifecycle.leading() if is_ranking else set()
-        in_hand = named & self._named or any(run.number in named and is_training(run) for run in runs)
-        if not in_hand and not ahead:
+        is_behind_another = bool(named & self._named)
+        if not (is_behind_another or ahead or any(run.number in named and is_training(run) for run in runs)):
             return False
         self._named |= named
-        self.held |= ahead if is_ranking else named
+        if not is_behind_another:  # else the other says who stands still: it may wait for some that this one names
+            self.held |= ahead if is_ranking else named
         return True
 
     def look_ahead(self, training: Run) -> None:
@@ -238,8 +239,7 @@ class Steering:
         self, steps: Sequence[Step], by: str, file: str, stamp: str, *, source: str, why: str = ""
     ) -> list[Entry]:
         """Apply the steps of a file or of a policy, and answer for good."""
-        runs = self._lifecycle.experiment.run
-        slots = [self._lifecycle.slot_of(runs(step.run)) for step in steps]
+        slots = [self._lifecycle.slot_of(step.run) for step in steps]  # a deleted run will be nowhere
         entries = [
             Entry(
                 step.op.verb,

@@ -42,6 +42,7 @@ from rfflow.runs.experiment import Callback, Experiment
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import Run
 from rfflow.slots.processes import ProcessSlots
+from rfflow.slots.slots import Slots
 from rfflow.worker.memory.offload import RunTensors
 from rfflow.worker.models.safetensors_io import SafetensorsIO
 from rfflow.worker.shared import Shared
@@ -187,6 +188,7 @@ def toy_engine(
     policy: Node | None = None,
     processes: int = 0,
     environments: Mapping[int, Mapping[str, str]] = MappingProxyType({}),
+    make_slots: Callable[[ExperimentSpec], Slots | None] = lambda spec: None,
     **control: Any,
 ) -> Engine:
     """Return an engine of toy runs, on so many processes, which may have environments of their own, or in this one."""
@@ -200,7 +202,7 @@ def toy_engine(
         checkpoint=checkpoint or CheckpointSpec(),
     )
     fabric = Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()], callbacks=list(callbacks))
-    slots = None
+    slots = make_slots(spec)
     if processes:
         places = [environments.get(slot, {}) for slot in range(processes)]
         slots = ProcessSlots(spec, places, make_worker=CountingWorker)
