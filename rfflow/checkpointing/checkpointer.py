@@ -206,6 +206,7 @@ class Checkpointer:
     def restore(self, run: Run, record: RunRecord) -> Path | None:
         """Give a run its past back; return the checkpoint to go on from, if it has one and is not over."""
         run.parent, run.first_chunk, run.state = record.parent, record.first_chunk, record.state
+        run.chunks_before = record.chunks_before
         self._reached[run.number] = record.done
         # What its checkpoints were written with: a variable of the environment may have another value now.
         self._configs[run.number] = run.spec, record.config, dict(record.digests)
@@ -302,6 +303,7 @@ class Checkpointer:
             directory=self._experiment.paths.relative(run.paths),
             parent=run.parent,
             first_chunk=run.first_chunk,
+            chunks_before=run.chunks_before,
             is_warm=run.number in self._warm,
             start_step=self._warm.get(run.number),
             done=self._reached[run.number],

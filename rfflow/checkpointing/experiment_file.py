@@ -50,6 +50,7 @@ class RunRecord:
     """Its own directory, relative to the experiment's where it lies inside."""
     parent: int | None = None
     first_chunk: int = 0
+    chunks_before: int = 0
     is_warm: bool = False
     """Whether it started from its parent's weights, of which it has a copy."""
     start_step: int | None = None

@@ -78,6 +78,16 @@ class Audience:
             with self._warned(logger, "save"):
                 logger.save()
 
+    def finalize(self, status: str) -> None:
+        """Let every logger close what it has, once every callback has heard that the experiment has ended.
+
+        Args:
+            status: ``"success"``, or ``"failed"`` where it ends by an exception.
+        """
+        for logger in self._fabric.loggers:
+            with self._warned(logger, "finalize"):
+                logger.finalize(status)
+
     def sum_up(self) -> None:
         """Say once more, at the end, who has failed: the first time may be days ago."""
         for who in dict.fromkeys(name for name, _ in self._failures):

@@ -104,6 +104,11 @@ class Cloner:
         Raises:
             OpError: if it cannot be made; nothing is left of it then.
         """
+        run = self._made(parent, overrides, number, warm_start=warm_start)
+        run.chunks_before = parent.chunks_before + len(parent.chunks) if warm_start else 0
+        return run
+
+    def _made(self, parent: Run, overrides: tuple[str, ...], number: int, *, warm_start: bool) -> Run:
         order = _Order(parent.number, overrides, number, _place(parent, len(parent.chunks)) if warm_start else None)
         early, run = self._early.pop(number, (None, None))
         if run is not None and early != order:

@@ -186,6 +186,7 @@ class Engine:
             self._is_open = False
             try:
                 self._call("on_experiment_end")
+                self._audience.finalize("success")
                 self._audience.sum_up()
             finally:
                 self._let_go()
@@ -216,6 +217,7 @@ class Engine:
                 self._save_unsaved()
             try:
                 self._call("on_exception", error=error)
+                self._audience.finalize("failed")
             except Exception:  # what went wrong first is what must be heard
                 log.exception("A callback failed after the experiment had")
             self._let_go()

@@ -18,6 +18,12 @@ from rfflow.tracking.labels import override_key
 
 Value = bool | float | str
 
+STATES = {state: float(code) for code, state in enumerate(RunState)}
+"""TensorBoard takes a setting for good and of metrics nothing but numbers, so a state that changes is one of these."""
+_NAMES = {"state": "state: " + ", ".join(f"{code:.0f} {state.value}" for state, code in STATES.items() if code < 5)}
+"""What stands above a column, where the tag says too little."""
+_MISSING = "none"
+
 
 def settings(run: Run) -> dict[str, Value]:
     """Return every setting of a run by its dotted name, its overrides that choose a config group, and its parent."""
@@ -27,8 +33,7 @@ def settings(run: Run) -> dict[str, Value]:
         _, sign, text = part.partition("=")
         if sign:
             found.setdefault(override_key(part), text)
-    if run.parent is not None:
-        found["parent"] = str(run.parent)
+    found["parent"] = _MISSING if run.parent is None else str(run.parent)
     return found
 
 
@@ -56,15 +61,22 @@ def columns(runs: Sequence[Run]) -> list[str]:
 def experiment_record(runs: Sequence[Run], metrics: Iterable[str]) -> Summary:
     """Return the table's head: the settings and the metrics (by their tags) that are its columns."""
     tables = [settings(run) for run in runs]
-    infos = [_info(key, [table[key] for table in tables if key in table]) for key in columns(runs)]
-    tags = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics]
+    infos = [_info(key, [table.get(key, _MISSING) for table in tables]) for key in columns(runs)]
+    tags = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=_NAMES.get(tag, "")) for tag in metrics]
     return _summary(metadata.EXPERIMENT_TAG, experiment=api_pb2.Experiment(hparam_infos=infos, metric_infos=tags))
 
 
-def start_record(run: Run, seconds: float) -> Summary:
-    """Return a run's row with all its settings."""
+def start_record(run: Run, seconds: float, runs: Sequence[Run] = ()) -> Summary:
+    """Return a run's row with all its settings.
+
+    Args:
+        run: whose row it is.
+        seconds: when it began, since the epoch.
+        runs: the others; a column that only they have gets a value here, too, because the parallel coordinates leave
+            a run out that lacks one.
+    """
     start = plugin_data_pb2.SessionStartInfo(start_time_secs=seconds)
-    for key, value in settings(run).items():
+    for key, value in (dict.fromkeys(columns(runs), _MISSING) | settings(run)).items():
         if isinstance(value, bool):
             start.hparams[key].bool_value = value
         elif isinstance(value, str):
@@ -89,8 +101,8 @@ def _flatten(node: Any, name: str, found: dict[str, Value]) -> None:
         found[name] = node
     elif isinstance(node, Sequence):
         found[name] = f"[{','.join(str(value) for value in node)}]"
-    elif node is not None:
-        found[name] = str(node)
+    else:
+        found[name] = "null" if node is None else str(node)
 
 
 def _column(tables: Sequence[Mapping[str, Value]], key: str) -> tuple[Value | None, ...]:

@@ -39,6 +39,14 @@ class ExperimentPaths:
         """Return the paths of a run that lies where it lies by default."""
         return RunPaths(self.root / "runs" / str(number))
 
+    def curves(self, number: int) -> Path:
+        """Return the directory of a run's curves, whose name says more than the number if the logger made it.
+
+        Where there is none yet, it is the one that has the number for its name.
+        """
+        there = sorted(self.tensorboard.glob(f"{number} *"))
+        return next((path for path in there if path.is_dir()), self.tensorboard / str(number))
+
     def relative(self, paths: RunPaths) -> str:
         """Return a run's directory as it stands in files: relative where it lies inside, so that all may be moved."""
         root = self.root.absolute()

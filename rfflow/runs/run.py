@@ -86,6 +86,8 @@ class Run:
         """The run this one was cloned from."""
         self.first_chunk = 0
         """The chunk of the epoch that comes first; not 0 for a clone that started warm."""
+        self.chunks_before = 0
+        """Chunks that its ancestors had trained, of a clone that started warm."""
         self.state = RunState.QUEUED
         self.plan: ChunkPlan | None = None
         """Known once the trainer has counted its steps."""

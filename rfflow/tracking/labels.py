@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,10 @@ from rfflow.runs.run import Run
 
 Pairs = tuple[tuple[str, str], ...]
 """The keys and values of a run's overrides."""
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.,+=~()\[\]{}-]+")
+"""What is better not in a file's name."""
+_LONGEST = 80
+"""Characters that a directory's name may have."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,20 @@ def _tell_apart(runs: tuple[tuple[int, tuple[str, ...]], ...], width: int | None
         if fits and len(set(naming.lines.values())) == len(set(whole.values())):
             return naming
     return Naming(_Forms(pairs, whole, width).cut())
+
+
+def directory_name(number: int, overrides: Sequence[str]) -> str:
+    """Return a name for a run's directory that says what the run is: ``3 lr=1e-4 r=8``.
+
+    It depends on nothing but the run, so that it stays; and every file system takes it.
+    """
+    short = _short_keys({override_key(part) for part in overrides})
+    parts = [str(number)]
+    for part in overrides:
+        _, sign, value = part.partition("=")
+        words = f"{short[override_key(part)]}{sign}{value}" if sign else f"~{short[override_key(part)]}"
+        parts.append(_UNSAFE.sub("_", words))
+    return clip_middle(" ".join(parts), _LONGEST, "..").strip()
 
 
 def unnamed(parent: int | None) -> str:
@@ -184,9 +203,9 @@ def _short_keys(keys: set[str]) -> dict[str, str]:
     return {key: end if len(same) == 1 else key for end, same in ends.items() for key in same}
 
 
-def clip_middle(text: str, room: int) -> str:
+def clip_middle(text: str, room: int, gap: str = "…") -> str:
     """Return the text, its middle left out where it is longer than ``room``."""
     if len(text) <= room:
         return text
-    tail = (room - 1) // 2
-    return f"{text[: room - 1 - tail]}…{text[len(text) - tail :]}"
+    tail = (room - len(gap)) // 2
+    return f"{text[: room - len(gap) - tail]}{gap}{text[len(text) - tail :]}"

@@ -16,13 +16,18 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+from tensorboard.summary.writer import event_file_writer
 from tensorboard.util.tensor_util import make_ndarray
 
 from rfflow.config.spec import Objective
 from rfflow.loggers.tensorboard import TensorBoardLogger
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import RunState
+from rfflow.tracking.timeline import Timeline
 from tests.tracking.story import FOUR, Story, add_run, make_experiment, tell_whole
+
+EVERY = ["chunk", "state"]
+"""Metrics that every run has."""
 
 
 class Board:
@@ -57,13 +62,19 @@ class Board:
         request = api_pb2.ListSessionGroupsRequest(slice_size=100, allowed_statuses=statuses)
         answer = list_session_groups.Handler(context.RequestContext(), self._hparams, "", request).run()
         return {
-            group.name: (
+            group.name.split()[0]: (
                 api_pb2.Status.Name(group.sessions[0].status).removeprefix("STATUS_"),
                 {key: getattr(value, value.WhichOneof("kind")) for key, value in group.hparams.items()},
                 {value.name.tag: value.value for value in group.sessions[0].metric_values},
             )
             for group in answer.session_groups
         }
+
+
+@pytest.fixture(autouse=True)
+def processes_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard reads files by their names, which hold the second, and behind it a number that "10" < "9" orders."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(1000))
 
 
 @pytest.fixture
@@ -74,7 +85,7 @@ def experiment(tmp_path: Path) -> Experiment:
 
 def _read(experiment: Experiment, run: int) -> EventAccumulator:
     """Read as a running TensorBoard does, which drops what a resumed run repeats where others do not."""
-    return EventAccumulator(str(experiment.paths.tensorboard / str(run))).Reload()
+    return EventAccumulator(str(experiment.paths.curves(run))).Reload()
 
 
 def _points(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
@@ -87,7 +98,7 @@ def test_every_run_has_its_curves_against_the_step(experiment: Experiment) -> No
     good, diverging, silent = (_read(experiment, number) for number in range(3))
     assert _points(good, "train/loss") == [(2, 2), (4, 1), (6, 0.5), (8, pytest.approx(1 / 3))]
     assert _points(good, "eval/loss")[:2] == [(2, 2.5), (4, 1.5)]
-    assert _points(good, "chunk") == [(2, 1), (4, 2), (6, 3), (8, 4)]
+    assert _points(good, "chunk") == [(0, 0), (2, 1), (4, 2), (6, 3), (8, 4)]
     assert math.isnan(_points(diverging, "train/loss")[0][1])
     assert _points(diverging, "eval/loss")[0][1] == math.inf
     assert not any(tag.startswith(("train/", "eval/")) for tag in silent.Tags()["tensors"])
@@ -122,7 +133,7 @@ def test_the_hparams_table_has_every_run_from_the_start(experiment: Experiment) 
     story = Story(experiment, TensorBoardLogger())
     story.begin()
     board = Board(experiment.paths.tensorboard).reload()
-    assert board.columns() == (["lr", "peft", "peft.r", "trainer.args.max_steps"], [])
+    assert board.columns() == (["lr", "peft", "peft.r", "trainer.args.max_steps"], EVERY)
     rows = board.rows()
     assert [*rows] == ["0", "1", "2", "3"]
     assert rows["1"][1]["lr"] == 0.1 and rows["1"][1]["peft"] == "lora_large" and rows["1"][1]["peft.r"] == 64
@@ -137,10 +148,17 @@ def test_the_hparams_table_lives(experiment: Experiment) -> None:
     story = Story(experiment, TensorBoardLogger())
     story.begin()
     first, second, third, _ = experiment.runs
-    assert board.reload().columns()[1] == []
+    assert board.reload().columns()[1] == EVERY
 
     story.chunk(first, {"loss": 2.0, "eval_loss": 2.5, "eval_accuracy": 0.5, "accuracy": 0.25, "eval_runtime": 1.0})
-    assert board.reload().columns()[1] == ["train/accuracy", "eval/loss", "train/loss", "eval/accuracy", "eval/runtime"]
+    assert board.reload().columns()[1] == [
+        "train/accuracy",
+        "eval/loss",
+        "train/loss",
+        *EVERY,
+        "eval/accuracy",
+        "eval/runtime",
+    ]
     assert board.rows()["0"][2]["eval/accuracy"] == 0.5
 
     story.chunk(second, {"loss": 3.0})
@@ -164,10 +182,10 @@ def test_the_hparams_table_lives(experiment: Experiment) -> None:
         "3": "UNKNOWN",
         "4": "UNKNOWN",
     }
-    assert board.rows()["4"][2] == {"train/loss": 1.0}
+    assert board.rows()["4"][2] == {"train/loss": 1.0, "chunk": 1.0, "state": 1.0}
 
     story.change(third, RunState.DELETED)
-    assert not (experiment.paths.tensorboard / "2").exists()
+    assert not [*experiment.paths.tensorboard.glob("2*")]
     story.log(third, {"loss": 1.0}, step=2)
     assert [*board.reload().rows()] == ["0", "1", "3", "4"]
     story.complete(first)
@@ -176,11 +194,90 @@ def test_the_hparams_table_lives(experiment: Experiment) -> None:
     assert len(board.runs()) == 5, "one directory besides the runs'"
 
 
+def test_runs_are_called_by_what_sets_them_apart(experiment: Experiment) -> None:
+    """Also where the experiment goes on, and where their overrides hold what is better in no file's name."""
+    odd = add_run(
+        experiment, ("dataset.path=/data/my rows.jsonl", "trainer.args.lr=1", "peft.lr=2", "~callbacks.table")
+    )
+    names = {"0 lr=1e-3", "1 lr=1e-1 peft=lora_large", "2 max_steps=8", "3", "experiment"}
+    names.add("4 path=_data_my_rows.jsonl trainer.args.lr=1 peft.lr=2 ~table")
+    for _ in range(2):
+        story = Story(experiment, TensorBoardLogger())
+        story.begin()
+        assert {path.name for path in experiment.paths.tensorboard.iterdir()} - {"experiment-2"} | {
+            "experiment"
+        } == names
+        assert experiment.paths.curves(odd.number).name in names
+        odd.overrides = ("what=else",)  # as an older version may have called them
+        story.end()
+
+
+def test_curves_by_chunk_line_up(experiment: Experiment) -> None:
+    """Whatever the batch size, and those of a warm clone begin where its parent was, in a process that goes on, too."""
+    first, second, *_ = experiment.runs
+    story = Story(experiment, TensorBoardLogger())
+    story.begin()
+    for run in (first, second):
+        story.chunk(run, {"loss": 2.0, "eval_loss": 2.5})
+    story.chunk(first, {"loss": 1.0})
+    clone = add_run(experiment, ("lr=5e-4",), parent=0)
+    clone.chunks_before = 2
+    story.change(clone)
+    story.chunk(clone, {"loss": 0.5})
+    story.chunk(clone, {"loss": 0.25})
+    story.call("on_exception", error=KeyboardInterrupt())
+    clone.chunks.pop()  # its checkpoint was not there yet
+    clone.step = 2
+    again = Story(experiment, TensorBoardLogger())
+    again.begin()
+    again.chunk(clone, {"loss": 0.25})
+    again.complete(clone)
+    again.end()
+    assert _points(_read(experiment, 0), "by_chunk/train/loss") == [(1, 2), (2, 1)]
+    assert _points(_read(experiment, 1), "by_chunk/eval/loss") == [(1, 2.5)]
+    assert _points(_read(experiment, clone.number), "by_chunk/train/loss") == [(3, 0.5), (4, 0.25)]
+    assert _points(_read(experiment, clone.number), "train/loss") == [(2, 0.5), (4, 0.25)]
+    states = [(step, code) for step, code in _points(_read(experiment, clone.number), "state") if step]
+    assert states == [(4, 3)], "that it runs is not said twice"
+
+
+def test_every_run_is_in_the_parallel_coordinates(experiment: Experiment) -> None:
+    """They leave out a run that lacks a value in any column."""
+    story = Story(experiment, TensorBoardLogger())
+    story.begin()
+    story.change(add_run(experiment, ("peft.lora_alpha=32",), parent=0))
+    story.change(experiment.runs[1], RunState.STOPPED)
+    board = Board(experiment.paths.tensorboard).reload()
+    settings, metrics = board.columns()
+    assert {"parent", "trainer.args.max_steps"} <= {*settings} and metrics == EVERY
+    rows = board.rows()
+    assert {name: row[1]["parent"] for name, row in rows.items()} == {**dict.fromkeys("0123", "none"), "4": "0"}
+    assert all({"parent", "lr", "trainer.args.max_steps"} <= row[1].keys() for name, row in rows.items() if name != "4")
+    assert {name: row[2] for name, row in rows.items()} == {
+        **{name: {"chunk": 0.0, "state": 0.0} for name in "0234"},
+        "1": {"chunk": 0.0, "state": 2.0},
+    }
+    story.end()
+
+
+def test_the_timeline_and_the_runs_belong_to_the_experiment(experiment: Experiment) -> None:
+    """What stands beside the runs is not empty, and none of its forerunners is left."""
+    logger = TensorBoardLogger()
+    story = tell_whole(experiment, Timeline(), logger)
+    logger.finalize("success")
+    [shared] = experiment.paths.tensorboard.glob("experiment*")
+    events = EventAccumulator(str(shared)).Reload()
+    [event] = events.Tensors("timeline")
+    assert event.tensor_proto.string_val[2] == experiment.paths.timeline_picture.read_bytes()
+    text = events.Tensors("runs/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert "| 4 | lr=5e-4 | completed | 0 |" in text and len(story.experiment.runs) == text.count("\n") - 1
+
+
 def test_one_page_overlays_all_runs(experiment: Experiment) -> None:
     """The losses and the learning rate, and first of all an objective that is none of them."""
     experiment.spec = type(experiment.spec)(name="sft", objective=Objective("eval_accuracy", "maximize"))
     tell_whole(experiment, TensorBoardLogger())
-    [shared] = experiment.paths.tensorboard.glob("experiment-*")
+    [shared] = experiment.paths.tensorboard.glob("experiment*")
     [event] = EventAccumulator(str(shared)).Reload().Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     charts = {chart.title: [*chart.multiline.tag] for chart in layout.category[0].chart}
@@ -262,7 +359,7 @@ def test_one_run_that_cannot_be_written_takes_no_curves_of_others(
         monkeypatch.setattr(writer, method, partial(fail, name))
     with pytest.raises(OSError, match="No space left for 0"):
         getattr(logger, hook)(*["success"] * (hook == "finalize"))
-    assert asked == ["0", "1", "2", "3", "experiment-1"]
+    assert asked == ["0", "1", "2", "3", "experiment"]
     monkeypatch.undo()
     story.end()
 
@@ -291,6 +388,6 @@ def test_ops_and_parents_are_shown(experiment: Experiment) -> None:
     board = Board(experiment.paths.tensorboard).reload()
     assert "parent" in board.columns()[0]
     assert board.rows()[clone.name][1]["parent"] == str(clone.parent)
-    events = EventAccumulator(str(experiment.paths.tensorboard / clone.name)).Reload()
+    events = _read(experiment, clone.number)
     texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("ops/text_summary")]
     assert texts and all(f"run {clone.number} is" in text for text in texts)

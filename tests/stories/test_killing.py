@@ -180,7 +180,7 @@ def outcome(root: Path) -> dict[str, Any]:
         ]
         weights = load_file(paths.run(run.number).weights)
         found[f"weights {run.number}"] = {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
-        events = EventAccumulator(str(paths.tensorboard / str(run.number)), tensor_size_guidance={"tensors": 0})
+        events = EventAccumulator(str(paths.curves(run.number)), tensor_size_guidance={"tensors": 0})
         events.Reload()
         found[f"events {run.number}"] = {
             tag: [(event.step, make_ndarray(event.tensor_proto).tolist()) for event in events.Tensors(tag)]
@@ -188,7 +188,7 @@ def outcome(root: Path) -> dict[str, Any]:
             if not tag.endswith((*TIMINGS, "session_start_info", "session_end_info"))
         }
         found[f"ended {run.number}"] = SESSION_END_INFO_TAG in events.Tags()["tensors"]
-    (shared,) = paths.tensorboard.glob("experiment-*")
+    (shared,) = paths.tensorboard.glob("experiment*")
     events = EventAccumulator(str(shared)).Reload()
     found["columns"] = events.summary_metadata[EXPERIMENT_TAG].plugin_data.content
     return found

@@ -78,7 +78,7 @@ def test_answers_stand_side_by_side_in_tensorboard(spec: Spec, tmp_path: Path) -
         engine.run()
     engine.close()
     for run in engine.experiment.runs:
-        events = EventAccumulator(str(tmp_path / "out/tb" / run.name)).Reload()
+        events = EventAccumulator(str(ExperimentPaths(tmp_path / "out").curves(run.number))).Reload()
         assert {"answers/0/text_summary", "answers/1/text_summary"} <= set(events.Tags()["tensors"])
         assert "answers/2/text_summary" not in events.Tags()["tensors"]
         shown = events.Tensors("answers/0/text_summary")
