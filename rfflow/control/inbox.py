@@ -116,6 +116,11 @@ class Inbox:
         """Whether the last look left a file for the next one, because it may still have been growing."""
         return bool(self._looks)
 
+    def has_news(self) -> bool:
+        """Whether there is a file that the last look did not see, or left for the next one."""
+        known = {name for name, _ in (*self._taken, *self._unmoved, *self._looks)}
+        return not known.issuperset(self._names())
+
     def done(self, item: Item, outcome: str) -> Path:
         """File the item under ``done/``, with the outcome beside it as ``<name>.outcome``; return where it lies."""
         return self._answer(item, DONE, ".outcome", outcome)
@@ -127,7 +132,7 @@ class Inbox:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep until there may be something to scan; return False where only the timeout (seconds) has passed."""
-        if self._watch.start() and self._has_news():
+        if self._watch.start() and self.has_news():
             return True
         if not self._looks:
             return self._wait_for_news(timeout)
@@ -229,14 +234,10 @@ class Inbox:
         until = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             left = max(0.0, until - time.monotonic())
-            if self._watch.wait(min(left, _LONGEST_WAIT)) or self._has_news():
+            if self._watch.wait(min(left, _LONGEST_WAIT)) or self.has_news():
                 return True
             if left <= _LONGEST_WAIT:
                 return False
-
-    def _has_news(self) -> bool:
-        known = {name for name, _ in (*self._taken, *self._unmoved, *self._looks)}
-        return not known.issuperset(self._names())
 
     # --- answering ----------------------------------------------------------------------------------------------------
 

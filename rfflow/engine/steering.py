@@ -182,7 +182,11 @@ class Steering:
 
     def wait_for_young_files(self) -> bool:
         """Give a file that came in the last moment the time to be written; return whether there is one."""
-        if self._inbox is None or not self._inbox.has_young_files:
+        if self._inbox is None:
+            return False
+        if self._inbox.has_news():  # it came while the ops of others were applied, which may take long
+            return True
+        if not self._inbox.has_young_files:
             return False
         if self._last_call is None:
             self._last_call = time.monotonic() + _LAST_CALL

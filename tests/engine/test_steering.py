@@ -122,6 +122,16 @@ def test_a_thousand_files_at_once_are_answered_in_order(tmp_path: Path) -> None:
     assert len(list((tmp_path / "control" / "rejected").glob("*.yaml"))) == 333
 
 
+def test_an_op_that_comes_while_the_last_run_is_deleted_is_answered(tmp_path: Path) -> None:
+    class OnOp(Callback):
+        def on_op(self, experiment: Experiment) -> None:
+            put(experiment.paths.control, "2.yaml", {"op": "stop", "run": 0})
+
+    engine = toy_engine(tmp_path, [toy_spec()], [At(0, 0, drop({"op": "delete", "run": 0}, "1.yaml")), OnOp()])
+    assert play(engine) == [RunState.DELETED]
+    assert "it is deleted" in refusal(tmp_path, "2.yaml")
+
+
 def test_an_op_that_comes_in_the_last_moment_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file written by hand is young when the last chunk ends; the experiment waits until it can be read."""
     monkeypatch.undo()  # the inbox as it is: young files may still be growing
