@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rfflow.control.ctl import drop
+from rfflow.control.asking import drop
 from rfflow.runs.chunks import ChunkResult
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import Run, RunState

@@ -16,7 +16,7 @@ from rfflow import confidential
 from rfflow.checkpointing import experiment_file
 from rfflow.checkpointing.experiment_file import RunRecord
 from rfflow.confidential import Shown, digest, is_digest_of, is_secret, redacted, shown_config
-from rfflow.control.ctl import drop
+from rfflow.control.asking import drop
 from rfflow.engine import restoring
 from rfflow.errors import ConfigError
 from rfflow.runs.chunks import ChunkResult

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from rfflow.control.asking import drop, wait_for_reply
 from rfflow.control.filing import printable
 from rfflow.control.items import DONE, REJECTED
 from rfflow.control.ops import VERBS, parse
@@ -218,71 +215,20 @@ def _ask(
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
     name = drop(control, document)
-    deadline = clock() + timeout
-    while True:
-        # Asked before looking for the answer: an experiment that ends answers first.
-        is_alive = living_owner(control) is not None
-        answer = _answer(control, name)
-        if answer is not None:
-            return answer
-        if not is_alive:
-            print(f"rfflow ctl: the experiment ended before it came to {control / name}.", file=sys.stderr)
-            return FAILED
-        if clock() >= deadline:
-            print(
-                f"rfflow ctl: not yet: the run is in the middle of its chunk. {control / name} stays and will be "
-                f"answered at the chunk's end, in {DONE}/ or {REJECTED}/.",
-                file=sys.stderr,
-            )
-            return NOT_YET
-        sleep(0.05)
-
-
-def drop(control: Path, document: dict[str, Any]) -> str:
-    """Put an op into the control directory in one step, never over another file; return the name it got there."""
-    temporary = control / f".ctl-{os.getpid()}-{time.monotonic_ns()}.tmp"
     try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            yaml.safe_dump(document, file, sort_keys=False, allow_unicode=True)
-            file.flush()
-            os.fsync(file.fileno())
-        # The inbox takes a file at once if it was put in place after it was written, and the two must not fall into
-        # the same tick of the file system's clock.
-        written = time.time_ns() - 1_000_000_000
-        os.utime(temporary, ns=(written, written))
-        while True:
-            seconds, nanoseconds = divmod(time.time_ns(), 10**9)
-            moment = time.strftime("%Y%m%d-%H%M%S", time.localtime(seconds))
-            name = f"{moment}-{nanoseconds:09}-{document['op']}.yaml"  # filing.is_made_up knows it by its form
-            with contextlib.suppress(FileExistsError):
-                _link(temporary, control / name)
-                return name
-    except OSError as error:
-        raise OpError(f"Cannot write into {control}: {error.strerror}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links; the name holds nanoseconds, so nobody else has it
-        os.rename(source, target)
-
-
-def _answer(control: Path, name: str) -> int | None:
-    for folder, suffix, status in ((DONE, ".outcome", OK), (REJECTED, ".error", FAILED)):
-        if (control / folder / name).exists():
-            try:
-                note = (control / folder / f"{name}{suffix}").read_text(encoding="utf-8").strip()
-            except OSError:
-                note = folder
-            print("\n".join(map(printable, note.splitlines())), file=sys.stdout if status == OK else sys.stderr)
-            return status
-    return None
+        reply = wait_for_reply(control, name, timeout, sleep=sleep, clock=clock)
+    except OpError as error:
+        print(f"rfflow ctl: {error}", file=sys.stderr)
+        return FAILED
+    if reply is None:
+        print(
+            f"rfflow ctl: not yet: the run is in the middle of its chunk. {control / name} stays and will be "
+            f"answered at the chunk's end, in {DONE}/ or {REJECTED}/.",
+            file=sys.stderr,
+        )
+        return NOT_YET
+    print("\n".join(map(printable, reply.text.splitlines())), file=sys.stdout if reply.is_applied else sys.stderr)
+    return OK if reply.is_applied else FAILED
 
 
 # --- status -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import threading
 import pytest
 import yaml
 
-from rfflow.control import ctl
+from rfflow.control import asking, ctl
 from rfflow.control.inbox import Inbox
 from rfflow.control.ops import Clone, Stop
 from rfflow.control.selection import Everything, Numbers, Ranked
@@ -188,13 +188,13 @@ def test_a_dropped_op_is_taken_at_the_first_look_however_quick_the_disk_is(start
     monkeypatch.setattr(os, "fsync", lambda _: None)
     inbox = start()
     for number in range(30):
-        ctl.drop(inbox.directory, {"op": "stop", "run": number})
+        asking.drop(inbox.directory, {"op": "stop", "run": number})
         assert len(inbox.scan()) == 1
 
 
 def test_ops_dropped_at_once_by_many_are_all_there_in_order(start):
     inbox = start()
-    threads = [threading.Thread(target=ctl.drop, args=(inbox.directory, {"op": "stop", "run": n})) for n in range(20)]
+    threads = [threading.Thread(target=asking.drop, args=(inbox.directory, {"op": "stop", "run": n})) for n in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:

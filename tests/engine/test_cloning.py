@@ -14,7 +14,7 @@ import pytest
 
 from rfflow.checkpointing.checkpoints import Checkpoints
 from rfflow.config.spec import RunSpec
-from rfflow.control.ctl import drop
+from rfflow.control.asking import drop
 from rfflow.engine.placement import Placement
 from rfflow.errors import EngineError
 from rfflow.runs.chunks import ChunkResult

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rfflow.config.spec import ControlSpec, ExperimentSpec, MemorySpec, RunSpec
-from rfflow.control.ctl import drop
+from rfflow.control.asking import drop
 from rfflow.engine.engine import Engine
 from rfflow.errors import ConfigError
 from rfflow.runs.chunks import ChunkResult
