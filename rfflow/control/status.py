@@ -39,6 +39,8 @@ class RunStatus:
     steps: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     parent: int | None = None
+    chunks_before: int = 0
+    """Chunks that its ancestors had trained, of a clone that started warm."""
     slot: int | None = None
     """The slot where it trains, or has trained last; None before its first chunk."""
     since: str | None = None

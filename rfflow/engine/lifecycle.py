@@ -13,6 +13,7 @@ from rfflow.engine.placement import Placement
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import Run, RunState, Turn
 from rfflow.scheduling.scheduler import Assignment, Scheduler
+from rfflow.tracking.arguments import ArgumentsFile
 
 
 class Lifecycle:
@@ -42,11 +43,13 @@ class Lifecycle:
         self._scheduler = scheduler
         self._checkpointer = checkpointer
         self._placement = placement
+        self._arguments = ArgumentsFile(experiment.paths.arguments)
         self.imagined: Callable[[], Sequence[tuple[int, Past]]] = lambda: checkpointer.imagined
         """Returns what a policy would have done in a dry run."""
 
     def save(self, answer: OpOutcome | None = None, *, is_finished: bool = False) -> None:
         """Write ``experiment.json``; once this returns, an op file that was answered is answered for good."""
+        self._arguments.write(self._placement.arguments)
         self._checkpointer.imagined = self.imagined()
         self._checkpointer.write(self._scheduler.ahead, answer, is_finished=is_finished)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,8 @@ class Placement:
         """Runs that are being built while somebody waits for them."""
         self.rows: dict[str, str] = {}
         """Fingerprints of the rows that were read so far, by data set."""
+        self.arguments: dict[str, Mapping[str, Any]] = {}
+        """What the classes of the runs' configurations take."""
         self._claims = Claims()
         self._writers: dict[int, int] = {}
         """The slot that has written, or is writing, the last checkpoint of a run."""
@@ -170,6 +172,7 @@ class Placement:
         finally:
             self._asked.pop(run.number, None)
         self.rows.update(ready.rows)
+        self.arguments.update(ready.arguments)
         return ready
 
     def _await_ready(self, run: Run) -> Ready:

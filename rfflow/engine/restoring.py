@@ -78,6 +78,7 @@ def take_up(engine: Engine, run: Run, record: RunRecord) -> None:
     check_config(record, run)
     try:
         checkpoint = engine.restore(run, record)
+        rewind_log(run.paths.generations, None if run.state.is_final else run.step)
         lines = rewind_log(run.paths.metrics, None if run.state.is_final else run.step)
         if lines is not None or any(isinstance(one, MetricsLog) for one in engine.fabric._callbacks):
             _see_to_lost_lines(run, lines or [], checkpoint)
@@ -103,7 +104,7 @@ def rewind_log(path: Path, step: int | None) -> list[dict[str, Any]] | None:
     At step 0 a run begins anew, and what it logs before its first step, too, comes once more.
 
     Args:
-        path: the file.
+        path: the file, or another whose lines have a ``step``.
         step: where the run goes on; ``None`` for one that has ended, of which every line stays.
 
     Returns:

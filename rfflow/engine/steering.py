@@ -349,4 +349,5 @@ def _status(run: Run) -> RunStatus:
         steps=run.plan.steps if run.plan is not None else None,
         metrics=run.metrics,
         parent=run.parent,
+        chunks_before=run.chunks_before,
     )

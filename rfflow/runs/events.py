@@ -25,6 +25,8 @@ class Ready:
     """Fingerprints of the rows that were read so far where it stands, by data set."""
     held: Held = field(default_factory=lambda: Held())
     """What no other run may have."""
+    arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the classes of its configuration take, by their dotted names, where that has not been told."""
 
 
 @dataclass(frozen=True)

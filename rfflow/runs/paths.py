@@ -13,6 +13,7 @@ class RunPaths:
         self.root = root.absolute()
         self.log = self.root / "run.log"
         self.metrics = self.root / "metrics.jsonl"
+        self.generations = self.root / "generations.jsonl"
         self.checkpoints = self.root / "checkpoints"
         self.final = self.checkpoints / "final"
         """The trained adapter (or model), as ``save_pretrained`` writes it."""
@@ -34,6 +35,7 @@ class ExperimentPaths:
         self.control = self.root / "control"
         self.ops = self.root / "ops.jsonl"
         self.state = self.root / "experiment.json"
+        self.arguments = self.root / "arguments.json"
 
     def run(self, number: int) -> RunPaths:
         """Return the paths of a run that lies where it lies by default."""

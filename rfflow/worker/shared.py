@@ -16,12 +16,14 @@ from transformers import Trainer
 from rfflow.confidential import redacted
 from rfflow.config.claims import Claims
 from rfflow.config.spec import DatasetSpec, MemorySpec, RunSpec, TrainerSpec
+from rfflow.config.targets import import_object
 from rfflow.runs.owner import SECTION
 from rfflow.runs.run import RunCard
 from rfflow.worker.data.rows import Data, fingerprint, load_data
 from rfflow.worker.memory.memory import Memory
 from rfflow.worker.models.bases import Bases
 from rfflow.worker.models.loading import load_base
+from rfflow.worker.training.described import described
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Shared:
         self._fingerprints: dict[str, str] = {}
         """What was looked at, by what was asked for or by what ``datasets`` calls it."""
         self._said: set[str] = set()
+        self._described: set[str] = set()
 
     def data(self, spec: DatasetSpec, trainer: TrainerSpec) -> Data:
         """Return the rows of ``spec`` for a trainer of that kind, reading them the first time they are asked for."""
@@ -55,6 +58,13 @@ class Shared:
             if line not in self._said:
                 self._said.add(line)
                 log.warning("%s", line)
+
+    def untold_arguments(self, spec: RunSpec) -> dict[str, dict[str, Any]]:
+        """Return what the classes of a run's configuration take, each class once."""
+        targets = [spec.trainer.args_target, *([] if spec.peft is None else [str(spec.peft["_target_"])])]
+        untold = [target for target in targets if target not in self._described]
+        self._described.update(untold)
+        return {target: described(import_object(target, "_target_")) for target in untold}
 
     def has_bases(self, spec: RunSpec) -> bool:
         """Whether the models that a run of ours shares are loaded."""

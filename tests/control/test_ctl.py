@@ -194,7 +194,9 @@ def test_a_dropped_op_is_taken_at_the_first_look_however_quick_the_disk_is(start
 
 def test_ops_dropped_at_once_by_many_are_all_there_in_order(start):
     inbox = start()
-    threads = [threading.Thread(target=asking.drop, args=(inbox.directory, {"op": "stop", "run": n})) for n in range(20)]
+    threads = [
+        threading.Thread(target=asking.drop, args=(inbox.directory, {"op": "stop", "run": n})) for n in range(20)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

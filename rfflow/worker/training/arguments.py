@@ -42,12 +42,12 @@ def check_values(cls: type, values: Mapping[str, Any], where: str) -> None:
             continue
         if key == "loss_type":
             _check_losses(known[key], value, where)
-        choices = _choices(hints[key])
+        choices = choices_of(hints[key])
         if choices and isinstance(value, str) and value not in choices:
             raise ConfigError(
                 f"{where}.{key} is {value!r}.{nearest(value, choices)} Allowed: {', '.join(sorted(choices))}."
             )
-        allowed = _plain_types(hints[key])
+        allowed = plain_types(hints[key])
         if allowed and not _fits(value, allowed):
             names = ", ".join(sorted(kind.__name__ for kind in allowed))
             raise ConfigError(f"{where}.{key} is {value!r} ({type(value).__name__}). {cls.__name__} takes: {names}.")
@@ -74,16 +74,16 @@ def listed(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     except Exception:
         return dict(values)
     return {
-        key: [value] if isinstance(value, str) and _plain_types(hints.get(key)) == {list} else value
+        key: [value] if isinstance(value, str) and plain_types(hints.get(key)) == {list} else value
         for key, value in values.items()
     }
 
 
-def _choices(hint: Any) -> set[str]:
+def choices_of(hint: Any) -> set[str]:
     """Return the words a hint allows, where it names an enum or literals (``SchedulerType | str`` means the enum)."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         parts = [part for part in typing.get_args(hint) if part not in (type(None), str)]
-        return set().union(*map(_choices, parts)) if all(map(_choices, parts)) else set()
+        return set().union(*map(choices_of, parts)) if all(map(choices_of, parts)) else set()
     if typing.get_origin(hint) is typing.Literal:
         return {value for value in typing.get_args(hint) if isinstance(value, str)}
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
@@ -94,11 +94,11 @@ def _choices(hint: Any) -> set[str]:
 _PLAIN = (bool, int, float, str, list, dict, tuple, set)
 
 
-def _plain_types(hint: Any) -> set[type]:
+def plain_types(hint: Any) -> set[type]:
     """Return the plain types a hint allows, or nothing when it allows something else too."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        parts = [_plain_types(part) for part in typing.get_args(hint) if part is not type(None)]
+        parts = [plain_types(part) for part in typing.get_args(hint) if part is not type(None)]
         return set().union(*parts) if all(parts) else set()
     if origin is typing.Literal:
         return {type(value) for value in typing.get_args(hint)}

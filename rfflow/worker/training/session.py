@@ -106,6 +106,8 @@ class TrainingSession:
         finally:
             self._shared.bases.part_tokenizers()
         assert isinstance(ready, Ready)
+        if spec.build is None:
+            ready = replace(ready, arguments=self._shared.untold_arguments(spec))
         if is_at_boundary:
             self._unkept = trained_weights(trainer.model)
         return ready

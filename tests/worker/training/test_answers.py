@@ -16,6 +16,7 @@ from rfflow.engine.engine import Engine
 from rfflow.errors import ConfigError
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import Run, RunState
+from rfflow.tracking.arguments import read_arguments
 from tests.launch.test_cli import Shell
 from tests.support.plain import train_alone
 from tests.support.tiny import make_data, run_spec, write_jsonl
@@ -85,6 +86,8 @@ def test_answers_stand_side_by_side_in_tensorboard(spec: Spec, tmp_path: Path) -
         assert [entry.step for entry in shown] == [12]
         text = shown[0].tensor_proto.string_val[0].decode()
         assert "What is 1 plus 3?" in text and "**expected**" in text
+    arguments = read_arguments(tmp_path / "out/arguments.json")
+    assert arguments["trl.SFTConfig"]["max_steps"]["takes"] == ["int"] and arguments["peft.LoraConfig"]["r"]["help"]
     lengths = [run.metrics["eval_length"] for run in engine.experiment.ranked()]
     assert lengths == sorted(lengths, reverse=True)
 
