@@ -25,6 +25,12 @@ class Losses:
         self._reasons: dict[int, str] = {}
         """Why the last worker was lost that was busy with a run, by run."""
         self._for_good: set[int] = set()
+        self._up: set[int] = set()
+        """The slots whose workers have begun."""
+
+    def up(self, slot: int) -> None:
+        """Take note of a worker that has begun."""
+        self._up.add(slot)
 
     def add(self, slot: int, reason: str, *, training: int | None, building: int | None, is_for_good: bool) -> None:
         """Take note of a worker that is gone.
@@ -37,8 +43,12 @@ class Losses:
             is_for_good: whether another one would be lost as well.
         """
         self._of_slot[slot] += 1
+        has_begun = slot in self._up
+        self._up.discard(slot)
         if is_for_good:
             self._for_good.add(slot)
+        elif not has_begun:
+            pass  # no run is to blame for it
         elif training is not None:
             self._while_training[training] += 1
             self._reasons[training] = reason

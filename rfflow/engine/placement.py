@@ -30,6 +30,7 @@ from rfflow.runs.events import (
     Taken,
     Train,
     Unsaved,
+    Up,
     Warm,
     WarmStart,
 )
@@ -340,6 +341,8 @@ class Placement:
             self._silence.end(heard.slot, "build", heard.run)
         elif isinstance(heard.event, Saved | Unsaved):
             self._silence.end(heard.slot, "write", heard.run)
+        elif isinstance(heard.event, Up):
+            self.losses.up(heard.slot)
 
     def _end_the_silent(self) -> None:
         for overdue in self._silence.overdue():

@@ -15,6 +15,8 @@ LEAST_OF_A_BUILD = 600.0
 """... and a model may have to be fetched first."""
 FACTOR = 10.0
 """How many times the longest silence so far is too long."""
+LEAST_OF_THE_FIRST = 4 * 3600.0
+"""Seconds of silence that are never too long while nothing of the kind has been done yet: models are large."""
 
 _WORDS: dict[Work, str] = {"train": "trains there", "build": "is built there", "write": "is written to the disk"}
 
@@ -83,10 +85,10 @@ class Silence:
         """Nothing more will be told of what the slot was to do."""
         self._watched = {key: watched for key, watched in self._watched.items() if key[0] != slot}
 
-    def limit(self, work: Work) -> float | None:
-        """Return the seconds that are too long; ``None`` while nothing is known."""
+    def limit(self, work: Work) -> float:
+        """Return the seconds that are too long."""
         if work not in self._usual:
-            return None
+            return LEAST_OF_THE_FIRST
         # What is not trained may have to wait for a step of what is.
         longest = self._usual[work] if work == "train" else max(self._usual.values())
         return max(LEAST_OF_A_BUILD if work == "build" else LEAST, FACTOR * longest)
@@ -99,7 +101,7 @@ class Silence:
             if work == "train" and self.building(slot) is not None:
                 continue  # it builds another between two steps, which has a limit of its own
             limit = self.limit(work)
-            if limit is not None and now - watched.since > limit:
+            if now - watched.since > limit:
                 found.setdefault(slot, Overdue(slot, run, work, limit))
         return list(found.values())
 

@@ -16,7 +16,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from rfflow.config.spec import ExperimentSpec
-from rfflow.runs.events import Command, Heard, Lost
+from rfflow.runs.events import Command, Heard, Lost, Up
 from rfflow.slots.serve import Seat, packed, serve
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ class _Worker:
     wire: connection.Connection
     nudges: connection.Connection
     """Only for :meth:`ProcessSlots.hurry`, which a signal may call in the middle of a command."""
+    is_up: bool = False
+    """Whether it has begun."""
 
 
 class ProcessSlots:
@@ -81,6 +83,8 @@ class ProcessSlots:
                 heard: Heard = pickle.loads(self._workers[slot].wire.recv_bytes())
             except (EOFError, OSError):
                 return self._bury(slot)
+            if isinstance(heard.event, Up):
+                self._workers[slot].is_up = True
             if isinstance(heard.event, Lost):
                 self._bury(slot)
             return heard
@@ -157,7 +161,13 @@ class ProcessSlots:
         worker.nudges.close()
         code = worker.process.exitcode
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
-        return Heard(slot, None, Lost(f"its process {how}"))
+        if worker.is_up:
+            return Heard(slot, None, Lost(f"its process {how}"))
+        # One that is killed may begin the next time; one that leaves by itself will do so again.
+        is_for_good = code is not None and code > 0
+        return Heard(
+            slot, None, Lost(f"its process {how} before it could begin; its own words stand above", is_for_good)
+        )
 
 
 @contextmanager

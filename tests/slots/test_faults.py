@@ -167,15 +167,23 @@ def test_a_clone_that_ends_the_processes_that_build_it_is_refused(root: Path, ex
     assert "2 workers were lost while they built it" in (root / "control/rejected/1.yaml.error").read_text()
 
 
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("raises", "RuntimeError: no driver for this toy"),
+        ("exits", "ended with status 3 before it could begin; its own words stand above"),
+    ],
+)
 def test_a_worker_that_cannot_begin_says_why_and_is_not_tried_again(
-    root: Path, expected: list[str], caplog: pytest.LogCaptureFixture
+    root: Path, expected: list[str], how: str, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """No run that was to be built there is to blame."""
     specs = [toy_spec(CHUNKS)] * 4
-    engine = toy_engine(root, specs, processes=2, environments={1: {"TOY_IS_BROKEN": "1"}})
+    engine = toy_engine(root, specs, processes=2, environments={1: {"TOY_IS_BROKEN": how}})
     engine.run()
     engine.close()
     assert states(engine) == [RunState.COMPLETED] * 4 and ends(root) == expected
-    assert caplog.text.count("RuntimeError: no driver for this toy. It is given up.") == 1
+    assert caplog.text.count(f"{told}. It is given up.") == caplog.text.count("is lost") == 1
 
 
 def test_where_no_worker_can_begin_the_experiment_ends_with_their_words(root: Path) -> None:

@@ -70,6 +70,8 @@ class CountingWorker:
     device = "toy"
 
     def __init__(self, spec: ExperimentSpec, tell: Callable[[int | None, Event], None]):
+        if os.environ.get("TOY_IS_BROKEN") == "exits":
+            os._exit(3)
         if "TOY_IS_BROKEN" in os.environ:
             raise RuntimeError("no driver for this toy")
         self._counts: dict[int, Count] = {}
