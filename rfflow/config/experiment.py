@@ -37,13 +37,13 @@ def check_lr(cfg: DictConfig, lr: Any) -> None:
 def read_experiment(cfg: DictConfig) -> ExperimentSpec:
     """Read and check what the runs of an experiment share."""
     config = plain(cfg)
-    engine = settings_of(
-        config.get("engine"), "engine", ("accelerator", "devices", "device", "capture_output", "memory", "on_nan")
-    )
+    allowed = ("accelerator", "devices", "device", "cluster", "capture_output", "memory", "on_nan")
+    engine = settings_of(config.get("engine"), "engine", allowed)
     memory = settings_of(engine.pop("memory", None), "engine.memory", [f.name for f in fields(MemorySpec)])
     if engine.get("on_nan", "fail") not in ("fail", "stop", "ignore"):
         raise ConfigError(f"engine.on_nan is {engine['on_nan']!r}. Allowed: fail, stop, ignore.")
     engine["devices"] = _read_devices(engine.get("devices", "auto"), engine.pop("device", None))
+    engine["cluster"] = _read_cluster(engine.get("cluster"))
     boolean(engine.get("capture_output", True), "engine.capture_output")
     control = settings_of(config.get("control"), "control", [f.name for f in fields(ControlSpec)])
     return ExperimentSpec(
@@ -59,6 +59,18 @@ def read_experiment(cfg: DictConfig) -> ExperimentSpec:
         policy=_read_policy(config.get("policy")),
         **engine,
     )
+
+
+def _read_cluster(cluster: Any) -> str | None:
+    if cluster is None or cluster in ("auto", "local"):
+        return cluster
+    host, _, port = str(cluster).rpartition(":")
+    if not isinstance(cluster, str) or not host or "/" in host or not port.isdigit():
+        raise ConfigError(
+            f"engine.cluster is {cluster!r}. Allowed: null (the devices of this machine), auto (the Ray cluster that "
+            "this machine is in), host:port of its head, or local (a cluster of this machine alone, for a try)."
+        )
+    return cluster
 
 
 def _read_devices(devices: Any, device: Any) -> Literal["auto"] | int | tuple[int, ...]:

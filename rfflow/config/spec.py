@@ -241,6 +241,8 @@ class ExperimentSpec:
     """What Lightning Fabric runs on: auto, cpu, cuda, mps."""
     devices: Literal["auto"] | int | tuple[int, ...] = "auto"
     """``auto``: all that are visible; a number: so many of them; or their places among those that are visible."""
+    cluster: str | None = None
+    """A Ray cluster on whose devices the runs train: ``auto``, ``local`` or ``host:port``."""
     capture_output: bool = True
     """Send what libraries print while a run trains to the run's log file."""
     loggers: Mapping[str, Node] = field(default_factory=dict)

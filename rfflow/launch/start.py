@@ -55,6 +55,8 @@ def make_engine(experiment: ExperimentSpec, paths: ExperimentPaths, composer: Co
     Raises:
         ConfigError: if the devices are not there that it is to use.
     """
+    if experiment.cluster is not None:
+        return _on_a_cluster(experiment, paths, composer)
     with _leaving_garbage(), _naming_caches():
         devices = find_devices(experiment)
         if len(devices) == 1:
@@ -71,6 +73,18 @@ def make_engine(experiment: ExperimentSpec, paths: ExperimentPaths, composer: Co
     slots = ProcessSlots(experiment, [device.environment for device in devices])
     fabric = make_fabric(replace(experiment, accelerator="cpu"))  # the devices are the workers'
     return Engine(experiment, paths, fabric, composer, slots=slots)
+
+
+def _on_a_cluster(experiment: ExperimentSpec, paths: ExperimentPaths, composer: Composer) -> Engine:
+    from rfflow.slots.cluster import join_cluster
+
+    cluster = join_cluster(experiment, paths.root)
+    with _leaving_garbage(), _naming_caches():
+        from rfflow.engine.callbacks import make_fabric
+        from rfflow.engine.engine import Engine
+        from rfflow.slots.ray import RaySlots
+    fabric = make_fabric(replace(experiment, accelerator="cpu"))  # the devices are the actors'
+    return Engine(experiment, paths, fabric, composer, slots=RaySlots(experiment, cluster))
 
 
 @contextmanager

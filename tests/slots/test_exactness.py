@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,21 @@ def without_clocks(metrics: Any) -> dict[str, Any]:
     return {**plain, "metrics": without_clocks(plain["metrics"])} if "metrics" in plain else plain
 
 
+def _processes(threads: dict[str, str], root: Path) -> Slots:
+    return ProcessSlots(ExperimentSpec(name="test", accelerator="cpu"), [threads] * 2)
+
+
+def _actors(threads: dict[str, str], root: Path) -> Slots:
+    from rfflow.slots.cluster import join_cluster
+    from rfflow.slots.ray import RaySlots
+
+    spec = ExperimentSpec(name="test", accelerator="cpu", cluster="local", devices=2)
+    return RaySlots(spec, join_cluster(spec, root, {**os.environ, **threads}))
+
+
+@pytest.mark.parametrize("make_slots", [_processes, pytest.param(_actors, marks=pytest.mark.slow)])
 def test_runs_that_move_end_as_in_one_process(
+    make_slots: Callable[[dict[str, str], Path], Slots],
     tiny_model: Path,
     tiny_data: Path,
     dpo_spec: Callable[..., RunSpec],
@@ -77,7 +92,7 @@ def test_runs_that_move_end_as_in_one_process(
     ]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     expected = train(specs, tmp_path / "one")
-    moved = train(specs, tmp_path / "two", ProcessSlots(ExperimentSpec(name="test", accelerator="cpu"), [threads] * 2))
+    moved = train(specs, tmp_path / "two", make_slots(threads, tmp_path))
     assert [run.state for run in moved] == [RunState.COMPLETED] * 4, [run.error for run in moved]
     for alone, run in zip(expected, moved, strict=True):
         assert not differences(left_by(run), left_by(alone)), f"run {run.number}"
