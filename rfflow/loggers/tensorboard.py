@@ -23,7 +23,7 @@ from rfflow.loggers.events import BY_CHUNK, STATE, Said, read_said
 from rfflow.runs.chunks import Answer, ChunkResult
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import Run, RunState
-from rfflow.tracking.labels import directory_name
+from rfflow.tracking.labels import directory_name, metric_tag
 
 SHARED = "experiment"
 """The directory that holds what belongs to no run is called so; those that follow it have a number behind."""
@@ -127,7 +127,7 @@ class TensorBoardLogger(Logger):
             self._shared_number = max(self._shared_number, int(re.sub(r"\D", "", old.name) or 1))
             shutil.rmtree(old)
         for run in experiment.runs:  # of an experiment that goes on: what they have logged keeps its columns
-            self._metrics |= dict.fromkeys(_tag(name) for chunk in run.chunks for name in chunk.metrics)
+            self._metrics |= dict.fromkeys(metric_tag(name) for chunk in run.chunks for name in chunk.metrics)
         self._add_runs(experiment)
         self._write_shared(experiment)
 
@@ -266,7 +266,7 @@ class TensorBoardLogger(Logger):
         chunk = run.chunks_before + result.chunk + 1
         said = self._said[run.name].by_chunk if run.name in self._said else set()
         for name, value in result.metrics.items():
-            tag = f"{BY_CHUNK}{_tag(name)}"
+            tag = f"{BY_CHUNK}{metric_tag(name)}"
             if (tag, chunk) not in said:
                 self._writer(run.name).add_scalar(tag, value, chunk)
 
@@ -341,14 +341,9 @@ def _as_text(answer: Answer) -> str:
     return "\n".join(f"**{name}**\n\n{block}" for name, block in zip(parts, blocks, strict=True) if block)
 
 
-def _tag(metric: str) -> str:
-    """Return the tag under which the engine logs a trainer's metric."""
-    return f"eval/{metric.removeprefix('eval_')}" if metric.startswith("eval_") else f"train/{metric}"
-
-
 def _ordered(tags: Mapping[str, None], objective: Objective) -> list[str]:
     """Put what people compare first: the objective, the losses, then the rest, timings last."""
-    first = (_tag(objective.metric), "eval/loss", "train/loss", *OF_EVERY_RUN)
+    first = (metric_tag(objective.metric), "eval/loss", "train/loss", *OF_EVERY_RUN)
     timings = ("runtime", "per_second")
     return sorted(
         {**tags, **dict.fromkeys(OF_EVERY_RUN)},
@@ -363,8 +358,8 @@ def _overlays(objective: Objective) -> dict[str, dict[str, list[Any]]]:
         "eval_loss": "eval/loss",
         "learning_rate": "train/learning_rate",
     }
-    if _tag(objective.metric) not in charts.values():
-        charts = {objective.metric: _tag(objective.metric)} | charts
+    if metric_tag(objective.metric) not in charts.values():
+        charts = {objective.metric: metric_tag(objective.metric)} | charts
     return {"all runs": {title: ["Multiline", [f"^{re.escape(tag)}$"]] for title, tag in charts.items()}}
 
 

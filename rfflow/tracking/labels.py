@@ -89,6 +89,11 @@ def directory_name(number: int, overrides: Sequence[str]) -> str:
     return clip_middle(" ".join(parts), _LONGEST, "..").strip()
 
 
+def metric_tag(metric: str) -> str:
+    """Return the tag under which loggers get a trainer's metric: ``train/loss``, ``eval/loss``."""
+    return f"eval/{metric.removeprefix('eval_')}" if metric.startswith("eval_") else f"train/{metric}"
+
+
 def unnamed(parent: int | None) -> str:
     """Return what to call a run without overrides of its own."""
     return "(defaults)" if parent is None else f"(clone of {parent})"

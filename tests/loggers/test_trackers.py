@@ -1,0 +1,167 @@
+"""MLflow, Weights & Biases and Trackio, with their real packages."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rfflow.errors import ConfigError
+from rfflow.loggers.tracker import Tracker
+from rfflow.runs.experiment import Experiment
+from rfflow.runs.run import RunState
+from rfflow.tracking.timeline import Timeline
+from tests.tracking.story import FOUR, Story, add_run, make_experiment, tell_whole
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    """Make four runs."""
+    return make_experiment(tmp_path / "outputs/sft/now", *FOUR)
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """Return an address where nobody answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+class Deaf(Tracker):
+    """Takes what it is told, or fails, or hangs."""
+
+    kind = "Deaf"
+
+    def __init__(self, error: Exception | None = None, gate: threading.Event | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.error, self.gate, self.calls = error, gate, 0
+
+    def _take(self, *args: Any) -> None:
+        self.calls += 1
+        if self.gate is not None:
+            self.gate.wait()
+        if self.error is not None:
+            raise self.error
+
+    begin = log = tell = keep = end = close = _take
+
+
+def test_a_tracker_that_dies_costs_a_warning(experiment: Experiment, caplog: pytest.LogCaptureFixture) -> None:
+    """One, and what it has missed at the end; it is not asked for ever."""
+    logger = Deaf(ConnectionError("refused"))
+    tell_whole(experiment, logger)
+    logger.finalize("success")
+    assert caplog.text.count("refused") == 1 and "nothing more is given to it" in caplog.text
+    assert "has missed" in caplog.text and logger.calls == 6, "five, and the last word"
+
+
+def test_a_tracker_that_hangs_holds_nobody_up(experiment: Experiment, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither the training nor, for ever, the end."""
+    gate = threading.Event()
+    logger = Deaf(gate=gate, patience=0.01)
+    tell_whole(experiment, logger)
+    logger.finalize("success")
+    assert logger.calls == 1 and "has not taken everything within 0.01 s" in caplog.text
+    gate.set()
+
+
+def test_what_to_keep_is_checked() -> None:
+    """By name."""
+    with pytest.raises(ConfigError, match=r"artifacts has 'adaptor'. Did you mean 'adapter'"):
+        Deaf(artifacts=["adaptor"])
+
+
+# --- MLflow -----------------------------------------------------------------------------------------------------------
+
+
+def mlflow_logger(**kwargs: Any) -> Any:
+    pytest.importorskip("mlflow", reason="NOT TESTED: MLflow, which is not installed")
+    from rfflow.loggers.mlflow import MLflowLogger
+
+    return MLflowLogger(**kwargs)
+
+
+def tell_and_resume(experiment: Experiment, make: Any) -> None:
+    """Tell of a stop, a clone, a deletion; die, and go on from an older checkpoint."""
+    first, second, third, failing = experiment.runs
+    logger = make()
+    story = Story(experiment, Timeline(), logger)
+    story.begin()
+    for run in (first, second, third, failing):
+        story.chunk(run, {"loss": 2.0, "eval_loss": 2.5})
+    story.fail(failing, RuntimeError("no"))
+    story.change(second, RunState.STOPPED)
+    clone = add_run(experiment, ("lr=5e-4",), parent=0)
+    clone.chunks_before = 1
+    story.change(clone)
+    story.change(third, RunState.DELETED)
+    story.chunk(first, {"loss": 1.0})
+    story.call("on_exception", error=KeyboardInterrupt())
+    logger.finalize("failed")
+
+    first.chunks.pop()
+    first.step = 2
+    logger = make()
+    again = Story(experiment, Timeline(), logger)
+    again.begin()
+    again.chunk(first, {"loss": 1.0})
+    again.change(second, RunState.RUNNING)
+    again.chunk(clone, {"loss": 0.5})
+    again.complete(first)
+    (first.paths.final / "adapter_config.json").write_text("{}")
+    again.end()
+    logger.finalize("success")
+
+
+def check_mlflow(experiment: Experiment, uri: str) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name("sft")
+    runs = {run.data.tags["rfflow.run"]: run for run in client.search_runs([found.experiment_id])}
+    assert {*runs} == {"all", "0", "1", "2", "3", "4"}, "each once, though another process went on"
+    assert runs["0"].info.run_name == "0 lr=1e-3" and runs["all"].info.run_name == "now"
+    assert all(
+        run.data.tags["mlflow.parentRunId"] == runs["all"].info.run_id for name, run in runs.items() if name != "all"
+    )
+    assert runs["0"].data.params["lr"] == "0.001" and runs["0"].data.params["trainer.args.learning_rate"] == "0.001"
+    assert {name: (run.info.status, run.data.tags.get("rfflow.state")) for name, run in runs.items()} == {
+        "all": ("FINISHED", None),
+        "0": ("FINISHED", "completed"),
+        "1": ("RUNNING", "running"),
+        "2": ("KILLED", "deleted"),
+        "3": ("FAILED", "failed"),
+        "4": ("RUNNING", "running"),
+    }
+    assert runs["4"].data.tags["rfflow.parent"] == "0"
+    assert "run 1 is stopped" in runs["1"].data.tags["mlflow.note.content"]
+
+    def points(run: str, key: str) -> list[tuple[int, float]]:
+        return [(point.step, point.value) for point in client.get_metric_history(runs[run].info.run_id, key)]
+
+    assert points("0", "train/loss") == [(2, 2.0), (4, 1.0)], "nothing twice"
+    assert points("0", "by_chunk/train/loss") == [(1, 2.0), (2, 1.0)]
+    assert points("4", "by_chunk/train/loss") == [(2, 0.5)], "behind its parent's chunk"
+    files = {file.path for file in client.list_artifacts(runs["all"].info.run_id)}
+    assert files == {"timeline.json", "timeline.png"}
+
+
+def test_mlflow_has_a_run_for_each(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its default local store: settings, metrics by step and chunk, states, ops; gone on with after a crash."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(logging.getLogger("mlflow"), "disabled", True)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tell_and_resume(experiment, lambda: mlflow_logger(artifacts=["adapter", "timeline"], tracking_uri=uri))
+    check_mlflow(experiment, uri)
+
+
+def test_an_mlflow_that_is_not_there_is_answered_before_training(nowhere: str) -> None:
+    """With what to start, and what to type instead."""
+    with pytest.raises(ConfigError, match=r"MLflow at http://127.*does not answer.*mlflow server --port 5000"):
+        mlflow_logger(tracking_uri=nowhere)
