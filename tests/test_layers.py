@@ -23,6 +23,7 @@ LAYERS = (
     "checkpointing",
     "control",
     "scheduling",
+    "evals",
     "runs",
     "config",
 )

@@ -1,0 +1,125 @@
+"""How often the intervals of an evaluation hold, at all looks: of one candidate and of all; beside the normal ones.
+
+    python benchmarks/coverage.py [repeats]        # a few minutes with 1000; prints the tables of the README
+
+Populations are made with fixed seeds and permuted anew in every repetition; an interval counts as holding only if it
+does at each of the eight looks. RapidFire's intervals are the normal ones at every shard: 1.96 standard errors with a
+finite-population correction of the share seen, shards in the order of the file.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from rfflow.evals import statistics as st
+
+LOOKS = 8
+ALPHA = 0.05
+
+
+def looks_of(size: int, looks: int = LOOKS) -> tuple[int, ...]:
+    return tuple((k + 1) * size // looks for k in range(looks))
+
+
+def populations(size: int, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray, st.Range]]:
+    """Numerators, denominators and range of the values of an item, by name."""
+    ones = np.ones(size)
+    found: dict[str, tuple[np.ndarray, np.ndarray, st.Range]] = {}
+    for p in (0.05, 0.5, 0.7, 0.98):
+        x = np.zeros(size)
+        x[: max(1, round(p * size))] = 1
+        found[f"binary {p:.2g}".replace("0.", ".")] = x, ones, st.UNIT
+    u = rng.random(size)
+    found["F1"] = np.where(u < 0.35, 0, np.where(u < 0.6, 1, rng.beta(2, 3, size))), ones, st.UNIT
+    found["F1 near ceiling"] = np.where(rng.random(size) < 0.95, 1, rng.random(size)), ones, st.UNIT
+    judged = rng.choice([1.0, 2, 3, 4, 5], size, p=[0.05, 0.1, 0.2, 0.35, 0.3])
+    found["judge 1-5"] = judged, ones, (1.0, 5.0)
+    claims, skill = rng.integers(1, 6, size), rng.beta(4, 2, size)
+    found["precision"] = rng.binomial(claims, skill).astype(float), claims.astype(float), st.UNIT
+    hits = rng.binomial(3, skill).astype(float)
+    found["micro-F1"] = 2 * hits, 2 * hits + rng.binomial(2, 0.3, size) + 3 - hits, st.UNIT
+    x = (rng.random(size) < 0.7).astype(float)
+    y = np.where(rng.random(size) < 0.6, x, rng.random(size) < 0.72)
+    found["paired difference"] = x - y, ones, (-1.0, 1.0)
+    found["tokens (unbounded)"] = rng.lognormal(5, 1, size), ones, (None, None)
+    return found
+
+
+def cover_one(a: np.ndarray, b: np.ndarray, bounds: st.Range, repeats: int, seed: int, plain: bool = False) -> float:
+    """Return the share of repetitions in which the interval holds the truth at every look.
+
+    Args:
+        a, b: numerators and denominators of the population.
+        bounds: the range of an item's value.
+        repeats: permutations.
+        seed: of the permutations.
+        plain: use 1.96 standard errors at each look instead, as RapidFire does.
+    """
+    size, truth = len(a), a.sum() / b.sum()
+    c = 1.96 if plain else st.critical(looks_of(size), size, ALPHA)
+    orders = np.argsort(np.random.default_rng(seed).random((repeats, size)), 1)
+    holds = np.ones(repeats, bool)
+    for n in looks_of(size):
+        seen = orders[:, :n]
+        low, high = _normal(a[seen], b[seen], size, c) if plain else st.limits(a[seen], b[seen], size, c, bounds)[1:]
+        holds &= (low <= truth + 1e-9) & (truth <= high + 1e-9)
+    return float(holds.mean())
+
+
+def _normal(a: np.ndarray, b: np.ndarray, size: int, c: float) -> tuple[np.ndarray, np.ndarray]:
+    n, value = a.shape[-1], a.sum(-1) / b.sum(-1)
+    spread = (a - value[..., None] * b).std(-1, ddof=1) / b.mean(-1)
+    half = c * spread / np.sqrt(n) * np.sqrt(max(0, size - n) / (size - 1))
+    return value - half, value + half
+
+
+def matrix(candidates: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Right and wrong answers of candidates whose questions are equally hard for all (item response theory)."""
+    ability, difficulty = rng.normal(0.6, 0.35, candidates), rng.normal(0, 1.5, size)
+    chance = 1 / (1 + np.exp(difficulty[None] - ability[:, None]))
+    return (rng.random((candidates, size)) < chance).astype(float)
+
+
+def cover_all(size: int, candidates: int, repeats: int, seed: int, plain: bool = False) -> float:
+    """Return the share of repetitions in which all intervals of all candidates hold at every look."""
+    rng = np.random.default_rng(seed)
+    x = matrix(candidates, size, rng)
+    truth, ones = x.mean(1), np.ones(x.shape)
+    c = 1.96 if plain else st.critical(looks_of(size), size, ALPHA / candidates)
+    held = 0
+    for _ in range(repeats):
+        order, good = rng.permutation(size), True
+        for n in looks_of(size)[:-1]:
+            a, b = x[:, order[:n]], ones[:, :n]
+            low, high = _normal(a, b, size, c) if plain else st.limits(a, b, size, c)[1:]
+            if np.any(low > truth + 1e-9) or np.any(high < truth - 1e-9):
+                good = False
+                break
+        held += good
+    return held / repeats
+
+
+def main(repeats: int) -> None:
+    print("| one candidate, all of 8 looks | " + " | ".join(f"N={n}: ours / normal" for n in (104, 500, 2000)) + " |")
+    print("|---|---|---|---|")
+    made = {size: populations(size, np.random.default_rng(size)) for size in (104, 500, 2000)}
+    for name in made[104]:
+        cells = []
+        for size in made:
+            a, b, bounds = made[size][name]
+            ours, normal = (cover_one(a, b, bounds, repeats, 1, plain) for plain in (False, True))
+            cells.append(f"{ours:.3f} / {normal:.3f}")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    print("\n| candidates, all together | N=104: ours / normal | N=500: ours / normal |\n|---|---|---|")
+    for candidates in (1, 8, 16, 64):
+        cells = [
+            f"{cover_all(n, candidates, repeats, 2):.3f} / {cover_all(n, candidates, repeats, 2, True):.3f}"
+            for n in (104, 500)
+        ]
+        print(f"| {candidates} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
