@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "__main__",
     "launch",
+    "results",
     "search",
     "engine",
     "slots",

@@ -12,7 +12,9 @@ from hydra.errors import HydraException
 
 from rfflow.files import typed_command
 
-COMMANDS = ("ctl", "replay", "new")
+AFTERWARDS = ("ls", "show")
+"""What looks at experiments that are there."""
+COMMANDS = ("ctl", "replay", "new", *AFTERWARDS)
 """What stands first and is no experiment to be trained."""
 _OF_CTL = ("stop", "resume", "clone", "delete", "status")
 _FLAGS_OF_CTL = ("best", "worst", "by", "direction", "warm-start", "control", "timeout")
@@ -39,6 +41,7 @@ rfflow trains all the configurations of a Hydra sweep at once, a chunk of the da
   {rfflow} new my_recipe                           write a recipe to begin with
   {rfflow} ctl --help                              stop, resume, clone and delete runs while they train
   {rfflow} resume=outputs/sft/...                  go on after an interruption
+  {rfflow} ls                                      the experiments there are; show DIR for one of them
   {rfflow} --help                                  all recipes, groups and settings
 
 Recipes: {recipes}"""

@@ -142,19 +142,7 @@ class LiveTable:
         self.close(keep=False)
         if console is None:
             return
-        console.print(ranking(experiment, console.width, console.encoding))
-        best = leader(experiment)
-        for run in standings(experiment):
-            if run.state is RunState.COMPLETED:
-                _say(console, f"run {run.number}  {shown(run.paths.final)}")
-            elif run.state is RunState.STOPPED and run is best:
-                for step in Checkpoints(run.paths.checkpoints).steps()[:1]:
-                    folder = run.paths.checkpoints / f"step-{step}"
-                    _say(console, f"run {run.number}  {shown(folder)}  (stopped)")
-        for run in experiment.runs:
-            if run.state is RunState.FAILED:
-                _say(console, failure(experiment, run), style="red")
-        _say(console, tensorboard_command(experiment))
+        print_end(console, experiment)
 
     def on_exception(self) -> None:
         """Give the terminal back."""
@@ -204,6 +192,23 @@ class LiveTable:
         if self._live is not None:
             self._live.update(live_table(experiment, self._live.console), refresh=True)
             self._drawn = time.monotonic()
+
+
+def print_end(console: Console, experiment: Experiment) -> None:
+    """Print the ranking, and where things are."""
+    console.print(ranking(experiment, console.width, console.encoding))
+    best = leader(experiment)
+    for run in standings(experiment):
+        if run.state is RunState.COMPLETED:
+            _say(console, f"run {run.number}  {shown(run.paths.final)}")
+        elif run.state is RunState.STOPPED and run is best:
+            for step in Checkpoints(run.paths.checkpoints).steps()[:1]:
+                folder = run.paths.checkpoints / f"step-{step}"
+                _say(console, f"run {run.number}  {shown(folder)}  (stopped)")
+    for run in experiment.runs:
+        if run.state is RunState.FAILED:
+            _say(console, failure(experiment, run), style="red")
+    _say(console, tensorboard_command(experiment))
 
 
 def _say(console: Console, line: str, style: str | None = None) -> None:
