@@ -175,7 +175,7 @@ def test_no_file_of_an_experiment_has_the_token(
     assert "trainer.callbacks.0 would be 'planted.It'" in refusal.read_text() and not (tmp_path / "ran").exists()
     files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
     assert {"experiment.json", "ops.jsonl", "control/status.yaml", "runs.csv"} <= set(files)
-    assert any(name.startswith("tb/0/") for name in files) and "runs/1/checkpoints/final/training_args.bin" in files
+    assert any(name.startswith("tb/0 ") for name in files) and "runs/1/checkpoints/final/training_args.bin" in files
     assert [name for name, content in files.items() if b"hf_clear" in content] == []
     hydras = ("multirun.yaml", ".hydra/overrides.yaml", ".hydra/config.yaml", ".hydra/hydra.yaml", "experiment.json")
     assert [name for name, content in files.items() if b"hf_typed" in content and not name.endswith(hydras)] == []

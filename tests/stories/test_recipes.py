@@ -83,8 +83,8 @@ def test_a_recipe_trains(
         "timeline.png",
         "experiment.json",
         "control/status.yaml",
-        "tb/0",
-        "tb/1",
+        "tb/0 lr=0.001",
+        "tb/1 lr=0.0001",
     }
     assert everywhere | {"runs/1/.hydra/overrides.yaml", "runs/1/metrics.jsonl"} <= written
     for number in (0, 1):
