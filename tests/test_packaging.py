@@ -27,6 +27,9 @@ def test_the_wheel_carries_all_that_the_command_needs(wheel: Path) -> None:
     assert {"hydra_plugins/rfflow_launcher/__init__.py", "recipes/sft/README.md", "rfflow/py.typed"} <= names
     assert {"recipes/customer_support/articles.jsonl", "recipes/customer_support/articles.LICENSE"} <= names
     assert {"recipes/pretraining/devils_dictionary.txt", "recipes/pii_masking/train.jsonl"} <= names
+    static = ROOT / "rfflow/dashboard/static"
+    page = {path.relative_to(ROOT).as_posix() for path in static.rglob("*") if path.is_file()}
+    assert page and page <= names
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {
         "hydra_plugins",
         "recipes",
