@@ -147,8 +147,10 @@ def test_hparams_have_no_column_of_the_untrained_model_and_begin_with_what_ranks
     logger.log_metrics({"0/train/loss": 2.0}, 3)
     assert list(logger._metrics) == ["train/loss"]
     tags = dict.fromkeys(["eval/loss", "train/loss"])
-    assert _ordered(tags, Objective().standing([{"loss": 1.0}])) == ["train/loss", "eval/loss", "chunk", "state"]
-    assert _ordered(tags, Objective().standing([{"loss": 1.0, "eval_loss": 1.0}])) == ["eval/loss", "train/loss", "chunk", "state"]
+    always = ["chunk", "state"]
+    assert _ordered(tags, Objective().standing([{"loss": 1.0}])) == ["train/loss", "eval/loss", *always]
+    evaluated = Objective().standing([{"loss": 1.0, "eval_loss": 1.0}])
+    assert _ordered(tags, evaluated) == ["eval/loss", "train/loss", *always]
 
 
 def test_the_best_checkpoint_is_by_what_ranks(tmp_path: Path) -> None:
