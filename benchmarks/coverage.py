@@ -3,8 +3,7 @@
     python benchmarks/coverage.py [repeats]        # a few minutes with 1000; prints the tables of the README
 
 Populations are made with fixed seeds and permuted anew in every repetition; an interval counts as holding only if it
-does at each of the eight looks. RapidFire's intervals are the normal ones at every shard: 1.96 standard errors with a
-finite-population correction of the share seen, shards in the order of the file.
+does at each of the eight looks. The normal ones are 1.96 standard errors with a finite-population correction.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def cover_one(a: np.ndarray, b: np.ndarray, bounds: st.Range, repeats: int, seed
         bounds: the range of an item's value.
         repeats: permutations.
         seed: of the permutations.
-        plain: use 1.96 standard errors at each look instead, as RapidFire does.
+        plain: use 1.96 standard errors at each look instead.
     """
     size, truth = len(a), a.sum() / b.sum()
     c = 1.96 if plain else st.critical(looks_of(size), size, ALPHA)

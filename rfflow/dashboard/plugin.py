@@ -65,7 +65,7 @@ class RfflowPlugin(base_plugin.TBPlugin):
                 self._looked = now
             return self._found
 
-    @wrappers.Request.application
+    @wrappers.Request.application  # type: ignore[arg-type]
     def _file(self, request: Any) -> Any:
         name = request.path.partition("/plugin/rfflow/")[2].removeprefix("static/")
         path = (STATIC / name).resolve()
