@@ -121,7 +121,10 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     import ray
 
     root = tmp_path_factory.mktemp("cluster")
-    found = join_cluster(replace(SPEC, cluster="local", devices=2), root)
+    try:
+        found = join_cluster(replace(SPEC, cluster="local", devices=2), root)
+    except ConfigError as error:  # a machine without shared memory, say
+        pytest.skip(f"NO RAY CLUSTER CAN BE STARTED HERE, so none is tested: {error}")
     assert not any(root.iterdir()), "what it has looked for is still there"
     yield replace(found, demands={"num_cpus": 0.5})
     ray.shutdown()
