@@ -85,6 +85,7 @@ def test_runs_end_as_trl_alone(
         "bf16": on_gpu(run_spec(tiny_model, tiny_data, args={"learning_rate": 1e-3}), bf16=True),
         "recomputed": on_gpu(run_spec(tiny_model, tiny_data, peft={"r": 8}), activation_checkpointing=True),
         "every weight": on_gpu(run_spec(tiny_model, tiny_data, peft=None, args={"max_steps": 10})),
+        "and again": on_gpu(run_spec(tiny_model, tiny_data, peft=None, args={"max_steps": 10, "learning_rate": 1e-3})),
         "dpo": on_gpu(dpo_spec()),
         "grpo": on_gpu(grpo_spec()),
     }

@@ -391,26 +391,3 @@ def test_tensors_that_share_a_storage_on_a_gpu_share_it_when_they_come_back(tmp_
     holdings.move_to(Tier.DEVICE)
     assert all(tensor.device == fabric.device for tensor in tensors)
     assert_shared(tensors)
-
-
-@pytest.mark.gpu
-def test_full_fine_tunes_that_do_not_fit_together_take_turns_on_the_gpu(tmp_path: Path, tiny_data: Path) -> None:
-    """Two runs of every weight with room for one end as each does alone."""
-    from tests.worker.training.test_exactness import outcomes, train_together
-
-    model = make_model(tmp_path / "model")
-    specs = [run_spec(model, tiny_data, peft=None, args={"use_cpu": False, "learning_rate": r}) for r in (1e-3, 1e-4)]
-    apart = [train_together([spec], tmp_path / f"alone-{number}")[1]["0"] for number, spec in enumerate(specs)]
-    from rfflow.config.spec import ExperimentSpec
-    from rfflow.engine.engine import Engine
-    from rfflow.runs.paths import ExperimentPaths
-
-    spec = ExperimentSpec("test", accelerator="cuda", memory=MemorySpec(device_limit="9MB", host_limit=0))
-    engine = Engine(spec, ExperimentPaths(tmp_path / "together"))
-    with outcomes() as together:
-        for number, run in enumerate(specs):
-            engine.add(run, number)
-        engine.run()
-    engine.close()
-    for number, alone in enumerate(apart):
-        assert not together[str(number)].differences(alone)
