@@ -341,6 +341,7 @@ class Engine:
         for run in runs:
             self._boundaries.again(run, self._checkpointer.fall_back(run))
         is_usable = slot in self._placement.usable
+        self.experiment.given_up = self.slots.count - len(self._placement.usable)
         log.warning(
             "The worker of slot %s is lost%s: %s.%s", slot, doing, lost.reason, "" if is_usable else " It is given up."
         )
@@ -349,8 +350,8 @@ class Engine:
                 self.lifecycle.fail(run, failure)
         if not self._placement.usable:
             raise EngineError(
-                f"Every slot was lost, the last one because {lost.reason}. What was saved stands: "
-                f"{resume_command(self.experiment.paths.root)}"
+                f"Every slot was lost, the last one because {lost.reason}. "
+                f"{self._what_stands()}{resume_command(self.experiment.paths.root)}"
             )
 
     def _between_steps(self, run: Run, slot: int, progress: Progress) -> None:
@@ -448,7 +449,11 @@ class Engine:
             log.exception("Not everything could be saved; the last checkpoints stand")
 
     def _farewell(self) -> str:
-        return f"Left at once. What was saved stands: {resume_command(self.experiment.paths.root)}"
+        return f"Left at once. {self._what_stands()}{resume_command(self.experiment.paths.root)}"
+
+    def _what_stands(self) -> str:
+        has_saved = any(run.chunks for run in self.experiment.runs)
+        return "What was saved stands: " if has_saved else "Nothing had been trained. To begin again: "
 
     def _job_of(self, number: int) -> tuple[str, ...] | None:
         overrides_of = getattr(self._composer, "overrides_of", None)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import resource
 import sys
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
 from rfflow.errors import ConfigError
-from rfflow.files import typed_command
+from rfflow.files import shown, typed_command
 from rfflow.tracking.streams import outlive_viewers
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ def settle() -> None:
     Raises:
         ConfigError: where there are other processes, or Python was started as nothing can be trained.
     """
+    _check_is_main()
     outlive_viewers()
     if sys.flags.optimize > 1:
         raise ConfigError(
@@ -43,6 +46,17 @@ def settle() -> None:
         )
     be_alone()
     allow_open_files()
+
+
+def _check_is_main() -> None:
+    """Refuse to begin in a worker process, which imports the script that was started to find what is in it."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        file = getattr(sys.modules.get("__mp_main__"), "__file__", None)
+        script = shown(Path(file)) if file else "the script"
+        raise ConfigError(
+            f"Each of several devices has a process that imports {script} again, which would start this "
+            'experiment anew. Put what starts it under: if __name__ == "__main__":'
+        )
 
 
 def be_alone(environ: MutableMapping[str, str] = os.environ) -> None:

@@ -28,6 +28,8 @@ class Experiment:
     """Devices on which its runs train at the same time."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Tells it from every other, wherever its directory goes."""
+    given_up: int = 0
+    """Those of them whose workers were lost too often."""
 
     def run(self, number: int) -> Run:
         """Return a run by its number.
@@ -55,7 +57,7 @@ class Experiment:
             for run in self.runs
             if run.state.is_live and run.plan is not None
         ]
-        return max(sum(left) / self.slots, max(left, default=0.0))
+        return max(sum(left) / max(1, self.slots - self.given_up), max(left, default=0.0))
 
 
 class Callback:

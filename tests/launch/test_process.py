@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import multiprocessing
 import resource
 import subprocess
 import sys
@@ -137,3 +138,10 @@ def test_what_transformers_reads_must_be_there(tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 1 and ended.stderr.startswith("python -OO (PYTHONOPTIMIZE=2) takes away the docstrings")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_does_not_begin_the_experiment_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It imports the script that was started, which may do all it does without asking whether it is the main one."""
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(ConfigError, match=r'imports .* again.* if __name__ == "__main__":'):
+        process.settle()

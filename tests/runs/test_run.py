@@ -80,5 +80,7 @@ def test_the_time_left_counts_the_devices(tmp_path: Path) -> None:
         run.step = run.chunks[-1].step
         experiment.runs.append(run)
     assert experiment.seconds_left() == pytest.approx((30 + 30 + 10) / 2)
+    experiment.given_up = 1
+    assert experiment.seconds_left() == pytest.approx(30 + 30 + 10)
     del experiment.runs[1:]
     assert experiment.seconds_left() == pytest.approx(30)
