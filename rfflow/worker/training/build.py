@@ -28,6 +28,7 @@ from rfflow.worker.training.answered_arguments import Place, check_built, check_
 from rfflow.worker.training.arguments import check_values, listed
 from rfflow.worker.training.components import OURS, check_tools, make_callback, make_component, parameters_of
 from rfflow.worker.training.reference import shared_log_probs
+from rfflow.worker.training.walks import remember_walks
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ def build_trainer(
         copied = base.unshare(trainer.model)
         if copied:
             log.info("%d base parameters are trained by this run and are its own copies", copied)
+    remember_walks(trainer.model)
     return trainer
 
 
@@ -122,6 +124,7 @@ def call_builder(build: Callable[[], Any]) -> Trainer:
     if not isinstance(trainer, Trainer):
         raise ConfigError(f"{name} returned {type(trainer).__name__}. Allowed: a transformers.Trainer.")
     check_built(trainer.args)
+    remember_walks(trainer.model)
     return trainer
 
 
