@@ -206,7 +206,7 @@ class Checkpointer:
     def restore(self, run: Run, record: RunRecord) -> Path | None:
         """Give a run its past back; return the checkpoint to go on from, if it has one and is not over."""
         run.parent, run.first_chunk, run.state = record.parent, record.first_chunk, record.state
-        run.chunks_before = record.chunks_before
+        run.chunks_before, run.recomputes = record.chunks_before, record.recomputes
         self._reached[run.number] = record.done
         # What its checkpoints were written with: a variable of the environment may have another value now.
         self._configs[run.number] = run.spec, record.config, dict(record.digests)
@@ -315,6 +315,7 @@ class Checkpointer:
             metrics=dict(run.metrics) if has_ended else {},
             logs=run.logs if has_ended else 0,
             plan=run.plan if has_ended else None,
+            recomputes=run.recomputes,
         )
 
     def _config(self, run: Run) -> tuple[str, dict[str, str]]:

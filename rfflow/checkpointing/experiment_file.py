@@ -71,6 +71,8 @@ class RunRecord:
     logs: int = 0
     """How often it has logged; of a live run, its checkpoint says that."""
     plan: ChunkPlan | None = None
+    recomputes: bool = False
+    """Whether it recomputes activations since it ran out of memory."""
 
     def path(self, root: Path) -> Path:
         """Return its directory, where the experiment's is ``root``."""

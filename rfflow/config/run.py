@@ -128,7 +128,7 @@ def _read_checkpointing(args: dict[str, Any]) -> dict[str, Any]:
     for old, new in _CHECKPOINTING.items():
         if (value := args.pop(old, None)) is None:
             continue
-        if args.get(new) and args[new] != value:
+        if args.get(new) not in (None, False, {}, "auto") and args[new] != value:
             raise ConfigError(
                 f"trainer.args.{old} is {value!r} and {new} is {args[new]!r}: two names of the same. Say one."
             )

@@ -128,6 +128,10 @@ class GenerateSpec:
     """Arguments of ``transformers.GenerationConfig`` (``temperature``, ...)."""
 
 
+AUTO = "auto"
+"""What ``trainer.args.activation_checkpointing`` may be besides true and false."""
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One configuration to train: read from a configuration of ours, or built by a function of an app's own."""
@@ -154,6 +158,11 @@ class RunSpec:
     """What belongs to the experiment, where it does not stand at the root of the configuration."""
     unread: tuple[str, ...] = ()
     """Keys at the root of the configuration that are not ours and that nothing refers to."""
+
+    @property
+    def chooses_activations(self) -> bool:
+        """Whether activations are kept or recomputed as there is memory."""
+        return self.build is None and self.trainer.args.get("activation_checkpointing") == AUTO
 
 
 @dataclass(frozen=True)

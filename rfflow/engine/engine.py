@@ -303,7 +303,8 @@ class Engine:
                 self._boundaries.publish(run, progress.logs)
                 run.step = progress.step
                 self._between_steps(run, heard.slot, progress)
-            case Again():
+            case Again(recomputes=recomputes):
+                run.recomputes = run.recomputes or recomputes
                 self._boundaries.again(run, self._checkpointer.newest(run))
             case Failed() as failed:
                 self._placement.end(heard.slot)

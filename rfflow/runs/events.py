@@ -80,6 +80,8 @@ class Again:
     """The memory was not enough, and the run goes on once more from its last checkpoint."""
 
     step: int
+    recomputes: bool = False
+    """Whether its activations are recomputed from now on."""
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,8 @@ class RunCard:
     first_chunk: int = 0
     owner: Owner | None = None
     """What its files say of whose they are."""
+    recomputes: bool = False
+    """Whether the memory was not enough before, so that ``activation_checkpointing=auto`` means all layers."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,17 @@ class Run:
         self.error: BaseException | None = None
         self.turn: Turn | None = None
         """Where it trains now, if it does."""
+        self.recomputes = False
+        """Whether it ran out of memory and recomputes activations since, where it may choose."""
 
     def __repr__(self) -> str:
         return f"Run({self.number}, {self.state.value}, step {self.step})"
 
     def card(self, owner: Owner | None = None) -> RunCard:
         """Return what a worker needs of it."""
-        return RunCard(self.number, self.spec, self.called, self.paths, self.parent, self.first_chunk, owner)
+        return RunCard(
+            self.number, self.spec, self.called, self.paths, self.parent, self.first_chunk, owner, self.recomputes
+        )
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ from rfflow.worker.data.rows import Data, fingerprint, load_data
 from rfflow.worker.memory.memory import Memory
 from rfflow.worker.models.bases import Bases
 from rfflow.worker.models.loading import load_base
+from rfflow.worker.training import activations
 from rfflow.worker.training.described import described
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Shared:
         """What was looked at, by what was asked for or by what ``datasets`` calls it."""
         self._said: set[str] = set()
         self._described: set[str] = set()
+        self._kept: dict[str, activations.Kept | None] = {}
 
     def data(self, spec: DatasetSpec, trainer: TrainerSpec) -> Data:
         """Return the rows of ``spec`` for a trainer of that kind, reading them the first time they are asked for."""
@@ -51,6 +53,14 @@ class Shared:
         if key not in self._data:
             self._data[key] = load_data(spec, self._seed, trainer)
         return self._data[key]
+
+    def kept_by(self, spec: RunSpec, trainer: Trainer) -> activations.Kept | None:
+        """Return what a forward pass of a run keeps; it is measured once for all that differ in other things."""
+        args = trainer.args
+        key = json.dumps([repr(spec.model), spec.peft, args.bf16, args.fp16], sort_keys=True, default=str)
+        if key not in self._kept:
+            self._kept[key] = activations.measure(trainer)
+        return self._kept[key]
 
     def say(self, lines: Iterable[str]) -> None:
         """Warn of something once, however many runs it holds for."""

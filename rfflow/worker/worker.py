@@ -290,11 +290,16 @@ class Worker:
         run = turn.order.run
         with self._log_of(run):
             log.warning("Out of memory at step %s", turn.step, exc_info=error)
-        log.warning("Run %s is out of memory and is tried once more with what could be freed", run)
+        order = self._prepared[run]
+        recomputes = order.card.spec.chooses_activations and not order.card.recomputes
+        more = ", and with its activations recomputed" if recomputes else ""
+        log.warning("Run %s is out of memory and is tried once more with what could be freed%s", run, more)
+        if recomputes:
+            self._prepared[run] = replace(order, card=replace(order.card, recomputes=True))
         turn.is_second_try, turn.has_begun = True, False
         turn.checkpoint = self._checkpoints(run).newest()
         turn.is_to_build = True
-        return Again(turn.checkpoint.step if turn.checkpoint else 0)
+        return Again(turn.checkpoint.step if turn.checkpoint else 0, recomputes)
 
     def _end_turn(self) -> None:
         self._turn = self._active = None

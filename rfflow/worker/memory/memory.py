@@ -47,6 +47,11 @@ class Memory:
         self.suspended: Callable[[], Sequence[RunTensors]] = lambda: ()
         """Returns what can be moved away now, soonest needed first."""
 
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether what is free is all that limits runs."""
+        return self._limit is None
+
     # --- what does not fit at all -------------------------------------------------------------------------------------
 
     def require(self, need: Need, what: str, there: int = 0, *, advice: str = "A smaller model needs less.") -> None:
@@ -71,6 +76,16 @@ class Memory:
             already = f" (besides the {show_bytes(there)} that it has)" if there else ""
             self._refuse(need, what, f"only {show_bytes(free)} are free{moved}{already}", advice)
         self._clear(need.weights - there)
+
+    def left(self, coming: int) -> int:
+        """Return the bytes that are there for a step besides what runs own, with every other run moved away.
+
+        Args:
+            coming: what the run itself will still take.
+        """
+        if self._limit is not None:
+            return self._limit - coming
+        return self._free(self._device) + self._held(self.suspended()) - coming
 
     def require_base(self, name: str, kwargs: Mapping[str, Any]) -> None:
         """Refuse a base model that cannot be loaded, before it is: into the host's memory, and from there.

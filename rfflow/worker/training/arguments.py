@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import Field, fields
 from typing import Any
 
+from rfflow.config.spec import AUTO
 from rfflow.errors import ConfigError, nearest
 from rfflow.worker.training.unread_arguments import GONE
 
@@ -48,8 +49,11 @@ def check_values(cls: type, values: Mapping[str, Any], where: str) -> None:
                 f"{where}.{key} is {value!r}.{nearest(value, choices)} Allowed: {', '.join(sorted(choices))}."
             )
         allowed = plain_types(hints[key])
+        is_ours = where == "trainer.args" and key == "activation_checkpointing"
+        if is_ours and value == AUTO:
+            continue
         if allowed and not _fits(value, allowed):
-            names = ", ".join(sorted(kind.__name__ for kind in allowed))
+            names = ", ".join(sorted(kind.__name__ for kind in allowed)) + (f", or {AUTO}" if is_ours else "")
             raise ConfigError(f"{where}.{key} is {value!r} ({type(value).__name__}). {cls.__name__} takes: {names}.")
 
 

@@ -14,7 +14,7 @@ import torch
 from peft import PeftConfig, TaskType, get_peft_model
 from transformers import Trainer, TrainingArguments, set_seed
 
-from rfflow.config.spec import Node, RunSpec, TrainerSpec
+from rfflow.config.spec import AUTO, Node, RunSpec, TrainerSpec
 from rfflow.config.targets import import_object
 from rfflow.config.unread import check_misplaced
 from rfflow.errors import ConfigError, nearest
@@ -166,9 +166,10 @@ def _wants_reference(args: TrainingArguments, parameters: Mapping[str, Any]) -> 
 def _build_args(place: Place, output_dir: Path) -> TrainingArguments:
     spec, device = place.spec.trainer, place.device
     args_class = _class(spec.args_target, TrainingArguments, "trainer.args._target_")
-    values = dict(spec.args)
-    values = listed(args_class, values)
+    values = listed(args_class, dict(spec.args))
     check_values(args_class, values, "trainer.args")
+    if values.get("activation_checkpointing") == AUTO:  # decided once the trainer is there, see :mod:`.activations`
+        values["activation_checkpointing"] = False
     check_read(args_class, place)
     # All that lies in the folder goes to the hub: none of what rfflow keeps among the checkpoints must lie there.
     values.setdefault("output_dir", str(output_dir.with_name("hub") if values.get("push_to_hub") else output_dir))

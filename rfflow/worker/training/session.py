@@ -24,11 +24,13 @@ from rfflow.worker.memory.offload import RunTensors, own_tensors, trained_bytes
 from rfflow.worker.memory.sizes import Need, lora_bytes
 from rfflow.worker.models.bases import Base
 from rfflow.worker.shared import Shared
+from rfflow.worker.training import activations
 from rfflow.worker.training.answers import Generation, Generations
 from rfflow.worker.training.build import build_trainer, call_builder, refusals
 from rfflow.worker.training.clients import claims_of_trainer, end_clients
 from rfflow.worker.training.context import RunContext
 from rfflow.worker.training.coroutine import TrainerCoroutine
+from rfflow.worker.training.longest import longest_batch
 from rfflow.worker.training.warm_start import all_finite, load_weights, start_at_chunk, trained_weights
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class TrainingSession:
             with self._leaving_bases_alone(), self.context.active():
                 trainer = self.context.variables.run(build)
                 self._claim(lambda name: getattr(trainer.args, name, None))
+                self._settle_activations(trainer)
                 if spec.build is not None:
                     self._shared.note_rows(self.run.number, trainer)
                 if warm_start is not None:
@@ -248,12 +251,37 @@ class TrainingSession:
         load_weights(trainer.model, weights, warm_start.parent)
         start_at_chunk(trainer, warm_start.first_chunk, self.run.spec.chunks)
 
+    def _settle_activations(self, trainer: Trainer) -> None:
+        """Keep activations where there is room for them, if the run leaves that to us."""
+        spec = self.run.spec
+        if not spec.chooses_activations:
+            return
+        if self.run.recomputes:
+            activations.recompute(trainer, 1)
+            log.info("Activations are recomputed: the memory was not enough (%s=auto)", activations.NAME)
+            return
+        batch = longest_batch(trainer)
+        try:
+            kept = self._shared.kept_by(spec, trainer)
+        except Exception as error:  # a model that wants more than tokens
+            log.info("What a forward pass keeps cannot be measured: %s: %s", type(error).__name__, error)
+            kept, batch = activations.UNKNOWN, None
+        trained = trained_bytes(trainer)
+        need = Need.of(0 if self._shared.memory.is_unlimited else trained, trained, _optimizer(trainer))
+        free = self._shared.memory.left(need.total)
+        loss = 0.0 if batch is None else activations.loss_bytes(trainer, batch)
+        asked = trainer.args.activation_checkpointing_kwargs or {}
+        every = activations.choose(kept, batch, loss, free, asked)
+        if every:
+            activations.recompute(trainer, every)
+        log.info("%s", activations.told(every, kept, batch, free))
+
     def _hold(self, trainer: Trainer) -> None:
         """Count what the run owns, and what its first step will add."""
         file = self.run.paths.root / ".suspended.safetensors"
         holdings = RunTensors(self._shared.fabric, own_tensors(trainer, *(base.model for base in self._bases())), file)
         own, trained = holdings.measure(), trained_bytes(trainer)
-        need = Need.of(own, trained, str(getattr(trainer.args.optim, "value", trainer.args.optim)))
+        need = Need.of(own, trained, _optimizer(trainer))
         if trainer.optimizer is not None and trainer.optimizer.state:  # it goes on, and has its state already
             need = replace(need, optimizer=0)
         self._require(need, there=own)
@@ -284,6 +312,10 @@ class TrainingSession:
             raise
         shutil.rmtree(final, ignore_errors=True)
         os.replace(aside, final)
+
+
+def _optimizer(trainer: Trainer) -> str:
+    return str(getattr(trainer.args.optim, "value", trainer.args.optim))
 
 
 @contextlib.contextmanager

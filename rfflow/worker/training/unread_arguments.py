@@ -99,8 +99,8 @@ _ITS_OWN_EVALUATIONS = ("steps", "epoch")
 
 ONLY_WITH: Mapping[str, tuple[str, tuple[Any, ...]]] = types.MappingProxyType(
     {
-        "activation_checkpointing_kwargs": ("activation_checkpointing gradient_checkpointing", (True,)),
-        "gradient_checkpointing_kwargs": ("activation_checkpointing gradient_checkpointing", (True,)),
+        "activation_checkpointing_kwargs": ("activation_checkpointing gradient_checkpointing", (True, "auto")),
+        "gradient_checkpointing_kwargs": ("activation_checkpointing gradient_checkpointing", (True, "auto")),
         "dataloader_multiprocessing_context": ("dataloader_num_workers", ("more than 0",)),
         "dataloader_persistent_workers": ("dataloader_num_workers", ("more than 0",)),
         "dataloader_prefetch_factor": ("dataloader_num_workers", ("more than 0",)),

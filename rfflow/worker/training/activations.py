@@ -1,0 +1,185 @@
+"""``trainer.args.activation_checkpointing=auto``: activations are recomputed only where they would not fit.
+
+What a step keeps for its backward pass is known beforehand: bytes grow with the tokens of a row, and with their square
+where attention is written out. A forward pass over a few tokens, in which every tensor that is kept is counted, tells
+how; the longest batch that the data can give tells for how many. Bits are the same kept and recomputed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Trainer
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rfflow.worker.memory.sizes import show_bytes
+from rfflow.worker.training.context import unmoved_random_state
+from rfflow.worker.training.longest import Batch
+
+log = logging.getLogger(__name__)
+
+NAME = "trainer.args.activation_checkpointing"
+
+_SHARE = 0.8
+"""Of what is free: the rest is for what is not counted, fragments above all."""
+_EVERY = (4, 3, 2)
+"""Recomputing every n-th layer, in the order in which that is tried: less is recomputed where n is larger."""
+_TOKENS = (8, 16, 24)
+"""Three lengths tell a constant, a linear and a square part."""
+_TILE = 32768
+"""How many words of the vocabulary TRL's fused loss takes at a time."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a forward pass keeps, in bytes."""
+
+    once: float
+    """However many tokens there are: weights that are cast, for example."""
+    token: float
+    """A token."""
+    pair: float
+    """A pair of tokens of one row."""
+    layer: float
+    """A token that enters a layer: what is left of the layer where it is recomputed."""
+    layers: int
+    """Layers that can be recomputed."""
+
+    def all(self, batch: Batch) -> float:
+        """Return what is kept where nothing is recomputed."""
+        return self.once + batch.rows * (self.token * batch.tokens + self.pair * batch.tokens**2)
+
+    def with_every(self, n: int, batch: Batch) -> float:
+        """Return what is there at most where every ``n``-th layer is recomputed, one of them at a time."""
+        whole, recomputed = self.all(batch), -(-self.layers // n)
+        entering = (recomputed + 2) * self.layer * batch.rows * batch.tokens
+        return whole * (1 - recomputed / self.layers) + whole / self.layers + entering
+
+
+UNKNOWN = Kept(0, 0, 0, 0, 1)
+"""Of a model that can recompute, but cannot be measured."""
+
+
+def measure(trainer: Trainer) -> Kept | None:
+    """Count what a forward pass through the trainer's model keeps; ``None`` where it cannot be recomputed.
+
+    Raises:
+        Exception: whatever the model raises, which may want more than tokens.
+    """
+    model = next((one for one in trainer.model.modules() if isinstance(one, PreTrainedModel)), None)
+    if model is None or not model.supports_gradient_checkpointing:
+        return None
+    layers = sum(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
+    if not layers:
+        return None
+    trunk = model.base_model
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*trunk.parameters(), *trunk.buffers())}
+    a, b, c = (_kept(trainer, trunk, tokens, weights) for tokens in _TOKENS)
+    step = _TOKENS[1] - _TOKENS[0]
+    pair = max(0.0, (a - 2 * b + c) / (2 * step**2))
+    token = max(0.0, (b - a) / step - pair * (_TOKENS[0] + _TOKENS[1]))
+    once = max(0.0, a - token * _TOKENS[0] - pair * _TOKENS[0] ** 2)
+    hidden = getattr(model.config.get_text_config(), "hidden_size", 0)
+    return Kept(once, token, pair, 4.0 * hidden, layers)
+
+
+def _kept(trainer: Trainer, trunk: torch.nn.Module, tokens: int, weights: set[int]) -> int:
+    found: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    device = trainer.args.device
+    ids = torch.zeros((1, tokens), dtype=torch.long, device=device)
+    with (
+        unmoved_random_state(device),
+        _in_training(trunk),
+        _precision(trainer),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+    ):
+        left = trunk(input_ids=ids, use_cache=False)
+    del left
+    return sum(found.values())
+
+
+@contextlib.contextmanager
+def _in_training(model: torch.nn.Module) -> Iterator[None]:
+    """Dropout keeps its masks only there."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = True
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _precision(trainer: Trainer) -> contextlib.AbstractContextManager[Any]:
+    dtype = torch.bfloat16 if trainer.args.bf16 else torch.float16 if trainer.args.fp16 else None
+    return contextlib.nullcontext() if dtype is None else torch.autocast(trainer.args.device.type, dtype)
+
+
+def loss_bytes(trainer: Trainer, batch: Batch) -> float:
+    """Return what the loss takes of a batch at most, whatever becomes of the activations before it."""
+    words = getattr(trainer.model.config.get_text_config(), "vocab_size", 0)
+    if any(kind.__name__ == "SFTTrainer" for kind in type(trainer).__mro__):  # a tile at a time
+        return 8.0 * min(words, _TILE) * 4 * min(batch.rows * batch.tokens, 1024)
+    return 3.0 * words * 4 * batch.rows * batch.tokens
+
+
+def choose(kept: Kept | None, batch: Batch | None, loss: float, free: float, asked: dict[str, Any]) -> int:
+    """Return which layers are recomputed: every n-th, or 0 for none.
+
+    Args:
+        kept: what a forward pass keeps; without it nothing can be recomputed.
+        batch: the longest one; without it all is, as TRL does by default.
+        loss: bytes that the loss takes besides.
+        free: bytes that there are.
+        asked: ``activation_checkpointing_kwargs``, which may say how many layers.
+    """
+    if kept is None:
+        return 0
+    if batch is None:
+        return int(asked.get("every_n_layers", 1))
+    room = _SHARE * free - loss
+    if kept.all(batch) <= room:
+        return 0
+    if "every_n_layers" in asked:
+        return int(asked["every_n_layers"])
+    return next((n for n in _EVERY if kept.with_every(n, batch) <= room), 1)
+
+
+def recompute(trainer: Trainer, every: int) -> None:
+    """Have every n-th layer's activations recomputed from the first step on; the trainer must not have begun."""
+    args = trainer.args
+    given = dict(args.activation_checkpointing_kwargs or {})
+    if every > 1:
+        given["every_n_layers"] = every
+    # TRL asks for both names.
+    args.activation_checkpointing = args.gradient_checkpointing = True
+    args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs = given or None
+
+
+def told(every: int, kept: Kept | None, batch: Batch | None, free: float) -> str:
+    """Say what was chosen, and why, for the run's log."""
+    if kept is None:
+        return f"Activations are kept: this model cannot recompute them ({NAME}=auto)"
+    which = (
+        "every layer" if every == 1 else f"every {every}{'nd' if every == 2 else 'rd' if every == 3 else 'th'} layer"
+    )
+    if batch is None:
+        return f"Activations of {which} are recomputed: how long a batch can be is not known ({NAME}=auto)"
+    figures = f"{show_bytes(kept.all(batch))} for {batch.rows} x {batch.tokens} tokens, {show_bytes(max(0, free))} free"
+    if every:
+        return f"Activations of {which} are recomputed: kept they would take {figures} ({NAME}=auto)"
+    return f"Activations are kept: {figures} ({NAME}=auto)"

@@ -1,0 +1,205 @@
+"""Activations are recomputed where they would not fit, and only there; no bit depends on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import load_dataset
+
+from rfflow.checkpointing import experiment_file
+from rfflow.config.spec import ExperimentSpec, MemorySpec, RunSpec
+from rfflow.engine.engine import Engine
+from rfflow.runs.paths import ExperimentPaths
+from rfflow.runs.run import Run, RunState
+from rfflow.worker.training import activations
+from rfflow.worker.training.activations import Kept, choose
+from rfflow.worker.training.longest import Batch, longest_batch
+from tests.stories.test_faults import OutOfMemory, with_callback
+from tests.support.plain import Outcome, train_alone
+from tests.support.tiny import make_model, run_spec
+from tests.worker.training.test_exactness import outcomes
+from tests.worker.training.test_snapshot_alignment import (
+    dpo_spec,
+    evaluation_pairs,
+    evaluation_prompts,
+    grpo_spec,
+    pairs,
+    prompts,
+)
+
+__all__ = ["dpo_spec", "evaluation_pairs", "evaluation_prompts", "grpo_spec", "pairs", "prompts"]
+
+KEPT = Kept(once=1000, token=100, pair=1, layer=1, layers=10)
+BATCH = Batch(2, 50)  # 1000 + 2 * (5000 + 2500) = 16000
+
+
+@pytest.fixture(scope="module")
+def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five layers, so that every second one is not every one."""
+    return make_model(tmp_path_factory.mktemp("deep") / "model", layers=5)
+
+
+def auto(spec: RunSpec, **args: Any) -> RunSpec:
+    return replace(
+        spec, trainer=replace(spec.trainer, args={**spec.trainer.args, "activation_checkpointing": "auto", **args})
+    )
+
+
+def fixed(spec: RunSpec, value: bool, **args: Any) -> RunSpec:
+    return auto(spec, activation_checkpointing=value, **args)
+
+
+def train(root: Path, specs: list[RunSpec], **memory: Any) -> tuple[list[Run], dict[str, Outcome]]:
+    spec = ExperimentSpec(name="test", accelerator="cpu", memory=MemorySpec(**memory))
+    engine = Engine(spec, ExperimentPaths(root))
+    with outcomes() as ended:
+        runs = [engine.add(each, number) for number, each in enumerate(specs)]
+        engine.run()
+    engine.close()
+    assert [run.state for run in runs] == [RunState.COMPLETED] * len(runs), [run.error for run in runs]
+    return runs, ended
+
+
+@pytest.mark.parametrize(
+    ("free", "asked", "expected"),
+    [
+        (20_001, {}, 0),
+        (19_900, {}, 4),  # every fourth, 3 of 10: 0.7 * 16000 + 1600 + 5 * 100
+        (10_000, {}, 1),
+        (0, {}, 1),
+        (10_000, {"every_n_layers": 3}, 3),
+        (20_001, {"every_n_layers": 3}, 0),
+    ],
+)
+def test_less_is_recomputed_where_more_is_free(free: float, asked: dict[str, Any], expected: int) -> None:
+    assert choose(KEPT, BATCH, 0, free, asked) == expected
+    assert choose(KEPT, BATCH, 8_000, free + 10_000, asked) == expected
+    recomputed = [KEPT.with_every(n, BATCH) for n in (4, 3, 2, 1)]
+    assert recomputed == sorted(recomputed, reverse=True) and recomputed[0] < KEPT.all(BATCH)
+
+
+def test_what_is_not_known_is_recomputed_as_by_trl(deep_model: Path) -> None:
+    assert choose(KEPT, None, 0, 1e12, {}) == 1
+    assert choose(None, BATCH, 0, 0, {}) == 0  # a model that cannot
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_what_is_kept_is_foreseen(attention: str, deep_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """From a few tokens, for many: also where attention is written out, which grows with the square of them."""
+    import trl
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(deep_model, attn_implementation=attention)
+    args = trl.SFTConfig(output_dir=str(tmp_path), **run_spec(deep_model, tiny_data).trainer.args)
+    rows = load_dataset("json", data_files=str(tiny_data), split="train")
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1, task_type="CAUSAL_LM")
+    trainer = trl.SFTTrainer(model=model, args=args, train_dataset=rows, peft_config=lora)
+    trainer.model.eval()
+    torch.manual_seed(7)
+    kept = activations.measure(trainer)
+    drawn = torch.rand(1)
+    torch.manual_seed(7)
+    assert torch.rand(1) == drawn and not trainer.model.training, "something has moved"
+    assert kept is not None and kept.layers == 5 and (kept.pair > 0) == (attention == "eager")
+    trunk = trainer.model.get_base_model().model
+    weights = {weight.untyped_storage().data_ptr() for weight in trunk.parameters()}
+    found: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    trainer.model.train()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        left = trunk(input_ids=torch.zeros((3, 100), dtype=torch.long), use_cache=False)
+    del left
+    measured = sum(size for place, size in found.items() if place not in weights)
+    assert kept.all(Batch(3, 100)) == pytest.approx(measured, rel=0.02)
+
+
+def test_the_longest_batch_is_found(
+    tiny_model: Path,
+    tiny_data: Path,
+    dpo_spec: Callable[..., RunSpec],
+    grpo_spec: Callable[..., RunSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Against what the collators make of the rows, all in one batch."""
+    seen: dict[str, tuple[Batch, int]] = {}
+
+    def look(session: Any, trainer: Any) -> None:
+        found, rows = longest_batch(trainer), trainer.train_dataset
+        if hasattr(trainer.args, "num_generations"):
+            prompts = [len(trainer.processing_class(row["prompt"])["input_ids"]) for row in rows]
+            seen["grpo"] = found, max(prompts) + trainer.args.max_completion_length
+        else:
+            batch = trainer.data_collator([rows[index] for index in range(len(rows))])["input_ids"]
+            seen[type(trainer).__name__] = found, batch.shape[1]
+
+    monkeypatch.setattr("rfflow.worker.training.session.TrainingSession._settle_activations", look)
+    specs = [run_spec(tiny_model, tiny_data, args={"max_steps": 4}), dpo_spec(), grpo_spec()]
+    train(tmp_path, specs)
+    (sft, whole), (dpo, paired) = seen["SFTTrainer"], seen["DPOTrainer"]
+    assert sft == Batch(4, whole)
+    assert dpo.rows == 8 and paired <= dpo.tokens <= paired + 8
+    found, needed = seen["grpo"]
+    assert needed <= found.tokens <= needed + 40
+
+
+def test_no_bit_depends_on_it(
+    deep_model: Path, tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kept, every second layer, every layer; by itself, with room and without: as TRL alone."""
+    caplog.set_level(logging.INFO, logger="rfflow")
+    plain = run_spec(deep_model, tiny_data, evaluate=False, args={"max_steps": 8})
+    alone = train_alone(plain, tmp_path / "alone")
+    specs = [
+        fixed(plain, False),
+        fixed(plain, True, activation_checkpointing_kwargs={"every_n_layers": 2}),
+        fixed(plain, True),
+        auto(plain),
+    ]
+    runs, ended = train(tmp_path / "roomy", specs)
+    for number in range(4):
+        assert not ended[str(number)].differences(alone), number
+    assert "Activations are kept: " in runs[3].paths.log.read_text()
+    (short,), ended = train(tmp_path / "short", [auto(plain)], device_limit="1MB")
+    assert "Activations of every layer are recomputed: kept they would take" in short.paths.log.read_text()
+    assert not ended["0"].differences(alone)
+
+
+@pytest.mark.slow
+def test_nor_of_preferences_and_rewards(
+    dpo_spec: Callable[..., RunSpec], grpo_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    for make in (dpo_spec, grpo_spec):
+        spec = make()
+        alone = train_alone(spec, tmp_path / make.__qualname__)
+        _, kept = train(tmp_path / f"{make.__qualname__} kept", [auto(spec)])
+        _, recomputed = train(tmp_path / f"{make.__qualname__} recomputed", [auto(spec)], device_limit="1MB")
+        assert not kept["0"].differences(alone) and not recomputed["0"].differences(alone)
+
+
+def test_a_run_out_of_memory_recomputes_from_then_on(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is built once more anyway; and it is on record, for whoever goes on with it."""
+    caplog.set_level(logging.INFO, logger="rfflow")
+    plain = run_spec(tiny_model, tiny_data, chunks=4)
+    OutOfMemory.left = {"recompute": 1}
+    spec = auto(with_callback(plain, "OutOfMemory", step=9, name="recompute"))
+    (run, other), ended = train(tmp_path / "x", [spec, auto(plain)])
+    assert run.recomputes and not other.recomputes
+    assert "Activations are recomputed: the memory was not enough" in run.paths.log.read_text()
+    alone = train_alone(plain, tmp_path / "alone")
+    assert not ended["0"].differences(alone) and not ended["1"].differences(alone)
+    state = experiment_file.read(ExperimentPaths(tmp_path / "x").state)
+    assert state is not None and [record.recomputes for record in state.runs] == [True, False]
