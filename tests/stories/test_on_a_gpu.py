@@ -5,6 +5,7 @@ Everything here needs a GPU (``pytest -m gpu``), and PyTorch's deterministic ker
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,11 @@ from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import Run, RunState
 from rfflow.slots.processes import ProcessSlots
 from rfflow.slots.slots import Slots
+from rfflow.worker.memory.memory import Memory, free_memory
+from rfflow.worker.training import activations
 from tests.slots.test_exactness import differences, left_by
 from tests.support.plain import Outcome, train_alone
-from tests.support.tiny import run_spec
+from tests.support.tiny import make_model, run_spec, write_jsonl
 from tests.worker.training.test_exactness import outcomes
 from tests.worker.training.test_on_a_cpu import QUANTISED, train_quantised_alone
 from tests.worker.training.test_snapshot_alignment import (
@@ -121,3 +124,76 @@ def test_quantised_runs_share_one_base_and_end_as_alone(
     for number, spec in enumerate(specs):
         alone = train_quantised_alone(spec, quantization, dtype, tmp_path / f"alone-{number}")
         assert not together[str(number)].differences(alone)
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of eight layers, wide enough for its activations to outweigh everything else."""
+    return make_model(tmp_path_factory.mktemp("wide") / "model", layers=8, hidden=512)
+
+
+def peak_of(spec: RunSpec, root: Path) -> tuple[int, str]:
+    """Train it; return the most bytes that tensors took, and what its log says of activations."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before, seen = torch.cuda.memory_allocated(), []
+    observe = Memory.observe
+
+    def note(memory: Memory) -> None:
+        seen.append(torch.cuda.max_memory_allocated())
+        observe(memory)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Memory, "observe", note)
+        (run,), _ = train([spec], root)
+    (line,) = [line for line in run.paths.log.read_text().splitlines() if "Activations" in line] or [""]
+    return max(seen) - before, line
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_what_activations_take_is_foreseen(
+    bf16: bool, wide_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory that keeping them takes over recomputing them is no more than was foreseen, and most of that."""
+    caplog.set_level(logging.INFO, logger="rfflow")
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"{n} ", "completion": "x" * 500} for n in range(32)])
+    args = {"max_length": 512, "per_device_train_batch_size": 8, "activation_checkpointing": "auto"}
+    spec = on_gpu(run_spec(wide_model, data, chunks=1, evaluate=False, args=args), bf16=bf16)
+    foreseen: list[tuple[float, float]] = []
+    choose = activations.choose
+
+    def note(kept: activations.Kept, batch: Any, *given: Any) -> int:
+        foreseen.append((kept.all(batch), kept.with_every(1, batch)))
+        return choose(kept, batch, *given)
+
+    monkeypatch.setattr(activations, "choose", note)
+    kept, said = peak_of(spec, tmp_path / "kept")
+    assert "Activations are kept" in said
+    recomputed, _ = peak_of(on_gpu(spec, activation_checkpointing=True), tmp_path / "recomputed")
+    (whole, least), *_ = foreseen
+    print(
+        f"foreseen {whole / 1e6:.0f} and {least / 1e6:.0f} MB, measured {kept / 1e6:.0f} and {recomputed / 1e6:.0f} MB"
+    )
+    assert 0.5 * (whole - least) < kept - recomputed < 1.2 * (whole - least)
+
+
+def test_a_run_that_is_out_of_memory_recomputes(
+    wide_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device gives no more than keeping would take, and what was foreseen was too little."""
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"{n} ", "completion": "x" * 500} for n in range(64)])
+    args = {"max_length": 512, "per_device_train_batch_size": 16, "activation_checkpointing": "auto"}
+    spec = on_gpu(run_spec(wide_model, data, chunks=2, evaluate=False, args=args))
+    monkeypatch.setattr(activations, "choose", lambda *_: 0)
+    free_memory(torch.device("cuda"))
+    whole = torch.cuda.get_device_properties(0).total_memory
+    recomputed, _ = peak_of(on_gpu(spec, activation_checkpointing=True), tmp_path / "recomputed")
+    kept, _ = peak_of(on_gpu(spec, activation_checkpointing=False), tmp_path / "kept")
+    free_memory(torch.device("cuda"))
+    between = (recomputed + kept) / 2 + torch.cuda.memory_allocated()
+    torch.cuda.set_per_process_memory_fraction(between / whole)
+    try:
+        (run,), _ = train([spec], tmp_path / "short")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert run.recomputes

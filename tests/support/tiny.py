@@ -76,19 +76,19 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(folder: Path, *, tied: bool = False, layers: int = 2, seed: int = 0) -> Path:
-    """Save a Llama of hidden size 64 with seeded float32 weights, and its tokenizer, in `folder`; return the folder."""
+def make_model(folder: Path, *, tied: bool = False, layers: int = 2, hidden: int = 64, seed: int = 0) -> Path:
+    """Save a Llama of hidden size 64, or another, with seeded float32 weights, and its tokenizer, in `folder`; return the folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
+        hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        intermediate_size=128,
+        intermediate_size=2 * hidden,
         max_position_embeddings=512,
         tie_word_embeddings=tied,
         bos_token_id=None,
