@@ -77,7 +77,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(folder: Path, *, tied: bool = False, layers: int = 2, hidden: int = 64, seed: int = 0) -> Path:
-    """Save a Llama of hidden size 64, or another, with seeded float32 weights, and its tokenizer, in `folder`; return the folder."""
+    """Save a small Llama with seeded float32 weights, and its tokenizer, in `folder`; return the folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
