@@ -33,11 +33,7 @@ def read_run(cfg: DictConfig) -> RunSpec:
     check_lr(cfg, config.get("lr"))
     model = _read_model(section_of(config, "model"))
     trainer = _read_trainer(section_of(config, "trainer"), model)
-    if trainer.target.endswith("RewardTrainer"):
-        seed = trainer.args.get("seed")
-        head = {"auto_class": "AutoModelForSequenceClassification", "num_labels": 1}
-        head["head_seed"] = 42 if seed is None else seed  # TRL's own default
-        model = replace(model, kwargs={**head, **model.kwargs})
+    model = _with_head(model, trainer.target, trainer.args)
     return RunSpec(
         model=model,
         dataset=read_dataset(section_of(config, "dataset")),
@@ -50,6 +46,26 @@ def read_run(cfg: DictConfig) -> RunSpec:
         generate=_read_generate(config.get("evaluation")),
         unread=unread,
     )
+
+
+def model_of(config: Node) -> ModelSpec:
+    """Return the model that a resolved configuration trains, read again after the run has ended.
+
+    Raises:
+        ConfigError: if it names none.
+    """
+    trainer = section_of(config, "trainer")
+    return _with_head(_read_model(section_of(config, "model")), str(trainer.get("_target_")), trainer.get("args") or {})
+
+
+def _with_head(model: ModelSpec, trainer: str, args: Node) -> ModelSpec:
+    """Return the model that a trainer wants: a reward trainer's has a head of one label."""
+    if not trainer.endswith("RewardTrainer"):
+        return model
+    seed = args.get("seed")
+    head = {"auto_class": "AutoModelForSequenceClassification", "num_labels": 1}
+    head["head_seed"] = 42 if seed is None else seed  # TRL's own default
+    return replace(model, kwargs={**head, **model.kwargs})
 
 
 def _check_held_out(dataset: Node) -> None:

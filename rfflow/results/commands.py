@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import importlib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+
+_COMMANDS = {"ls": "listing", "show": "listing", "export": "export"}
+"""Each by its name, and the module of this package whose function of that name it is."""
 
 
 def main(command: str, argv: Sequence[str]) -> int:
     """Run ``rfflow <command>`` and return its exit status."""
-    from rfflow.results import listing
+    module = importlib.import_module(f"rfflow.results.{_COMMANDS[command]}")
+    with _telling():
+        return int(getattr(module, command)(argv))
 
-    return {"ls": listing.ls, "show": listing.show}[command](argv)
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """Say on the terminal what takes its time, such as loading a model: ours alone, libraries have much to say."""
+    log, handler = logging.getLogger("rfflow"), logging.StreamHandler(sys.stderr)
+    before = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.level, log.propagate = before

@@ -19,6 +19,8 @@ class RunPaths:
         """The trained adapter (or model), as ``save_pretrained`` writes it."""
         self.weights = self.checkpoints / "last.safetensors"
         """The trained weights at the last boundary; clones that start warm begin from them."""
+        self.base = self.checkpoints / "base.json"
+        """Which weights the adapter in ``final`` was trained on, so that it is never put on others."""
         self.start = self.checkpoints / "start.safetensors"
         """Of a clone that started warm: the weights it began with, whatever becomes of its parent."""
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from rfflow.control import ctl
+from rfflow.launch import usage
+from rfflow.results import commands as results
 from tests.launch.test_cli import Shell
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
@@ -37,6 +39,7 @@ def all_commands(about_ctl: bool) -> list[str]:
     found = [shlex.join(words) for text in TEXT.values() for words in commands(text)]
     # These want an experiment that is there, and have tests of their own: test_replay, test_resuming, test_new.
     found = [line for line in found if not line.startswith(("replay ", "resume=", "new "))]
+    found = [line for line in found if line.split()[0] not in usage.AFTERWARDS]
     return [line for line in dict.fromkeys(found) if line.startswith("ctl ") is about_ctl]
 
 
@@ -66,6 +69,25 @@ def test_a_command_is_understood(rfflow: Shell, line: str) -> None:
     is_mistake = "learning_rat=" in line
     assert rfflow.status == 0 or is_mistake, said
     assert rfflow.engines or is_mistake or {"--help", "--cfg"} & set(shlex.split(line))
+
+
+PAGES = [TEXT["README.md"], (ROOT / "docs/after.md").read_text(encoding="utf-8")]
+AFTERWARDS = [shlex.join(words) for page in PAGES for words in commands(page) if words[0] in usage.AFTERWARDS]
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(AFTERWARDS))
+def test_a_command_about_what_is_over_is_understood(
+    line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It wants an experiment that is not there, and says no more than that."""
+    monkeypatch.chdir(tmp_path)
+    command, *rest = shlex.split(line)
+    try:
+        status = results.main(command, rest)
+    except SystemExit as error:  # argparse
+        status = int(error.code or 0)
+    said = capsys.readouterr()
+    assert status == 0 or (status == 1 and "does not exist" in said.err + said.out), said.err
 
 
 @pytest.mark.parametrize("line", all_commands(about_ctl=True))

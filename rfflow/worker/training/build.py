@@ -56,7 +56,7 @@ def build_trainer(
     check_misplaced(spec.unread, {"trainer.args": args} | ({"peft": peft_config} if peft_config else {}))
     if peft_config is not None and "ForSequenceClassification" in type(base.model).__name__:
         peft_config.task_type = TaskType.SEQ_CLS  # so that the new head is trained too, beside the adapter
-    shares = peft_config is not None and not _rewrites_base(peft_config)
+    shares = peft_config is not None and not rewrites_base(peft_config)
     model = base.structure() if shares else base.copy()
     if peft_config is not None:
         _check_targets(peft_config, model)
@@ -196,7 +196,7 @@ def _build_peft_config(node: Node) -> PeftConfig:
     return config
 
 
-def _rewrites_base(config: PeftConfig) -> bool:
+def rewrites_base(config: PeftConfig) -> bool:
     """Whether the method begins by taking something out of the base's own weights, as PiSSA does."""
     start = getattr(config, "init_lora_weights", None)
     return isinstance(start, str) and start not in ("gaussian", "orthogonal", "eva")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ from transformers import Trainer
 
 from rfflow.config.claims import check_alone, claims_of
 from rfflow.errors import ConfigError, RunFailed
+from rfflow.files import replace_text
 from rfflow.runs.events import Boundary, Pause, Ready, WarmStart
 from rfflow.runs.run import RunCard
 from rfflow.worker.data.checks import what_is_dropped
@@ -311,6 +313,10 @@ class TrainingSession:
             shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
             raise
         shutil.rmtree(final, ignore_errors=True)
+        if self.run.spec.build is None and self.run.spec.peft is not None:
+            base = self._shared.bases.get(self.run.spec.model)
+            told = {"fingerprint": base.fingerprint, "device": self._shared.fabric.device.type}
+            replace_text(self.run.paths.base, json.dumps(told) + "\n")
         os.replace(aside, final)
 
 
