@@ -25,12 +25,13 @@ log = logging.getLogger(__name__)
 
 NAME = "trainer.args.activation_checkpointing"
 
-_SHARE = 0.8
+_SHARE = 0.75
 """Of what is free: the rest is for what is not counted, fragments above all."""
 _EVERY = (4, 3, 2)
 """Recomputing every n-th layer, in the order in which that is tried: less is recomputed where n is larger."""
 _TOKENS = (8, 16, 24)
 """Three lengths tell a constant, a linear and a square part."""
+_ROWS = 2
 _TILE = 32768
 """How many words of the vocabulary TRL's fused loss takes at a time."""
 
@@ -84,6 +85,7 @@ def measure(trainer: Trainer) -> Kept | None:
     pair = max(0.0, (a - 2 * b + c) / (2 * step**2))
     token = max(0.0, (b - a) / step - pair * (_TOKENS[0] + _TOKENS[1]))
     once = max(0.0, a - token * _TOKENS[0] - pair * _TOKENS[0] ** 2)
+    pair, token = pair / _ROWS, token / _ROWS
     hidden = getattr(model.config.get_text_config(), "hidden_size", 0)
     return Kept(once, token, pair, 4.0 * hidden, layers)
 
@@ -98,7 +100,10 @@ def _kept(trainer: Trainer, trunk: torch.nn.Module, tokens: int, weights: set[in
         return tensor
 
     device = trainer.args.device
-    ids = torch.zeros((1, tokens), dtype=torch.long, device=device)
+    # Two rows, one of them padded: attention with a mask keeps more, the mask itself among it.
+    ids = torch.zeros((_ROWS, tokens), dtype=torch.long, device=device)
+    mask = torch.ones_like(ids)
+    mask[1:, -1] = 0
     with (
         unmoved_random_state(device),
         _in_training(trunk),
@@ -106,7 +111,7 @@ def _kept(trainer: Trainer, trunk: torch.nn.Module, tokens: int, weights: set[in
         torch.enable_grad(),
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
     ):
-        left = trunk(input_ids=ids, use_cache=False)
+        left = trunk(input_ids=ids, attention_mask=mask, use_cache=False)
     del left
     return sum(found.values())
 

@@ -69,17 +69,17 @@ def train(root: Path, specs: list[RunSpec], **memory: Any) -> tuple[list[Run], d
 @pytest.mark.parametrize(
     ("free", "asked", "expected"),
     [
-        (20_001, {}, 0),
-        (19_900, {}, 4),  # every fourth, 3 of 10: 0.7 * 16000 + 1600 + 5 * 100
+        (21_400, {}, 0),
+        (21_300, {}, 4),  # every fourth, 3 of 10: 0.7 * 16000 + 1600 + 5 * 100
         (10_000, {}, 1),
         (0, {}, 1),
         (10_000, {"every_n_layers": 3}, 3),
-        (20_001, {"every_n_layers": 3}, 0),
+        (21_400, {"every_n_layers": 3}, 0),
     ],
 )
 def test_less_is_recomputed_where_more_is_free(free: float, asked: dict[str, Any], expected: int) -> None:
     assert choose(KEPT, BATCH, 0, free, asked) == expected
-    assert choose(KEPT, BATCH, 8_000, free + 10_000, asked) == expected
+    assert choose(KEPT, BATCH, 9_000, free + 12_000, asked) == expected
     recomputed = [KEPT.with_every(n, BATCH) for n in (4, 3, 2, 1)]
     assert recomputed == sorted(recomputed, reverse=True) and recomputed[0] < KEPT.all(BATCH)
 
@@ -107,7 +107,7 @@ def test_what_is_kept_is_foreseen(attention: str, deep_model: Path, tiny_data: P
     drawn = torch.rand(1)
     torch.manual_seed(7)
     assert torch.rand(1) == drawn and not trainer.model.training, "something has moved"
-    assert kept is not None and kept.layers == 5 and (kept.pair > 0) == (attention == "eager")
+    assert kept is not None and kept.layers == 5 and kept.pair > 0
     trunk = trainer.model.get_base_model().model
     weights = {weight.untyped_storage().data_ptr() for weight in trunk.parameters()}
     found: dict[int, int] = {}
@@ -118,7 +118,9 @@ def test_what_is_kept_is_foreseen(attention: str, deep_model: Path, tiny_data: P
 
     trainer.model.train()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        left = trunk(input_ids=torch.zeros((3, 100), dtype=torch.long), use_cache=False)
+        mask = torch.ones((3, 100), dtype=torch.long)
+        mask[0, -20:] = 0
+        left = trunk(input_ids=torch.zeros_like(mask), attention_mask=mask, use_cache=False)
     del left
     measured = sum(size for place, size in found.items() if place not in weights)
     assert kept.all(Batch(3, 100)) == pytest.approx(measured, rel=0.02)
