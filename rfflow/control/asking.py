@@ -34,12 +34,14 @@ class Reply:
     """What came of it, or why it was refused."""
 
 
-def drop(control: Path, document: Mapping[str, Any]) -> str:
+def drop(control: Path, document: Mapping[str, Any], by: str = "") -> str:
     """Put an op into the control directory in one step, never over another file; return the name it got there.
 
     Args:
         control: the directory.
         document: the op, as its file has it (:func:`rfflow.control.ops.parse` checks it).
+        by: what the file is dropped by, as its name says (:func:`rfflow.control.filing.maker_of`): ``tab``, or nothing
+            for ``rfflow ctl``.
 
     Raises:
         OpError: if the directory cannot be written to.
@@ -57,7 +59,7 @@ def drop(control: Path, document: Mapping[str, Any]) -> str:
         while True:
             seconds, nanoseconds = divmod(time.time_ns(), 10**9)
             moment = time.strftime("%Y%m%d-%H%M%S", time.localtime(seconds))
-            name = f"{moment}-{nanoseconds:09}-{document['op']}.yaml"  # filing.is_made_up knows it by its form
+            name = f"{moment}-{nanoseconds:09}-{document['op']}{by and f'-{by}'}.yaml"
             with contextlib.suppress(FileExistsError):
                 _link(temporary, control / name)
                 return name

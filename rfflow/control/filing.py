@@ -7,12 +7,14 @@ import os
 import re
 import stat
 
-_MADE_UP = re.compile(r"\d{8}-\d{6}-\d{9}-[a-z]+\.yaml")
+_MADE_UP = re.compile(r"\d{8}-\d{6}-\d{9}-[a-z]+(-tab)?\.yaml")
 
 
-def is_made_up(name: str) -> bool:
-    """Whether ``rfflow ctl`` has named the file, so that the name says nothing to people."""
-    return _MADE_UP.fullmatch(name) is not None
+def maker_of(name: str) -> str | None:
+    """Return which program has named an op file, so that the name says nothing to people; None where a person has."""
+    if (found := _MADE_UP.fullmatch(name)) is None:
+        return None
+    return "rfflow ctl" if found[1] is None else "the tab"
 
 
 def place_for(folder: int, name: str, note_suffix: str, note: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rfflow.control.belonging import check_ours, held
 from rfflow.control.documents import MAX_BYTES, parse_documents
-from rfflow.control.filing import is_made_up, joined, place_for, printable, write_note, write_whole
+from rfflow.control.filing import joined, maker_of, place_for, printable, write_note, write_whole
 from rfflow.control.items import DONE, KINDS, REJECTED, Identity, Item, is_misnamed, is_op_file
 from rfflow.control.ownership import LOCK_NAME, Lock
 from rfflow.control.watching import Watch
@@ -127,7 +127,8 @@ class Inbox:
 
     def reject(self, item: Item, reason: str) -> Path:
         """File the item under ``rejected/``, with the reason beside it as ``<name>.error``; return where it lies."""
-        log.warning("Refused %s: %s", "an op of rfflow ctl" if is_made_up(item.name) else printable(item.name), reason)
+        maker = maker_of(item.name)
+        log.warning("Refused %s: %s", f"an op of {maker}" if maker else printable(item.name), reason)
         return self._answer(item, REJECTED, ".error", reason)
 
     def wait(self, timeout: float | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""The plugin: the page's files and what it asks for, all of it read-only."""
+"""The plugin: the page's files, what it asks for, and the ops that it gives."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from rfflow.dashboard import reader
-from rfflow.dashboard.guard import why_not_read
+from rfflow.control.asking import drop, reply_to, wait_for_reply
+from rfflow.control.ops import parse
+from rfflow.dashboard.composing import Composer
+from rfflow.dashboard.finding import find
+from rfflow.dashboard.guard import Guard, why_not_read
+from rfflow.dashboard.reader import Experiment
+from rfflow.errors import OpError, RfflowError
 
 STATIC = Path(__file__).parent / "static"
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
 _LOOK_AGAIN = 3.0
 """Seconds until experiments are looked for once more."""
+_AT_ONCE = 1.0
+"""Seconds that an op waits for its answer; one that takes longer is asked after again."""
+_LARGEST = 1_000_000
+"""Bytes of a request."""
 
 
 class RfflowPlugin(base_plugin.TBPlugin):
@@ -31,10 +40,12 @@ class RfflowPlugin(base_plugin.TBPlugin):
         flags = context.flags
         self._logdir = str(context.logdir or "")
         self._is_public = bool(getattr(flags, "bind_all", False) or getattr(flags, "host", None))
+        self._guard = Guard()
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         """Readers remember how far they have read, and requests come on several threads."""
-        self._found: dict[str, reader.Experiment] = {}
+        self._found: dict[str, Experiment] = {}
+        self._composers: dict[Path, Composer] = {}
         self._looked: float | None = None
 
     def is_active(self) -> bool:
@@ -50,20 +61,26 @@ class RfflowPlugin(base_plugin.TBPlugin):
         return {
             "/index.js": self._file,
             "/static/*": self._file,
-            "/experiments": self._answering(self._listing),
-            "/state": self._answering(self._state),
-            "/points": self._answering(self._points),
-            "/log": self._answering(self._log),
+            "/experiments": self._reads(self._listing),
+            "/state": self._reads(self._state),
+            "/run": self._reads(self._run),
+            "/generations": self._reads(self._generations),
+            "/answer": self._reads(self._answer),
+            "/op": self._writes(self._op),
+            "/check": self._writes(self._check),
+            "/complete": self._writes(self._complete),
         }
 
-    def _experiments(self) -> dict[str, reader.Experiment]:
+    def _experiments(self) -> dict[str, Experiment]:
         with self._lock:
             now = time.monotonic()
             if self._looked is None or now - self._looked > _LOOK_AGAIN:
-                there = reader.find(self._logdir) if self._logdir else {}
-                self._found = {name: self._found.get(name) or reader.Experiment(path) for name, path in there.items()}
+                there = find(self._logdir) if self._logdir else {}
+                self._found = {name: self._found.get(name) or Experiment(path) for name, path in there.items()}
                 self._looked = now
             return self._found
+
+    # --- what is let in -----------------------------------------------------------------------------------------------
 
     @wrappers.Request.application  # type: ignore[arg-type]
     def _file(self, request: Any) -> Any:
@@ -73,41 +90,111 @@ class RfflowPlugin(base_plugin.TBPlugin):
             return http_util.Respond(request, "Not found", "text/plain", code=404)
         return http_util.Respond(request, path.read_bytes(), _TYPES.get(path.suffix, "text/plain"))
 
-    def _answering(self, function: Callable[[Any], Any]) -> Any:
+    def _reads(self, function: Callable[[Any], Any]) -> Any:
+        """Return a route that changes nothing."""
+
         @wrappers.Request.application
         def app(request: Any) -> Any:
             if request.method not in ("GET", "HEAD"):
-                return http_util.Respond(request, {"error": "The page only reads: GET."}, "application/json", code=405)
+                return _refused(request, "This only reads: GET.", 405)
             if reason := why_not_read(request.headers.get("Host", ""), is_public=self._is_public):
-                return http_util.Respond(request, {"error": reason}, "application/json", code=403)
-            try:
-                with self._reading:
-                    return function(request)
-            except (KeyError, ValueError) as error:
-                said = f"There is no {error.args[0]!r}." if isinstance(error, KeyError) else str(error)
-                return http_util.Respond(request, {"error": said}, "application/json", code=400)
+                return _refused(request, reason, 403)
+            with self._reading:
+                return self._answered(request, function)
 
         return app
 
-    def _experiment(self, request: Any) -> reader.Experiment:
+    def _writes(self, function: Callable[[Any, dict[str, Any]], Any]) -> Any:
+        """Return a route for those who may give ops."""
+
+        @wrappers.Request.application
+        def app(request: Any) -> Any:
+            if request.method != "POST":
+                return _refused(request, "This is asked for by POST.", 405)
+            if reason := self._guard.why_forged(request.environ) or self._guard.why_not_write(request.environ):
+                return _refused(request, reason, 403)
+            if (request.content_length or 0) > _LARGEST:
+                return _refused(request, f"A request is {_LARGEST} bytes long at most.", 413)
+            body = request.get_json(silent=True)
+            if not isinstance(body, dict):
+                return _refused(request, "The request is no JSON object.", 400)
+            return self._answered(request, lambda request: function(request, body))
+
+        return app
+
+    def _answered(self, request: Any, function: Callable[[Any], Any]) -> Any:
+        try:
+            return http_util.Respond(request, function(request), "application/json")
+        except KeyError as error:
+            return _refused(request, f"There is no {error.args[0]!r}.", 400)
+        except (ValueError, TypeError, RfflowError) as error:
+            return _refused(request, str(error), 400)
+
+    # --- what is read -------------------------------------------------------------------------------------------------
+
+    def _experiment(self, request: Any) -> Experiment:
         return self._experiments()[request.args.get("experiment", "")]
 
-    def _listing(self, request: Any) -> Any:
+    def _listing(self, request: Any) -> dict[str, Any]:
         found = [{"name": name, "alive": each.is_alive} for name, each in self._experiments().items()]
         found.sort(key=lambda each: (each["alive"], each["name"]), reverse=True)
-        return http_util.Respond(request, {"experiments": found}, "application/json")
+        if reason := self._guard.why_not_write(request.environ):
+            return {"experiments": found, "read_only": reason, "key": self._guard.key_path()}
+        return {"experiments": found, "read_only": None, "token": self._guard.token}
 
-    def _state(self, request: Any) -> Any:
+    def _state(self, request: Any) -> dict[str, Any]:
         experiment = self._experiment(request)
         tag = hashlib.sha256(experiment.version().encode()).hexdigest()[:16]
+        names = request.args.get("metrics", "").split(",")
+        points = experiment.points(int(request.args["since"]), names) if "since" in request.args else {}
         if request.args.get("tag") == tag:
-            return http_util.Respond(request, {"tag": tag, "same": True}, "application/json")
-        return http_util.Respond(request, {**experiment.state(), "tag": tag}, "application/json")
+            return {"tag": tag, "same": True, **points}
+        return {**experiment.state(), "tag": tag, **points}
 
-    def _points(self, request: Any) -> Any:
-        since = int(request.args.get("since", "0"))
-        return http_util.Respond(request, self._experiment(request).points(since), "application/json")
+    def _run(self, request: Any) -> dict[str, Any]:
+        experiment, number = self._experiment(request), int(request.args.get("run", ""))
+        return {"config": experiment.config(number), "log": experiment.log_tail(number)}
 
-    def _log(self, request: Any) -> Any:
-        text = self._experiment(request).log_tail(int(request.args.get("run", "")))
-        return http_util.Respond(request, {"log": text}, "application/json")
+    def _generations(self, request: Any) -> dict[str, Any]:
+        experiment = self._experiment(request)
+        numbers = [int(word) for word in request.args.get("runs", "").split(",")]
+        return {"runs": {number: experiment.generations(number) for number in numbers[:8]}}
+
+    def _answer(self, request: Any) -> dict[str, Any]:
+        experiment = self._experiment(request)
+        is_alive = experiment.answers  # asked first: an experiment that ends answers before
+        reply = reply_to(experiment.control, Path(request.args.get("file", "")).name or ".")
+        if reply is not None:
+            return {"applied": reply.is_applied, "text": reply.text}
+        return {} if is_alive else {"applied": False, "text": "The experiment ended before it came to this."}
+
+    # --- what is asked of the experiment ------------------------------------------------------------------------------
+
+    def _op(self, request: Any, body: dict[str, Any]) -> dict[str, Any]:
+        experiment = self._experiments()[body.get("experiment", "")]
+        parse(body.get("op"))
+        if reason := experiment.why_no_ops():
+            raise OpError(reason)
+        file = drop(experiment.control, body["op"], by="tab")
+        reply = wait_for_reply(experiment.control, file, _AT_ONCE, sleep=lambda seconds: time.sleep(0.01))
+        return {"file": file} if reply is None else {"file": file, "applied": reply.is_applied, "text": reply.text}
+
+    def _check(self, request: Any, body: dict[str, Any]) -> dict[str, Any]:
+        return self._composer(body).check(
+            [int(number) for number in body.get("runs", [])],
+            [str(text) for text in body.get("overrides", [])],
+            warm_start=bool(body.get("warm_start")),
+            page=str(body.get("page", "")),
+        )
+
+    def _complete(self, request: Any, body: dict[str, Any]) -> dict[str, Any]:
+        return self._composer(body).complete(int(body.get("run", "")), str(body.get("word", "")))
+
+    def _composer(self, body: dict[str, Any]) -> Composer:
+        experiment = self._experiments()[body.get("experiment", "")]
+        with self._lock:
+            return self._composers.setdefault(experiment.root, Composer(experiment))
+
+
+def _refused(request: Any, reason: str, code: int) -> Any:
+    return http_util.Respond(request, {"error": reason}, "application/json", code=code)

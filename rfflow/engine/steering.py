@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rfflow.checkpointing.experiment_file import OpOutcome, SavedExperiment
 from rfflow.confidential import redacted
 from rfflow.control.admission import as_the_experiment
-from rfflow.control.filing import is_made_up
+from rfflow.control.filing import maker_of
 from rfflow.control.inbox import Inbox
 from rfflow.control.items import Identity, Item
 from rfflow.control.journal import Entry, Journal, moment
@@ -328,7 +328,7 @@ class Steering:
 
 
 def _person(file: str) -> str:
-    return "rfflow ctl" if is_made_up(file) else f"person, {file}"
+    return maker_of(file) or f"person, {file}"
 
 
 def _sentence(words: str) -> str:

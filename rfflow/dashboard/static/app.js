@@ -1,123 +1,83 @@
 // The tab: what the server said, and what is selected. Names of fields are those of the files.
-import {html, render, useEffect, useMemo, useRef, useState} from './vendor/htm-preact.js';
-import uPlot from './vendor/uplot.js';
+import {html, render, useCallback, useEffect, useMemo, useRef, useState} from './vendor/htm-preact.js';
+import {Clone} from './clone.js';
+import {Curves, metricsFor} from './curves.js';
+import {Detail} from './detail.js';
+import {Buttons, Log, useOps, whyNot} from './ops.js';
+import {Runs} from './runs.js';
+import {ask, giveKey, listing, usePolling} from './server.js';
+import {Timeline} from './timeline.js';
+import {duration, filterOf} from './words.js';
 
 const EVERY = 1000; // milliseconds between two looks
-const hue = number => `hsl(${(number * 137.5) % 360} 65% 50%)`;
-const shown = value => (typeof value === 'number' ? String(Number(value.toPrecision(4))) : value ?? '');
-
-// A tab of TensorBoard that is not chosen shows in nothing but the visibility of its frame.
-const isShown = () => !document.hidden && !(window.frameElement && getComputedStyle(window.frameElement).visibility === 'hidden');
-
-async function ask(path, parameters = {}) {
-  const response = await fetch(`${path}?${new URLSearchParams(parameters)}`);
-  const body = await response.json();
-  if (!response.ok) throw Error(body.error);
-  return body;
-}
-
-// Calls again and again, one call at a time, while the tab is shown.
-function usePolling(call, dependencies) {
-  useEffect(() => {
-    let isOver = false, timer;
-    const go = async () => {
-      if (isShown()) await call(() => isOver);
-      if (!isOver) timer = setTimeout(go, EVERY);
-    };
-    go();
-    return () => { isOver = true; clearTimeout(timer); };
-  }, dependencies);
-}
 
 function App() {
-  const [experiments, setExperiments] = useState([]), [name, setName] = useState(null), [error, setError] = useState('');
-  useEffect(() => {
-    ask('experiments').then(({experiments}) => { setExperiments(experiments); setName(experiments[0]?.name ?? null); }, e => setError(e.message));
-  }, []);
-  if (name === null) return html`<header>${error || 'No experiment of rfflow lies below this logdir.'}</header>`;
-  return html`<${Experiment} key=${name} name=${name} experiments=${experiments} setName=${setName} />`;
+  const [said, setSaid] = useState(null), [name, setName] = useState(null);
+  const load = () => listing().then(found => { setSaid(found); setName(before => before ?? found.experiments[0]?.name ?? null); }, error => setSaid({error: error.message, experiments: []}));
+  usePolling(load, 15_000, []);
+  if (!said) return html`<header>Reading…</header>`;
+  if (name === null) return html`<header>${said.error || 'No experiment of rfflow lies below this logdir.'}</header>`;
+  return html`<${Experiment} key=${name} name=${name} listed=${said} setName=${setName} load=${load} />`;
 }
 
-function Experiment({name, experiments, setName}) {
-  const [state, setState] = useState(null), [error, setError] = useState(''), [selected, select] = useState([]);
-  const tag = useRef('');
-  usePolling(async isOver => {
+function Experiment({name, listed, setName, load}) {
+  const [state, setState] = useState(null), [error, setError] = useState(''), [version, setVersion] = useState(0);
+  const [selected, select] = useState([]), [baseline, setBaseline] = useState(null), [filter, setFilter] = useState('');
+  const [isCloning, setCloning] = useState(false), [isOpen, setOpen] = useState(false), [metric, setMetric] = useState(null);
+  const seen = useRef({tag: '', cursor: 0, metric: null, points: new Map()});
+  if (seen.current.metric !== metric) Object.assign(seen.current, {metric, cursor: 0, points: new Map()});
+
+  const refresh = usePolling(async isOver => {
+    const {tag, cursor, metric: asked} = seen.current;
     try {
-      const said = await ask('state', {experiment: name, tag: tag.current});
-      if (isOver()) return;
-      tag.current = said.tag;
-      if (!said.same) setState(said);
+      const said = await ask('state', {experiment: name, tag, ...(asked && {since: cursor, metrics: metricsFor(asked)})});
+      if (isOver() || seen.current.metric !== asked) return;
+      seen.current.tag = said.tag;
+      for (const [run, ...point] of said.points ?? []) {
+        if (!seen.current.points.has(run)) seen.current.points.set(run, []);
+        seen.current.points.get(run).push(point);
+      }
+      if (said.points) seen.current.cursor = said.cursor;
+      if (said.points?.length) setVersion(before => before + 1);
+      if (!said.same) { setState(said); setMetric(before => before ?? said.objective.metric); }
       setError('');
-    } catch (e) { if (!isOver()) setError(e.message); }
-  }, [name]);
+    } catch (problem) { if (!isOver()) setError(problem.message); }
+  }, EVERY, [name, metric]);
+  const [answers, give] = useOps(name, refresh);
+  const runs = state?.runs ?? [];
+  const visible = useMemo(() => filterOf(filter, runs).passes, [filter, runs]);
+  const open = useCallback(() => setOpen(true), []), close = useCallback(() => setOpen(false), []);
+
   if (!state) return html`<header>${error || 'Reading…'}</header>`;
+  const readOnly = listed.read_only ?? state.no_ops;
+  return html`<${Header} name=${name} listed=${listed} state=${state} setName=${setName} load=${load} error=${error} />
+    <main><section>
+      <${Buttons} runs=${runs} selected=${selected} select=${select} readOnly=${readOnly} give=${give} clone=${() => setCloning(true)} open=${open} />
+      <${Runs} state=${state} selected=${selected} select=${select} baseline=${baseline} setBaseline=${setBaseline} open=${open} filter=${filter} setFilter=${setFilter} />
+      <div class="bar"><h3>Ops</h3><span class="dim">what was asked, by whom, and what came of it</span></div><${Log} state=${state} answers=${answers} /></section>
+    <section><${Curves} state=${state} points=${seen.current.points} version=${version} metric=${metric ?? ''} setMetric=${setMetric} selected=${selected} select=${select} visible=${visible} />
+      <${Timeline} chunks=${state.timeline} selected=${selected} select=${select} />
+      ${isOpen && selected.length > 0 && html`<${Detail} name=${name} state=${state} selected=${selected} close=${close} />`}</section></main>
+    ${isCloning && !whyNot('clone', selected, runs, readOnly) && html`<${Clone} name=${name} parents=${selected} runs=${runs} give=${give} close=${() => setCloning(false)} />`}`;
+}
+
+function Header({name, listed, state, setName, load, error}) {
   const going = !state.alive ? 'not running' : state.waiting ? 'waits for an op' : 'running';
+  const left = Math.max(0, ...state.runs.map(run => run.left ?? 0)), live = state.runs.filter(run => ['queued', 'running'].includes(run.state)).length;
+  const slots = new Set(state.timeline.map(chunk => chunk[4])).size || 1, sum = state.runs.reduce((all, run) => all + (run.left ?? 0), 0);
   return html`<header><b>rfflow</b>
-      <select aria-label="experiment" value=${name} onChange=${e => setName(e.target.value)}>${experiments.map(x => html`<option value=${x.name}>${x.name}</option>`)}</select>
-      <span id="going">${going}</span><span class="dim">${state.runs.length} runs · read-only: ops are given with rfflow ctl</span> ${error}</header>
-    <main><section><${Runs} runs=${state.runs} selected=${selected} select=${select} /><${Ops} ops=${state.ops} /></section>
-      <section><${Curves} name=${name} runs=${state.runs} selected=${selected} select=${select} /></section></main>`;
+      <select id="experiment" aria-label="experiment" value=${name} onChange=${e => setName(e.target.value)}>${listed.experiments.map(each => html`<option value=${each.name} selected=${each.name === name}>${each.name}${each.alive ? '' : ' (not running)'}</option>`)}</select>
+      <span id="going" class="pill ${state.alive ? 'on' : ''}">${going}</span>
+      <span class="dim">${state.runs.length} runs${live ? `, ${live} to train, ${duration(Math.max(left, sum / slots))} left` : ''} · ranked by ${state.objective.metric}, ${state.objective.direction}</span>
+      ${error && html`<span class="bad">${error}</span>`}</header>
+    ${listed.read_only && html`<div class="note" id="readonly">${listed.read_only} ${listed.key && html`<${Key} file=${listed.key} load=${load} />`}</div>`}
+    ${state.no_ops && html`<div class="note" id="noops">${state.no_ops}</div>`}
+    ${state.hint && html`<div class="note" id="hint">${state.hint}</div>`}`;
 }
 
-function Runs({runs, selected, select}) {
-  const [sort, setSort] = useState(['number', 1]), [filter, setFilter] = useState('');
-  const metrics = useMemo(() => [...new Set(runs.flatMap(run => Object.keys(run.metrics)))].filter(m => /loss|reward|accuracy/.test(m)), [runs]);
-  const common = runs.length > 1 ? new Set((runs[0].overrides || []).filter(o => runs.every(run => run.overrides.includes(o)))) : new Set();
-  const columns = {
-    number: run => run.number, overrides: run => run.overrides.filter(o => !common.has(o)).join(' '), state: run => run.state, slot: run => run.slot,
-    chunk: run => run.chunk, step: run => run.step, parent: run => run.parent, ...Object.fromEntries(metrics.map(m => [m, run => run.metrics[m]])),
-  };
-  const [key, direction] = sort, value = columns[key] ?? columns.number;
-  const rows = runs.filter(run => filter.split(/\s+/).every(word => `${run.number} ${run.overrides.join(' ')} state:${run.state}`.includes(word)));
-  rows.sort((a, b) => { const x = value(a), y = value(b); return x == null ? 1 : y == null ? -1 : (x > y ? 1 : x < y ? -1 : a.number - b.number) * direction; });
-  const toggle = n => select(selected.includes(n) ? selected.filter(x => x !== n) : [...selected, n]);
-  return html`<div class="bar"><input aria-label="filter" placeholder="filter: lr= state:running" value=${filter} onInput=${e => setFilter(e.target.value)} /></div>
-    <div class="scroll"><table id="runs"><thead><tr>${Object.keys(columns).map(c => html`<th><button onClick=${() => setSort([c, key === c ? -direction : 1])}>${c === 'number' ? 'run' : c}${key === c ? (direction > 0 ? ' ▲' : ' ▼') : ''}</button></th>`)}</tr></thead>
-    <tbody>${rows.map(run => html`<tr key=${run.number} data-run=${run.number} tabindex="0" class=${selected.includes(run.number) ? 'selected' : ''} onClick=${() => toggle(run.number)}
-      onKeyDown=${e => { if (e.key === ' ' || e.key === 'Enter') { e.preventDefault(); toggle(run.number); } }}>${Object.entries(columns).map(([c, of]) => html`<td>${c === 'number' && html`<span class="swatch" style="background:${hue(run.number)}"></span>`}${shown(of(run))}${c === 'chunk' && run.chunks ? `/${run.chunks}` : ''}${c === 'step' && run.steps ? `/${run.steps}` : ''}</td>`)}</tr>`)}</tbody></table></div>`;
-}
-
-function Ops({ops}) {
-  return html`<div class="scroll" id="ops">${ops.slice(-100).reverse().map(op => html`<div><span class="dim">${(op.time || '').slice(11, 19)} ${op.by}</span> ${op.detail}</div>`)}</div>`;
-}
-
-function Curves({name, runs, selected, select}) {
-  const [metric, setMetric] = useState('loss'), [axis, setAxis] = useState('step'), [version, setVersion] = useState(0);
-  const data = useRef({cursor: 0, points: []}), box = useRef(), plot = useRef();
-  usePolling(async isOver => {
-    try {
-      const said = await ask('points', {experiment: name, since: data.current.cursor});
-      if (isOver() || !said.points.length) return;
-      data.current = {cursor: said.cursor, points: [...data.current.points, ...said.points]};
-      setVersion(said.cursor);
-    } catch { /* the header says it */ }
-  }, [name]);
-  const metrics = useMemo(() => [...new Set(data.current.points.flatMap(p => Object.keys(p[4])))].sort(), [version]);
-  useEffect(() => {
-    const before = Object.fromEntries(runs.map(run => [run.number, run.chunks_before || 0]));
-    const lines = new Map(runs.filter(run => run.state !== 'deleted').map(run => [run.number, new Map()]));
-    for (const [run, step, chunk, time, values] of data.current.points) {
-      if (!(metric in values) || !lines.has(run)) continue;
-      lines.get(run).set(axis === 'step' ? step : axis === 'time' ? time : (chunk ?? 0) + before[run], values[metric]);
-    }
-    const drawn = [...lines].filter(([, line]) => line.size);
-    plot.current?.destroy();
-    plot.current = null;
-    if (!drawn.length) return;
-    const tables = drawn.map(([, line]) => { const xs = [...line.keys()].sort((a, b) => a - b); return [xs, xs.map(x => line.get(x))]; });
-    let focused = null;
-    const ink = getComputedStyle(document.documentElement).getPropertyValue('--dim');
-    plot.current = new uPlot({
-      width: box.current.clientWidth || 500, height: 320, scales: {x: {time: axis === 'time'}}, cursor: {focus: {prox: 24}}, focus: {alpha: 0.3}, legend: {show: drawn.length <= 12},
-      axes: [{stroke: ink}, {stroke: ink, size: 60}], hooks: {setSeries: [(_, index) => { focused = index; }]},
-      series: [{label: axis}, ...drawn.map(([n]) => ({label: `run ${n}`, stroke: hue(n), width: selected.includes(n) ? 3 : 1.3, spanGaps: true}))],
-    }, uPlot.join(tables), box.current);
-    plot.current.over.addEventListener('click', () => { if (focused) select([drawn[focused - 1][0]]); });
-  }, [version, metric, axis, runs, selected]);
-  useEffect(() => () => plot.current?.destroy(), []);
-  return html`<div class="bar"><select aria-label="metric" id="metric" value=${metric} onChange=${e => setMetric(e.target.value)}>${metrics.map(m => html`<option value=${m}>${m}</option>`)}</select> by
-    <select aria-label="axis" id="axis" value=${axis} onChange=${e => setAxis(e.target.value)}>${['step', 'chunk', 'time'].map(a => html`<option value=${a}>${a}</option>`)}</select>
-    <span class="dim">a click on a curve selects its run</span></div><div id="plot" ref=${box}></div>`;
+function Key({file, load}) {
+  const [key, setKey] = useState('');
+  return html`<form class="bar" onSubmit=${e => { e.preventDefault(); giveKey(key); load(); }}><label>key, from ${file} on the server: <input id="key" type="password" value=${key} onInput=${e => setKey(e.target.value)} /></label><button>Give</button></form>`;
 }
 
 export function start(body) {
