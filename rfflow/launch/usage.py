@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 
 from rfflow.files import typed_command
 
-AFTERWARDS = ("ls", "show", "export")
+AFTERWARDS = ("ls", "show", "chat", "generate", "export")
 """What looks at experiments that are there."""
 COMMANDS = ("ctl", "replay", "new", *AFTERWARDS)
 """What stands first and is no experiment to be trained."""
@@ -42,6 +42,7 @@ rfflow trains all the configurations of a Hydra sweep at once, a chunk of the da
   {rfflow} ctl --help                              stop, resume, clone and delete runs while they train
   {rfflow} resume=outputs/sft/...                  go on after an interruption
   {rfflow} ls                                      the experiments there are; show DIR for one of them
+  {rfflow} chat outputs/sft/...                    talk to the best run's model, or to several side by side
   {rfflow} export outputs/sft/... --to my_model    take the best run's model away; --merge makes it a whole one
   {rfflow} --help                                  all recipes, groups and settings
 

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 
-_COMMANDS = {"ls": "listing", "show": "listing", "export": "export"}
+_COMMANDS = {"ls": "listing", "show": "listing", "export": "export", "generate": "generate", "chat": "chat"}
 """Each by its name, and the module of this package whose function of that name it is."""
 
 
@@ -23,7 +23,7 @@ def main(command: str, argv: Sequence[str]) -> int:
 def _telling() -> Iterator[None]:
     """Say on the terminal what takes its time, such as loading a model: ours alone, libraries have much to say."""
     log, handler = logging.getLogger("rfflow"), logging.StreamHandler(sys.stderr)
-    before = log.level, log.propagate
+    level, propagates = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -31,4 +31,5 @@ def _telling() -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        log.level, log.propagate = before
+        log.setLevel(level)
+        log.propagate = propagates

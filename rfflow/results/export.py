@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rfflow.config.paths import looks_local
-from rfflow.errors import ConfigError
+from rfflow.errors import ConfigError, RfflowError
 from rfflow.files import shown, typed_command
 from rfflow.results.card import card, shown_name
 from rfflow.results.finished import add_choice, finished
@@ -41,8 +41,8 @@ def export(argv: Sequence[str]) -> int:
         opened = open_experiment(args.dir)
         run = chosen_run(opened, args.run)
         with _interruptible():
-            _export(args, opened, run, finished(opened, run, args.base))
-    except ConfigError as error:
+            _export(args, opened, run, finished(opened, run, args.base_model))
+    except RfflowError as error:
         print(f"rfflow export: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -56,6 +56,7 @@ def export(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog=f"{typed_command()} export",
         description="Take a run's model away, as transformers and PEFT load it, with tokenizer and model card.",
     )
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--merge", action="store_true", help="merge the adapter into its base: a whole model")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights of a whole model (default: as they are)")
     parser.add_argument("--gguf", action="store_true", help="say how the whole model becomes a .gguf file")
-    parser.add_argument("--base", metavar="NAME", help="where the base model is now, if it has moved")
+    parser.add_argument("--base-model", metavar="NAME", help="where the base model is now, if it has moved")
     parser.add_argument("--push", metavar="REPO_ID", help="send it to the Hugging Face hub, as user/name")
     parser.add_argument("--private", action="store_true", default=None, help="make the repository a private one")
     parser.add_argument("--force", action="store_true", help="push into a repository that exists")

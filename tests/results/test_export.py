@@ -188,7 +188,7 @@ def test_a_run_that_was_trained_knows_its_base(
         base.rename(tmp_path / "moved")
         assert export(out, "--merge", "--to", tmp_path / "other") == 1
         assert "its base model is not to be had. model.name is 'base'" in capsys.readouterr().err
-        assert export(out, "--merge", "--base", tiny_model, "--to", tmp_path / "other") == 0
+        assert export(out, "--merge", "--base-model", tiny_model, "--to", tmp_path / "other") == 0
         assert export(out, "--to", tmp_path / "adapter") == 0, "an adapter needs no base to be copied"
     finally:
         os.chdir(tmp_path)
@@ -203,8 +203,14 @@ def test_a_run_that_was_trained_knows_its_base(
         (["--to", "full/file"], "--to full/file is a file"),
         (["--to", "x", "--dtype", "bfloat16"], "say --merge too"),
         (["--to", "x", "--force"], "--force belongs to --push"),
-        (["--merge", "--base", "wider", "--to", "x"], "belongs to another base model than wider: size mismatch for"),
-        (["--merge", "--base", "nowhere", "--to", "x"], "its base model is not to be had. model.name is 'nowhere'"),
+        (
+            ["--merge", "--base-model", "wider", "--to", "x"],
+            "belongs to another base model than wider: size mismatch for",
+        ),
+        (
+            ["--merge", "--base-model", "nowhere", "--to", "x"],
+            "its base model is not to be had. model.name is 'nowhere'",
+        ),
         (["--push", "ann/x"], "HF_HUB_OFFLINE says that the hub is not to be asked"),
     ],
 )

@@ -35,7 +35,7 @@ def load_base_of(run: FinishedRun, fabric: Fabric) -> Base:
         model, tokenizer = load_base(spec, before=memory.require_base)
     except ConfigError as error:
         raise ConfigError(
-            f"{run.label}: its base model is not to be had. {error} Where it is now: --base PATH"
+            f"{run.label}: its base model is not to be had. {error} Where it is now: --base-model PATH"
         ) from error
     model.requires_grad_(False)
     base = Base(fabric.to_device(model.eval()), tokenizer)
@@ -56,7 +56,7 @@ def _check_base(run: FinishedRun, base: Base, device: torch.device) -> None:
         name = run.model.name if run.model else "?"
         raise ConfigError(
             f"{run.label} was trained on other weights than those of {name} now (fingerprint {known[:12]} then, "
-            f"{base.fingerprint[:12]} now): its adapter fits no others. Say where the old ones are: --base PATH"
+            f"{base.fingerprint[:12]} now): its adapter fits no others. Say where the old ones are: --base-model PATH"
         )
 
 
@@ -67,7 +67,9 @@ def required_model(run: FinishedRun) -> ModelSpec:
         ConfigError: if nothing says which it is.
     """
     if run.model is None:
-        raise ConfigError(f"{run.label}: nothing says which base model its adapter belongs to. Say it: --base NAME")
+        raise ConfigError(
+            f"{run.label}: nothing says which base model its adapter belongs to. Say it: --base-model NAME"
+        )
     return run.model
 
 
