@@ -25,6 +25,7 @@ from rfflow.worker.models.bases import Bases
 from rfflow.worker.models.loading import load_base
 from rfflow.worker.training import activations
 from rfflow.worker.training.described import described
+from rfflow.worker.training.first_evaluation import FirstEvaluations
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Shared:
         self.memory = Memory(fabric, memory)
         self.bases = Bases(functools.partial(load_base, before=self.memory.require_base), fabric.to_device)
         self.claims = Claims()
+        self.first_evaluations = FirstEvaluations()
         self._data: dict[str, Data] = {}
         self._rows_of_apps: dict[int, str] = {}
         """Fingerprints of the rows that apps have built trainers with, by run."""

@@ -55,6 +55,15 @@ class RandomState:
             None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device),
         )
 
+    def equals(self, other: RandomState) -> bool:
+        """Whether what is drawn next is the same."""
+        same_device = (self.device is None) == (other.device is None) and (
+            self.device is None or other.device is None or torch.equal(self.device, other.device)
+        )
+        mine, theirs = self.numpy, other.numpy
+        same_numpy = mine[0] == theirs[0] and np.array_equal(mine[1], theirs[1]) and mine[2:] == theirs[2:]
+        return self.python == other.python and same_numpy and torch.equal(self.cpu, other.cpu) and same_device
+
     def restore(self, device: torch.device) -> None:
         """Set all generators."""
         random.setstate(self.python)

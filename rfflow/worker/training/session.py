@@ -85,6 +85,8 @@ class TrainingSession:
                 self._settle_activations(trainer)
                 if spec.build is not None:
                     self._shared.note_rows(self.run.number, trainer)
+                else:
+                    self._shared.first_evaluations.share(trainer, spec, self._bases()[0])
                 if warm_start is not None:
                     self._warm(trainer, warm_start)
                 self._coroutine = TrainerCoroutine(
