@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from rfflow.confidential import shown_config
 from rfflow.config.dataset import read_dataset
+from rfflow.config.evaluation import READS_QUESTIONS, is_evaluation, read_evaluation
 from rfflow.config.experiment import check_lr
 from rfflow.config.fields import boolean, plain, section_of, settings_of, whole_number, without_none
 from rfflow.config.spec import (
@@ -30,6 +31,18 @@ def read_run(cfg: DictConfig) -> RunSpec:
     shown = shown_config(cfg, config)
     unread = unread_keys(cfg)
     _check_held_out(section_of(config, "dataset"))
+    if is_evaluation(config):
+        return RunSpec(
+            model=_read_model(section_of(config, "model")),
+            dataset=read_dataset(section_of(config, "dataset")),
+            trainer=TrainerSpec(READS_QUESTIONS, READS_QUESTIONS),
+            peft=None,
+            chunks=whole_number(config.get("chunks", 1), "chunks"),
+            config=shown.config,
+            hidden=shown.hidden,
+            evaluation=read_evaluation(config),
+            unread=unread,
+        )
     check_lr(cfg, config.get("lr"))
     model = _read_model(section_of(config, "model"))
     trainer = _read_trainer(section_of(config, "trainer"), model)

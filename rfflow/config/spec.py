@@ -133,8 +133,50 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
+class PromptSpec:
+    """What a model is asked, as Jinja templates."""
+
+    user: str
+    """Of a question; it may use ``question``, ``passages`` and the columns of the row."""
+    system: str | None = None
+    """What stands before it, if anything."""
+    fewshot: int = 0
+    """Examples that come first, from the rows that are not scored."""
+    answer: str = "{{ reference }}"
+    """Of an example's answer."""
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """What answers the questions, and how the answers are scored."""
+
+    generator: Node | None
+    """What answers prompts, by ``_target_``."""
+    pipeline: Node | None = None
+    """In the place of retriever, prompt and generator: a function that takes an item and returns the answer."""
+    prompt: PromptSpec | None = None
+    corpus: DatasetSpec | None = None
+    """The documents in which the retriever looks."""
+    retriever: Node | None = None
+    """What finds passages, by ``_target_``; ``None`` finds none."""
+    chunker: Node | None = None
+    """A function that cuts a document into passages; ``None`` leaves it whole."""
+    k: int = 3
+    """How many passages a question gets."""
+    concurrency: int = 8
+    """How many questions an async generator or pipeline has at a time."""
+    metrics: Mapping[str, Node] = field(default_factory=dict)
+    """Functions by ``_target_``, by what they are called; ``range`` beside it holds the least and greatest score."""
+    level: float = 0.95
+    """How surely all intervals hold together."""
+    interval: Literal["auto", "exact", "anytime"] = "auto"
+    candidates: int | None = None
+    """For how many candidates they hold; ``None`` is as many as the experiment begins with."""
+
+
+@dataclass(frozen=True)
 class RunSpec:
-    """One configuration to train: read from a configuration of ours, or built by a function of an app's own."""
+    """One configuration: to train, read from a configuration of ours or built by an app's function; or to evaluate."""
 
     model: ModelSpec
     dataset: DatasetSpec
@@ -154,6 +196,8 @@ class RunSpec:
     build: Callable[[], Any] | None = None
     """Builds the trainer, where an app does that itself; ``model``, ``dataset``, ``trainer`` and ``peft`` say nothing
     then."""
+    evaluation: EvaluationSpec | None = None
+    """What to evaluate, where nothing is trained; ``trainer`` and ``peft`` say nothing then."""
     experiment: Node | None = None
     """What belongs to the experiment, where it does not stand at the root of the configuration."""
     unread: tuple[str, ...] = ()

@@ -18,7 +18,12 @@ from omegaconf import AnyNode, DictConfig, OmegaConf
 from rfflow.config.spec import EXPERIMENT_KEYS
 from rfflow.errors import ConfigError
 
-ROOT = (*EXPERIMENT_KEYS, "lr", "seed", "chunks", "evaluate", "evaluation", "model", "dataset", "peft", "trainer")
+SECTIONS = ("corpus", "retriever", "prompt", "generator", "pipeline", "metrics", "stats")
+"""Of an evaluation."""
+ROOT = (
+    *(*EXPERIMENT_KEYS, "lr", "seed", "chunks", "evaluate", "evaluation", "model", "dataset", "peft", "trainer"),
+    *SECTIONS,
+)
 
 
 def unread_keys(cfg: DictConfig) -> tuple[str, ...]:

@@ -54,13 +54,22 @@ _CHOSEN: Mapping[str, str] = {
     "trainer.args.torch_compile_mode": r"[\w-]+",
     "trainer.args.(dataset_text_field|length_column_name|label_names|metric_for_best_model|run_name)": _TEXT,
     "trainer.args.(optim_target_modules|eos_token|pad_token)": _TEXT,
+    r"prompt\.(system|user|answer)": _TEXT,  # templates of Jinja, in its sandbox
+    "retriever.stopwords": _WORD,
+    "stats.interval": _WORD,
     "evaluation.generate.(cache_implementation|stop_strings)": _TEXT,
 }
 _FUNCTIONS = ("dataset.formatting_func", "trainer.reward_funcs", "evaluation.generate.scores")
 """Whose arguments may be sentences."""
-_OURS = (*EXPERIMENT_KEYS, "model", "dataset", "peft", "trainer", "evaluation")
+_OURS = (
+    *(*EXPERIMENT_KEYS, "model", "dataset", "peft", "trainer", "evaluation"),
+    *("corpus", "retriever", "prompt", "generator", "stats"),
+)
 """Sections in which a sentence may stand only where it is said above."""
-_LOADED = r"model\.(name|revision|subfolder)|dataset\.(datasets\.(\w+\.)?)?(path|name|config)"
+_LOADED = (
+    r"model\.(name|revision|subfolder)|generator\.adapter|corpus\.(path|name|config)"
+    r"|dataset\.(datasets\.(\w+\.)?)?(path|name|config)"
+)
 """Where a number would be a name, too."""
 _SAME: Mapping[str, str] = {
     "model.tokenizer": "model.name",

@@ -20,6 +20,7 @@ from rfflow.control.ownership import lock_of_experiment
 from rfflow.engine.boundary import Boundaries
 from rfflow.engine.callbacks import Audience, make_fabric
 from rfflow.engine.cloning import Cloner, Composer
+from rfflow.engine.estimating import RunningEstimates
 from rfflow.engine.interruption import Interruption
 from rfflow.engine.lifecycle import Lifecycle
 from rfflow.engine.metrics_check import MetricsCheck
@@ -49,7 +50,7 @@ from rfflow.scheduling.scheduler import Scheduler
 from rfflow.slots.local import LocalSlots
 from rfflow.slots.slots import Slots
 from rfflow.worker.memory.allocator import keep_freed_memory
-from rfflow.worker.training.session import TrainingSession
+from rfflow.worker.session import Session, make_session
 from rfflow.worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Engine:
         paths: ExperimentPaths,
         fabric: Fabric | None = None,
         composer: Composer | None = None,
-        make_session: Callable[..., TrainingSession] = TrainingSession,
+        make_session: Callable[..., Session] = make_session,
         slots: Slots | None = None,
     ):
         """Open an experiment's directory; nothing is built yet.
@@ -87,7 +88,7 @@ class Engine:
             paths: where the experiment keeps its files.
             fabric: made from ``spec`` where it is not given.
             composer: composes clones; without one they are refused.
-            make_session: called as :class:`TrainingSession` is, for something with the same attributes and methods.
+            make_session: called as :func:`rfflow.worker.session.make_session` is.
             slots: where runs train; one device, in this process, where they are not given.
         """
         _make_directory(paths.root)
@@ -111,6 +112,7 @@ class Engine:
             self.experiment, self._scheduler, self._checkpointer, self._placement, cloner, self._call
         )
         self._metrics_check = MetricsCheck(spec.objective, spec.searched)
+        self._estimates = RunningEstimates(self.experiment)
         self._boundaries = Boundaries(self._audience, self.lifecycle, self._metrics_check)
         self._interruption = Interruption(spec.checkpoint.grace, self._placement.hurry, self._farewell)
         self._steering: Steering | None = None
@@ -294,6 +296,7 @@ class Engine:
         run = self.experiment.run(heard.run)
         match heard.event:
             case Boundary() as boundary:
+                boundary = self._estimates.added(run, boundary)
                 self._boundaries.publish(run, boundary.logs)
                 run.step = boundary.step
                 if boundary.step > (run.chunks[-1].step if run.chunks else 0):

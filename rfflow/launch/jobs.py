@@ -340,7 +340,7 @@ def check_shared(jobs: Sequence[Job]) -> None:
 
 def say_which_orders(jobs: Sequence[Job]) -> None:
     """Say it where runs see the rows in different orders: after a chunk they are compared on other rows, too."""
-    given = (job.spec.trainer.args for job in jobs if job.spec.build is None)
+    given = (job.spec.trainer.args for job in jobs if job.spec.build is None and job.spec.evaluation is None)
     seeds = {args.get("data_seed") if args.get("data_seed") is not None else args.get("seed") for args in given}
     if len(seeds) > 1:
         names = ", ".join(sorted(map(str, seeds)))

@@ -102,6 +102,7 @@ def _rows(table: Path) -> dict[int, dict[str, str]]:
 def _run(record: RunRecord, row: Mapping[str, str], paths: ExperimentPaths) -> Run:
     spec: Any = None  # is composed anew where an experiment goes on; nobody trains here
     run = Run(record.number, spec, record.overrides, RunPaths(record.path(paths.root)), record.parent)
+    run.is_evaluation = run.paths.items.exists()
     run.state, run.plan = record.state, record.plan
     run.first_chunk, run.chunks_before = record.first_chunk, record.chunks_before
     if record.error is not None:

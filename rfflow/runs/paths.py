@@ -14,6 +14,8 @@ class RunPaths:
         self.log = self.root / "run.log"
         self.metrics = self.root / "metrics.jsonl"
         self.generations = self.root / "generations.jsonl"
+        self.items = self.root / "items.jsonl"
+        """Of an evaluation: every answer, as it came."""
         self.checkpoints = self.root / "checkpoints"
         self.final = self.checkpoints / "final"
         """The trained adapter (or model), as ``save_pretrained`` writes it."""

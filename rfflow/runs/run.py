@@ -84,6 +84,8 @@ class Run:
         self.overrides = overrides
         """Hydra overrides that set this run apart, for people to read."""
         self.paths = paths
+        self.is_evaluation = spec is not None and spec.evaluation is not None
+        """Whether it answers questions, and trains nothing."""
         self.parent = parent
         """The run this one was cloned from."""
         self.first_chunk = 0

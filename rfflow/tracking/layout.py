@@ -196,7 +196,7 @@ def _label_room(widths: Mapping[str, int], width: int) -> int:
 
 def _metrics(experiment: Experiment) -> list[str]:
     """Return the metrics to show: the losses, and the objective if it is another."""
-    names = ["loss"]
+    names = [] if experiment.runs and all(run.is_evaluation for run in experiment.runs) else ["loss"]
     if any("eval_loss" in run.metrics for run in experiment.runs):
         names.append("eval_loss")
     if experiment.spec.objective.metric not in ("loss", "eval_loss"):
@@ -212,8 +212,14 @@ def _slot(run: Run) -> str:
 
 
 def _number(run: Run, metric: str) -> str:
+    """Return a metric; with the limits between which that of the whole set lies, where it is an estimate."""
     value = run.metrics.get(metric)
-    return "-" if value is None else f"{value:.4g}"
+    if value is None:
+        return "-"
+    low, high = run.metrics.get(f"{metric}_low"), run.metrics.get(f"{metric}_high")
+    if not run.is_evaluation or low is None or high is None:
+        return f"{value:.4g}"
+    return f"{value:.3f}" if low == high else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _left(run: Run) -> str:

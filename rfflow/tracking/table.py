@@ -200,7 +200,8 @@ def print_end(console: Console, experiment: Experiment) -> None:
     best = leader(experiment)
     for run in standings(experiment):
         if run.state is RunState.COMPLETED:
-            _say(console, f"run {run.number}  {shown(run.paths.final)}")
+            result = run.paths.items if run.is_evaluation else run.paths.final
+            _say(console, f"run {run.number}  {shown(result)}")
         elif run.state is RunState.STOPPED and run is best:
             for step in Checkpoints(run.paths.checkpoints).steps()[:1]:
                 folder = run.paths.checkpoints / f"step-{step}"

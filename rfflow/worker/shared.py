@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -29,13 +29,16 @@ from rfflow.worker.training.first_evaluation import FirstEvaluations
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class Shared:
     """What runs are built from, and share: the device, base models and data, each loaded once."""
 
     def __init__(self, fabric: Fabric, memory: MemorySpec, seed: int):
         self.fabric = fabric
-        self._seed = seed
+        self.seed = seed
+        """Draws what all runs have alike."""
         self.memory = Memory(fabric, memory)
         self.bases = Bases(functools.partial(load_base, before=self.memory.require_base), fabric.to_device)
         self.claims = Claims()
@@ -48,12 +51,13 @@ class Shared:
         self._said: set[str] = set()
         self._described: set[str] = set()
         self._kept: dict[str, activations.Kept | None] = {}
+        self._made: dict[str, Any] = {}
 
     def data(self, spec: DatasetSpec, trainer: TrainerSpec) -> Data:
         """Return the rows of ``spec`` for a trainer of that kind, reading them the first time they are asked for."""
         key = f"{trainer.target} {spec.key}"
         if key not in self._data:
-            self._data[key] = load_data(spec, self._seed, trainer)
+            self._data[key] = load_data(spec, self.seed, trainer)
         return self._data[key]
 
     def kept_by(self, spec: RunSpec, trainer: Trainer) -> activations.Kept | None:
@@ -63,6 +67,12 @@ class Shared:
         if key not in self._kept:
             self._kept[key] = activations.measure(trainer)
         return self._kept[key]
+
+    def made_once(self, key: str, make: Callable[[], T]) -> T:
+        """Return what was made under a key the first time that it was asked for."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def say(self, lines: Iterable[str]) -> None:
         """Warn of something once, however many runs it holds for."""

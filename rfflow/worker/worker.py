@@ -42,10 +42,11 @@ from rfflow.runs.events import (
     Warm,
     WarmStart,
 )
+from rfflow.worker.evaluation.pieces import wants_base
 from rfflow.worker.memory.memory import free_memory, is_out_of_memory, out_of_memory_advice
 from rfflow.worker.memory.offload import RunTensors, Tier
+from rfflow.worker.session import Session, make_session
 from rfflow.worker.shared import Shared
-from rfflow.worker.training.session import TrainingSession
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Worker:
         spec: ExperimentSpec,
         fabric: Fabric,
         tell: Tell,
-        make_session: Callable[..., TrainingSession] = TrainingSession,
+        make_session: Callable[..., Session] = make_session,
     ):
         """Hold nobody yet.
 
@@ -89,7 +90,7 @@ class Worker:
             spec: what all runs have in common.
             fabric: which has the device.
             tell: hears what happens beside a command, from the thread that writes checkpoints.
-            make_session: called as :class:`TrainingSession` is, for something with the same attributes and methods.
+            make_session: called as :func:`rfflow.worker.session.make_session` is.
         """
         self._spec = spec
         self._device = fabric.device
@@ -98,10 +99,10 @@ class Worker:
         self._make_session = make_session
         self.shared = Shared(fabric, spec.memory, spec.seed)
         self.shared.memory.suspended = self._movable
-        self.sessions: dict[int, TrainingSession] = {}
+        self.sessions: dict[int, Session] = {}
         """By the numbers of their runs."""
         self._prepared: dict[int, Prepare] = {}
-        self._active: TrainingSession | None = None
+        self._active: Session | None = None
         """Whoever has the device."""
         self._upcoming: tuple[int, ...] = ()
         self._turn: _Turn | None = None
@@ -213,6 +214,8 @@ class Worker:
 
     def _is_light(self, spec: RunSpec) -> bool:
         """Whether a run can be built beside one that is training: it brings little but an adapter."""
+        if spec.evaluation is not None:
+            return not wants_base(spec.evaluation) or self.shared.bases.has(spec.model)
         return spec.build is None and spec.peft is not None and self.shared.has_bases(spec)
 
     def _warm(self, order: Warm) -> Event:
@@ -267,7 +270,7 @@ class Worker:
         if self._is_hurried:
             session.hurry()
 
-    def _come_to(self, turn: _Turn, session: TrainingSession, boundary: Boundary) -> Event:
+    def _come_to(self, turn: _Turn, session: Session, boundary: Boundary) -> Event:
         if boundary.has_nan and self._spec.on_nan == "fail":
             turn.trouble = ArithmeticError(f"the loss or a weight is NaN at step {boundary.step} (engine.on_nan=fail)")
             return Progress(boundary.step, boundary.logs)
@@ -382,7 +385,7 @@ class Worker:
 
     # --- memory -------------------------------------------------------------------------------------------------------
 
-    def _make_room(self, session: TrainingSession) -> None:
+    def _make_room(self, session: Session) -> None:
         """Bring what a run holds to the device, and the next one nearer."""
         assert session.holdings is not None
         others = [holdings for holdings in self._suspended() if holdings is not session.holdings]

@@ -26,6 +26,13 @@ QUESTIONS = [
     for amount in range(10, 30)
 ]
 # Rows as the recipe's own data set has them, few and made up.
+SWEEPS: Mapping[str, tuple[str, ...]] = {
+    "rag": ("retriever=bm25", "retriever=none"),
+    "prompts": ("prompt.fewshot=0", "prompt.fewshot=3"),
+    "pipeline": ("chunks=2", "chunks=4"),
+}
+"""Of those that train nothing, which have no learning rate."""
+NEEDED = {"pipeline": ("pipeline._target_=my_code.answer", "dataset.path=questions.jsonl")}
 ROWS: Mapping[str, list[dict[str, Any]]] = {"sft": QUESTIONS, "interactive": QUESTIONS}
 
 
@@ -37,9 +44,12 @@ def test_a_recipe_is_understood(
     """Its jobs are composed and read, and its results get a folder of its name; nothing is trained."""
     monkeypatch.chdir(tmp_path)
     rfflow = Shell(capsys, monkeypatch)
-    said = rfflow(f"+recipe={recipe}", "--multirun", "lr=1e-3,1e-4")
+    sweep = SWEEPS.get(recipe, ("lr=0.001", "lr=0.0001"))
+    needed = NEEDED.get(recipe, ())
+    values = ",".join(word.partition("=")[2] for word in sweep)
+    said = rfflow(f"+recipe={recipe}", "--multirun", f"{sweep[0].partition('=')[0]}={values}", *needed)
     assert rfflow.status == 0, said
-    assert rfflow.labels == ["lr=0.001", "lr=0.0001"]
+    assert rfflow.labels == [*sweep]
     assert [path.name for path in Path("outputs").iterdir()] == [recipe]
 
 

@@ -31,7 +31,7 @@ class Generation:
         """
         if rows is None:
             raise ConfigError(f"{WHERE} wants rows to answer. Give dataset.eval_path, eval_split or eval_size.")
-        _check_arguments(spec.kwargs)
+        check_generation_arguments(spec.kwargs, WHERE)
         self._spec = spec
         self._columns: dict[str, Any] = rows[: spec.samples]
         self.prompts, self.references = _split(self._columns)
@@ -131,13 +131,13 @@ def _of_set(metric: str, name: str) -> str:
     return f"eval_{name}_{metric.removeprefix('eval_')}"
 
 
-def _check_arguments(kwargs: Mapping[str, Any]) -> None:
+def check_generation_arguments(kwargs: Mapping[str, Any], where: str) -> None:
     """GenerationConfig itself takes any name for a setting of the model's own, and says nothing."""
     known = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
     for key, value in kwargs.items():
         if key not in known:
             raise ConfigError(
-                f"{WHERE}.{key} is {value!r}, but GenerationConfig has no {key!r}.{nearest(key, known)} "
+                f"{where}.{key} is {value!r}, but GenerationConfig has no {key!r}.{nearest(key, known)} "
                 "All of them: python -c 'from transformers import GenerationConfig as C; help(C)'"
             )
 

@@ -79,6 +79,12 @@ _store.store(
     provider="rfflow",
 )
 _store.store(
+    name="rfflow_evaluation_sections",
+    node=_open_sections("corpus", "retriever", "prompt", "generator", "pipeline", "metrics", "stats"),
+    package="_global_",
+    provider="rfflow",
+)
+_store.store(
     name="rfflow_open_sections",
     node=_open_sections("model", "dataset", "peft", "trainer", "evaluation", "objective", "engine", "control"),
     provider="rfflow",

@@ -1,0 +1,142 @@
+"""From a specification to what an evaluation is made of: questions in their order, prompts, what answers them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rfflow.config.spec import DatasetSpec, EvaluationSpec, RunSpec, TrainerSpec
+from rfflow.config.targets import import_object, resolve_function
+from rfflow.errors import ConfigError
+from rfflow.evals.chunking import passages
+from rfflow.evals.prompts import Prompt, hash_of
+from rfflow.evals.questions import Document, Question, permutation, read_documents, read_questions
+from rfflow.evals.retrieval import Retriever, make, make_retriever, retrieve, wants
+from rfflow.worker.evaluation.replies import Asked, Batches, Replies, calls
+from rfflow.worker.shared import Shared
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """All that a run needs to answer its questions."""
+
+    questions: Sequence[Question]
+    """In the order of the experiment."""
+    asked: Sequence[Asked]
+    """What is given to whoever answers."""
+    hashes: Sequence[str]
+    """Of that."""
+    found: Sequence[tuple[str, ...]]
+    """The documents found for each, best first, each once."""
+    replies: Replies
+
+
+def wants_base(spec: EvaluationSpec) -> bool:
+    """Whether the generator takes the model of the section ``model``."""
+    return spec.generator is not None and wants(spec.generator, "base", "generator")
+
+
+def make_pieces(spec: RunSpec, shared: Shared) -> Pieces:
+    """Read, retrieve, fill in the prompts and make the generator: what is wrong is said before anything is asked.
+
+    Raises:
+        ConfigError: for whatever cannot be.
+    """
+    evaluation = spec.evaluation
+    assert evaluation is not None
+    questions, pool = _questions(spec, shared)
+    if evaluation.pipeline is not None:
+        function = resolve_function(evaluation.pipeline, "pipeline")
+        asked: list[Asked] = [_item(question) for question in questions]
+        replies: Replies = calls(function, evaluation.concurrency)
+        return Pieces(questions, asked, _hashes(asked, evaluation.pipeline), [()] * len(questions), replies)
+    assert evaluation.prompt is not None and evaluation.generator is not None
+    prompt = Prompt(evaluation.prompt, questions, pool)
+    found, of_examples = _retrieve(evaluation, shared, questions, prompt.examples)
+    asked = [prompt(question, each, of_examples) for question, each in zip(questions, found, strict=True)]
+    generator = _generator(spec, shared)
+    if callable(getattr(generator, "check", None)):
+        generator.check(asked, [question.id for question in questions])
+    if callable(getattr(generator, "generate", None)):
+        replies = Batches(generator)
+    else:
+        replies = calls(generator, evaluation.concurrency)
+    documents = [tuple(dict.fromkeys(document.id for document in each)) for each in found]
+    what = [evaluation.generator, spec.model.key if wants_base(evaluation) else None]
+    return Pieces(questions, asked, _hashes(asked, what), documents, replies)
+
+
+def _questions(spec: RunSpec, shared: Shared) -> tuple[list[Question], list[Question]]:
+    """Return the questions in their order, and the rows that are not scored."""
+
+    def read() -> tuple[list[Question], list[Question]]:
+        data = shared.data(spec.dataset, spec.trainer)
+        if isinstance(data.eval, dict):
+            raise ConfigError(f"dataset.eval_path names {len(data.eval)} sets, and an evaluation has one.")
+        scored = read_questions(data.train if data.eval is None else data.eval)
+        rest = [] if data.eval is None else read_questions(data.train)
+        taken = {question.text for question in scored}
+        order = permutation(len(scored), shared.seed)
+        others = [rest[place] for place in permutation(len(rest), shared.seed)]
+        return [scored[place] for place in order], [each for each in others if each.text not in taken]
+
+    return shared.made_once(f"questions {spec.dataset.key}", read)
+
+
+def _retrieve(
+    spec: EvaluationSpec, shared: Shared, questions: Sequence[Question], examples: Sequence[Question]
+) -> tuple[list[list[Document]], list[list[Document]]]:
+    if spec.retriever is None:
+        return [[] for _ in questions], [[] for _ in examples]
+    retriever, documents = _index(spec, shared)
+    if documents and spec.k > len(documents):
+        raise ConfigError(f"retriever.k is {spec.k}, and the corpus has {len(documents)} passages.")
+    found = retrieve(retriever, [each.text for each in (*questions, *examples)], spec.k, documents)
+    return found[: len(questions)], found[len(questions) :]
+
+
+def _index(spec: EvaluationSpec, shared: Shared) -> tuple[Retriever, list[Document]]:
+    """Return the retriever, made once for all runs that look in the same passages in the same way."""
+    node, corpus = spec.retriever, spec.corpus
+    assert node is not None
+
+    def made() -> tuple[Retriever, list[Document]]:
+        documents = [] if corpus is None else _passages(spec, corpus, shared)
+        return make_retriever(node, documents or None), documents
+
+    of = [None if corpus is None else corpus.key, spec.chunker, node]
+    return shared.made_once(f"index {json.dumps(of, sort_keys=True, default=str)}", made)
+
+
+def _passages(spec: EvaluationSpec, corpus: DatasetSpec, shared: Shared) -> list[Document]:
+    reads = "rfflow.evals.questions.Document"
+    try:
+        rows = shared.data(corpus, TrainerSpec(reads, reads)).train
+    except ConfigError as error:
+        raise ConfigError(f"corpus: {str(error).replace('dataset.', 'corpus.')}") from error
+    chunker = None if spec.chunker is None else resolve_function(spec.chunker, "retriever.chunker")
+    return passages(read_documents(rows), chunker)
+
+
+def _generator(spec: RunSpec, shared: Shared) -> Any:
+    """Return what answers prompts: an object made of a class, or a function with what stands beside it."""
+    assert spec.evaluation is not None and spec.evaluation.generator is not None
+    node = spec.evaluation.generator
+    if not isinstance(import_object(str(node["_target_"]), "generator"), type):
+        return resolve_function(node, "generator")
+    given = {"base": shared.bases.get(spec.model)} if wants_base(spec.evaluation) else {}
+    made = make(node, "generator", **given)
+    if not callable(getattr(made, "generate", None)) and not callable(made):
+        raise ConfigError(f"generator: {node['_target_']} has no method generate(prompts), and cannot be called.")
+    return made
+
+
+def _item(question: Question) -> dict[str, Any]:
+    """Return what a pipeline is given: everything of the row but the answer."""
+    return {**question.row, "id": question.id, "question": question.text}
+
+
+def _hashes(asked: Sequence[Asked], what: Any) -> list[str]:
+    return [hash_of([each, what]) for each in asked]

@@ -1,0 +1,182 @@
+"""An evaluation as the engine handles it: it answers a shard of the questions, and pauses."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rfflow.errors import ConfigError, OpError, RunFailed
+from rfflow.evals.estimates import metric_names
+from rfflow.evals.items import Item, ItemsFile, Score, read_items
+from rfflow.evals.questions import shards
+from rfflow.evals.scoring import Metrics
+from rfflow.runs.chunks import Answer, ChunkPlan
+from rfflow.runs.events import Boundary, ExpectedMetrics, Finished, Pause, Progress, Ready, WarmStart
+from rfflow.runs.run import RunCard
+from rfflow.worker.evaluation.pieces import Pieces, make_pieces, wants_base
+from rfflow.worker.evaluation.replies import Reply
+from rfflow.worker.memory.offload import RunTensors
+from rfflow.worker.shared import Shared
+from rfflow.worker.training.context import RunContext
+
+_SHOWN = 4
+"""Answers that go to TensorBoard at a boundary."""
+
+
+class EvaluationSession:
+    """One run on its way through the questions."""
+
+    def __init__(self, run: RunCard, shared: Shared, *, capture_output: bool = True, hydra: Any = None):
+        self.run = run
+        self.context = RunContext(shared.fabric.device, run.paths.log, capture_output=capture_output, hydra=hydra)
+        self.holdings: RunTensors | None = None
+        self._shared = shared
+        self._pieces: Pieces | None = None
+        self._metrics: Metrics | None = None
+        self._file = ItemsFile(run.paths.items)
+        self._items: dict[int, Item] = {}
+        """What is answered, by position."""
+        self._ends: tuple[int, ...] = ()
+        self._done = 0
+        """Where the last shard that is over ends."""
+        self._has_begun = False
+        """Whether the next one has."""
+        self._is_hurried = False
+
+    def prepare(
+        self,
+        warm_start: WarmStart | None = None,
+        checkpoint: Path | None = None,
+        *,
+        step: int = 0,
+        is_at_boundary: bool = False,
+    ) -> Ready:
+        """Make everything ready for the first question; what was answered by an earlier process is not asked again.
+
+        Raises:
+            ConfigError: if the run cannot be made, naming it.
+            OpError: for a warm start.
+        """
+        if warm_start is not None:
+            raise OpError("it is an evaluation, which has no weights to start from.")
+        spec = self.run.spec
+        assert spec.evaluation is not None
+        try:
+            with self.context.active():
+                self._pieces = self.context.variables.run(make_pieces, spec, self._shared)
+                self._metrics = Metrics(spec.evaluation.metrics, self._pieces.questions)
+            self._ends = shards(len(self._pieces.questions), spec.chunks)
+        except (ConfigError, RunFailed) as error:
+            raise ConfigError(f"{self.run.called}: {error}") from error
+        finally:
+            self._shared.bases.part_tokenizers()
+        self._done = max((end for end in self._ends if end <= step), default=0)
+        self._items = {position: item for position, item in read_items(self.run.paths.items).items() if self._is(item)}
+        self.holdings = RunTensors(self._shared.fabric, list, self.run.paths.root / ".suspended.safetensors")
+        names = metric_names(list(spec.evaluation.metrics))
+        offered = frozenset(name for name in names if not name.endswith(("_low", "_high")))
+        expected = ExpectedMetrics(names, True, True, True, offered)
+        return Ready(ChunkPlan(self._ends, spec.chunks), expected)
+
+    def resume(self) -> Pause:
+        """Answer until some answers have come, or the shard is through."""
+        assert self._pieces is not None, "prepare() comes first"
+        end = next(end for end in self._ends if end > self._done)
+        with self.context.active():
+            return self.context.variables.run(self._answer, self._pieces, end)
+
+    def load_weights(self, warm_start: WarmStart) -> None:
+        """An evaluation has none; :meth:`prepare` has said so."""
+
+    def keep_weights(self) -> None:
+        """There are none."""
+
+    def hurry(self) -> None:
+        """Ask nothing any more, and pause when what was asked is answered."""
+        self._is_hurried = True
+        if self._pieces is not None:
+            self._pieces.replies.hurry()
+
+    def snapshot(self, folder: Path) -> Callable[[], None]:
+        """The answers are the resume point: see to it that they are on the disk."""
+        return self._file.sync
+
+    def close(self) -> None:
+        """Let go of the generator and the file."""
+        if self._pieces is not None:
+            self._pieces.replies.close()
+            self._pieces = None
+        self._file.close()
+        if self.holdings is not None:
+            self.holdings.forget()
+        self.context.close()
+
+    # --- a shard ------------------------------------------------------------------------------------------------------
+
+    def _answer(self, pieces: Pieces, end: int) -> Pause:
+        if not self._has_begun and not self._is_hurried:
+            open = {place: pieces.asked[place] for place in range(self._done, end) if place not in self._items}
+            pieces.replies.begin(open, functools.partial(self._put, pieces))
+            self._has_begun = True
+        count = pieces.replies.next() if self._has_begun else 0
+        there = sum(place in self._items for place in range(self._done, end))
+        if self._done + there < end:
+            if not count:  # there was hurry, and all that was asked is back
+                self._has_begun = self._is_hurried = False
+            return Progress(self._done + there, (), can_checkpoint=pieces.replies.is_idle)
+        self._done, self._has_begun = end, False
+        self._check_base()
+        kind = Finished if end == self._ends[-1] else Boundary
+        return kind(end, (), {}, answers=self._shown(pieces, end))
+
+    def _check_base(self) -> None:
+        """Look whether a generator has changed what it shares with other runs."""
+        spec = self.run.spec
+        if spec.evaluation is not None and wants_base(spec.evaluation):
+            self._shared.bases.get(spec.model).check_untouched(f"Run {self.run.number}")
+
+    def _put(self, pieces: Pieces, position: int, reply: Reply) -> None:
+        """Score an answer, and write it down before anything else happens."""
+        assert self._metrics is not None and self.run.spec.evaluation is not None
+        question, found = pieces.questions[position], pieces.found[position]
+        found = found if reply.found is None else reply.found
+        scores: dict[str, Score] = {}
+        trouble = reply.error
+        if reply.text is not None:
+            scores, trouble = self._metrics(question, reply.text, found, self.run.spec.evaluation.k, reply.usage)
+        item = Item(
+            position=position,
+            id=question.id,
+            prompt=pieces.hashes[position],
+            answer=reply.text,
+            found=found,
+            scores=scores or dict.fromkeys(self.run.spec.evaluation.metrics),
+            usage=reply.usage,
+            latency=round(reply.latency, 4),
+            cost=reply.cost,
+            error=trouble,
+        )
+        self._file.put(item)
+        self._items[position] = item
+
+    def _is(self, item: Item) -> bool:
+        """Whether an item of an earlier process stands; one without an answer is asked once more."""
+        assert self._pieces is not None
+        if not 0 <= item.position < len(self._pieces.questions):
+            return False
+        is_same = item.prompt == self._pieces.hashes[item.position]
+        return is_same and (item.answer is not None or item.position < self._done)
+
+    def _shown(self, pieces: Pieces, end: int) -> tuple[Answer, ...]:
+        first = self._ends[self._ends.index(end) - 1] if end != self._ends[0] else 0
+        places = range(first, min(end, first + _SHOWN))
+        return tuple(
+            Answer(
+                pieces.questions[place].text,
+                self._items[place].answer or f"(none: {self._items[place].error})",
+                " | ".join(pieces.questions[place].references),
+            )
+            for place in places
+        )

@@ -1,0 +1,195 @@
+"""Evaluations from the command to the files: a model and a user's own program, steered, killed and gone on with."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny import make_rows, write_jsonl
+
+pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
+
+CODE = '''
+import asyncio, os, pathlib, signal
+
+async def answer(item, wrong=4, control=None):
+    """A program of a user's; what it is asked, it notes."""
+    with open("calls.txt", "a") as calls:
+        calls.write(item["id"] + "\\n")
+    count = len(pathlib.Path("calls.txt").read_text().splitlines())
+    if count == int(os.environ.get("KILL_AT", 0)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if count == int(os.environ.get("STEER_AT", 0)):
+        steer()
+    await asyncio.sleep(0)
+    number = int(item["id"])
+    if number == 7:
+        raise ValueError("no answer to that")
+    return "nobody" if number % wrong == 0 else {"answer": f"It is {number}", "cost": 0.5, "found": ["a"]}
+
+def steer():
+    (root,) = pathlib.Path("outputs/pipeline").iterdir()
+    for name, text in {
+        "010-stop": "{op: stop, run: 1}",
+        "020-delete": "{op: delete, run: 2}",
+        "030-clone": "{op: clone, run: 0, overrides: [pipeline.wrong=5]}",
+        "040-warm": "{op: clone, run: 0, overrides: [pipeline.wrong=6], warm_start: true}",
+        "050-resume": "{op: resume, run: 1}",
+    }.items():
+        aside = root / "control" / f".{name}"
+        aside.write_text(text)
+        aside.rename(root / "control" / f"{name}.yaml")
+
+def plain(messages):
+    return messages[-1]["content"]
+'''
+PIPELINE = [
+    *("+recipe=pipeline", "--multirun", "pipeline._target_=my_code.answer", "dataset.path=questions.jsonl"),
+    *("pipeline.concurrency=2", "metrics.f1=null", "metrics.recall=rfflow.evals.metrics.recall", "chunks=4"),
+    "objective.metric=eval_contains",
+]
+
+Evaluate = Callable[..., list[dict[str, str]]]
+
+
+@pytest.fixture
+def evaluate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Evaluate:
+    """Returns what runs the command in this process and returns runs.csv."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_code", raising=False)
+    Path("my_code.py").write_text(CODE)
+    rows = [{"question": f"What is {n}?", "reference": str(n), "relevant": ["a"]} for n in range(20)]
+    write_jsonl(tmp_path / "questions.jsonl", rows)
+
+    def run(*words: str) -> list[dict[str, str]]:
+        from rfflow import __main__ as cli
+
+        monkeypatch.setattr(sys, "argv", ["rfflow", *words])
+        cli.main()
+        return table()
+
+    return run
+
+
+def table() -> list[dict[str, str]]:
+    with (root() / "runs.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def root() -> Path:
+    (found,) = Path("outputs").glob("*/*")
+    return found
+
+
+def items(run: int) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (root() / f"runs/{run}/items.jsonl").read_text().splitlines()]
+
+
+def test_prompts_are_compared_on_a_model(
+    evaluate: Evaluate, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": each["prompt"], "reference": each["completion"]} for each in make_rows(40)]
+    write_jsonl(tmp_path / "sums.jsonl", rows)
+    model = ["model=hub", f"model.name={tiny_model}", "model.dtype=float32", "generator.max_new_tokens=4"]
+    data = ["dataset=questions", "dataset.path=sums.jsonl", "dataset.eval_size=12", "chunks=3", "prompt=question"]
+    runs = evaluate("+recipe=prompts", "--multirun", "prompt.fewshot=0,2", *model, *data)
+    assert [(run["state"], run["step"], run["eval_missing"]) for run in runs] == [("completed", "12", "0.0")] * 2
+    assert all(run["eval_number_match_low"] == run["eval_number_match"] for run in runs), "at the end it is known"
+    assert float(runs[1]["eval_tokens"]) > 2 * float(runs[0]["eval_tokens"]), "examples are tokens"
+    one, other = items(0), items(1)
+    assert [each["id"] for each in one] == [each["id"] for each in other], "both in one order"
+    assert sorted(int(str(each["position"])) for each in one) == list(range(12))
+    said = capsys.readouterr().out
+    assert "chunk 1/3  run 0  prompt.fewshot=0  step 4/12  eval_number_match 0.000 [0.000, 0." in said
+    assert "runs/1/items.jsonl" in said and "loss" not in said
+    logged = [json.loads(line)["metrics"] for line in (root() / "runs/0/metrics.jsonl").read_text().splitlines()]
+    widths = [each["eval_number_match_high"] - each["eval_number_match_low"] for each in logged]
+    assert widths[0] > widths[1] > widths[2] == 0
+    assert list((root() / "tb").glob("0 *")) and (root() / "timeline.json").exists()
+
+
+def test_ops_are_as_for_training(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEER_AT", "2")
+    runs = evaluate(*PIPELINE, "pipeline.wrong=2,3,4")
+    assert [run["state"] for run in runs] == ["completed", "completed", "deleted", "completed"]
+    assert [run["step"] for run in (runs[0], runs[1], runs[3])] == ["20"] * 3 and int(runs[2]["step"]) < 20
+    assert runs[3]["parent"] == "0" and len(items(3)) == 20
+    refused = next((root() / "control/rejected").glob("*.error")).read_text()
+    assert "evaluation" in refused or "weights" in refused
+    lines = [json.loads(line) for line in (root() / "runs/3/metrics.jsonl").read_text().splitlines()]
+    of_parent = [json.loads(line) for line in (root() / "runs/0/metrics.jsonl").read_text().splitlines()]
+    widths = [
+        [each["metrics"]["eval_contains_high"] - each["metrics"]["eval_contains_low"] for each in found]
+        for found in (lines, of_parent)
+    ]
+    assert widths[0][1] > widths[1][1], "what comes later has less of what may go wrong"
+    # One question has no answer: its score is missing, and the interval says so to the end.
+    assert all(run["eval_missing"] == "1.0" for run in (runs[0], runs[3]))
+    assert float(runs[0]["eval_contains_high"]) - float(runs[0]["eval_contains_low"]) == pytest.approx(1 / 20)
+    assert float(runs[0]["eval_cost"]) == 0.5 * sum("It is" in str(each["answer"]) for each in items(0))
+
+
+def test_after_a_kill_nothing_is_asked_twice_but_what_was_on_its_way(evaluate: Evaluate) -> None:
+    """The process is killed in the middle of a shard."""
+    words = [sys.executable, "-m", "rfflow", *PIPELINE, "pipeline.wrong=2,3"]
+    environment = {**os.environ, "KILL_AT": "23", "PYTHONPATH": os.pathsep.join([p for p in sys.path if p])}
+    killed = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    there = {run: [each["position"] for each in items(run)] for run in (0, 1)}
+    assert 23 - 2 <= sum(map(len, there.values())) <= 23 - 1
+    runs = evaluate(f"resume={root()}")
+    assert [(run["state"], run["step"]) for run in runs] == [("completed", "20")] * 2
+    for run in (0, 1):
+        assert [each["position"] for each in items(run)][: len(there[run])] == there[run]
+        assert sorted(int(str(each["position"])) for each in items(run)) == list(range(20))
+    assert 40 <= len(Path("calls.txt").read_text().splitlines()) <= 42
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("lr=1e-3", "this run is an evaluation, in which nothing is trained. Leave lr out."),
+        ("trainer=sft", "a generator (or a pipeline) and a trainer"),
+        ("prompt=question", "pipeline and prompt are both set"),
+        ("objective.metric=eval_loss", "objective.metric is 'eval_loss', and an evaluation has none. There are: "),
+        ("objective.metric=eval_contain", "'eval_contain', which no run will log. Did you mean 'eval_contains'"),
+        ("metrics.latency=my_code.plain", "metrics has one called 'latency'"),
+        ("metrics.mine={_target_:my_code.plain,range:[1,0]}", "metrics.mine.range is [1, 0]"),
+        ("metrics.mine=my_code.plain", "metrics.mine: my_code.plain wants 'messages', which nobody gives"),
+        ("stats.level=95", "stats.level is 95. Allowed: from 0.5 to below 1."),
+        ("chunks=30", "chunks is 30, and there are 20 questions"),
+        ("pipeline._target_=my_code.answr", "has no 'answr'. Did you mean 'answer'?"),
+        ("dataset.columns={question:text}", "no question in row 0"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_asked(
+    change: str, said: str, evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in PIPELINE if word != "--multirun"]
+    words = [word for word in words if not word.startswith(f"{change.partition('=')[0]}=")]
+    group = ["+prompt=question"] if change == "prompt=question" else [change]
+    with pytest.raises(SystemExit) as left:
+        evaluate(*words, *group)
+    assert left.value.code
+    assert said in capsys.readouterr().err
+    assert not Path("calls.txt").exists()
+
+
+def test_a_prompt_that_is_too_long_is_refused(
+    evaluate: Evaluate, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["+recipe=prompts", "model=hub", f"model.name={tiny_model}", "dataset=questions", "metrics=qa"]
+    words += ["objective.metric=eval_f1", "dataset.path=questions.jsonl", "prompt=question", "model.dtype=float32"]
+    with pytest.raises(SystemExit):
+        evaluate(*words, "prompt.system='" + "long " * 120 + "'")
+    said = capsys.readouterr().err
+    assert "20 of 20 prompts are too long for the model: that of question '" in said and "context of 512" in said
