@@ -160,8 +160,6 @@ def _resume() -> None:
         arguments = resume.command(sys.argv[1:])
     except RfflowError as error:
         sys.exit(str(error))
-    if arguments is None:
-        sys.exit(0)
     sys.argv[1:] = arguments
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def _find_control(given: Path | None, needs_owner: bool) -> Path:
         if not given.is_dir():
             raise OpError(f"--control {given} is not a directory.")
         if needs_owner and living_owner(given) is None:
-            raise OpError(f"No running experiment answers ops in {given}.")
+            raise OpError(f"No running experiment answers ops in {given}.{_open_again([given])}")
         return given
     here = Path("control")
     if living_owner(here) is not None:
@@ -193,10 +194,23 @@ def _find_control(given: Path | None, needs_owner: bool) -> Path:
         raise OpError(
             "No experiment is running here (looked at ./control and outputs/*/*/control). "
             "Go to the directory where it was started, or give --control DIR."
+            f"{_open_again(Path('outputs').glob('*/*/control'))}"
         )
     if len(alive) > 1:
         raise OpError("More than one experiment is running. Give one of these:\n" + "\n".join(_listed(alive)))
     return alive[0][0]
+
+
+def _open_again(there: Iterable[Path]) -> str:
+    """Say how the newest of some experiments is opened again, if there is one; it then takes ops as ever."""
+    roots = [path.parent for path in there if (path.parent / "experiment.json").is_file()]
+    if not roots:
+        return ""
+    newest = max(roots, key=lambda root: (root / "experiment.json").stat().st_mtime)
+    return (
+        f" {newest} is not running any more. Open it again in another terminal, finished or not, and ask then: "
+        f"{typed_command()} resume={shlex.quote(str(newest))}"
+    )
 
 
 def _listed(alive: list[tuple[Path, Owner]]) -> list[str]:

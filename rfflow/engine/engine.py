@@ -122,6 +122,10 @@ class Engine:
         self._saved: SavedExperiment | None = None
         self._to_restore: dict[int, tuple[RunRecord, Path | None]] = {}
         """Runs of an earlier process, and the checkpoints they go on from."""
+        self._is_reopened = False
+        """Whether it was finished, and is open again for ops."""
+        self._waits = False
+        """Whether it has said that it waits for ops: it does then, until they come or the time is up."""
 
     def add(self, spec: RunSpec, number: int, overrides: Iterable[str] = (), run_dir: Path | None = None) -> Run:
         """Put a run in the queue; nothing is built yet."""
@@ -140,6 +144,7 @@ class Engine:
         """
         self._hold()
         self._saved = saved
+        self._placement.check_rows = saved.check_data
         self._checkpointer.go_on(saved)
         self.experiment.started, self.experiment.id = saved.started, saved.id
 
@@ -262,7 +267,7 @@ class Engine:
             assignment = self._scheduler.next(slot, behind, held | ahead, self._placement.bound())
             if assignment is not None:
                 self.lifecycle.begin(self.experiment.run(assignment.run), assignment)
-                has_begun = True
+                has_begun, self._waits = True, False
         if has_begun and self._interruption.number is not None:
             self._placement.hurry()
         if self._steering is not None:
@@ -393,9 +398,12 @@ class Engine:
         for start in range(0, len(new), self.slots.count):
             self._prepare_all(new[start : start + self.slots.count])
         self._metrics_check.check({} if self._steering is None else self._steering.read_metrics)
-        self._checkpointer.data = dict(self._placement.rows)
+        before = {} if self._saved is None else self._saved.data
+        self._checkpointer.data = {**before, **self._placement.rows}
         if self._saved is not None:
-            self._saved.check_data(self._checkpointer.data)
+            self._saved.check_data(self._placement.rows)
+            # All that was asked of it is done: it was opened for what somebody will ask now.
+            self._is_reopened = all(run.state.is_final for run in self.experiment.runs)
         if not self._is_open:
             self._is_open = True
             self._call("on_experiment_start")
@@ -464,13 +472,14 @@ class Engine:
         return None if overrides_of is None else overrides_of(number)
 
     def _wait_for_ops(self) -> bool:
-        """Wait while stopped runs could be resumed; return whether there is a reason to look again."""
+        """Wait while stopped runs could be resumed, or as was said; return whether there is a reason to look again."""
         if self._steering is None:
             return False
         with self._interruption.raising():
             runs = self.experiment.runs
             stopped = [run for run in runs if run.state is RunState.STOPPED and self._placement.holds(run)]
-            if any(self._steering.is_awaited(run) for run in stopped):
+            self._waits = self._waits or any(self._steering.is_awaited(run) for run in stopped)
+            if self._waits or self._is_reopened:
                 return self._steering.wait()
             return self._steering.wait_for_young_files()
 

@@ -91,6 +91,8 @@ class Placement:
         """Runs that are being built while somebody waits for them."""
         self.rows: dict[str, str] = {}
         """Fingerprints of the rows that were read so far, by data set."""
+        self.check_rows: Callable[[Mapping[str, str]], None] = lambda rows: None
+        """Refuses rows that are not those of the experiment that is gone on with."""
         self.arguments: dict[str, Mapping[str, Any]] = {}
         """What the classes of the runs' configurations take."""
         self._claims = Claims()
@@ -167,6 +169,7 @@ class Placement:
         try:
             ready = self._await_ready(run)
             self._claims.hold(run.number, ready.held)
+            self.check_rows(ready.rows)
         except ConfigError as error:
             self.give_up(run)
             raise error if str(error).startswith(run.called) else ConfigError(f"{run.called}: {error}") from error

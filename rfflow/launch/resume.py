@@ -57,17 +57,18 @@ def state_of(root: Path) -> SavedExperiment | None:
     return None
 
 
-def command(arguments: Sequence[str]) -> list[str] | None:
+def command(arguments: Sequence[str]) -> list[str]:
     """Return the command line with which an experiment was started, with what makes it go on in its directory.
 
-    Where it was another program, one of the user's own, that program takes the place of this process.
+    One that is finished is opened again, and waits for ops. Where it was another program, one of the user's own, that
+    program takes the place of this process.
 
     Args:
         arguments: those given now, ``resume=<directory>`` among them, and ``resume_foreign=true`` where it may be
             another user's. Others may only say how the experiment is run.
 
     Returns:
-        The arguments; ``None`` if the experiment is finished, and that has been said.
+        The arguments.
 
     Raises:
         ConfigError: if there is nothing to go on with, or somebody else could have written what would be run.
@@ -80,8 +81,7 @@ def command(arguments: Sequence[str]) -> list[str] | None:
     check_at_rest(root)
     state = read_experiment_state(root)
     if is_over(state):
-        print(f"The experiment in {shown(root)} is finished: {summary(state)}. Nothing is left to do.")
-        return None
+        print(f"The experiment in {shown(root)} is finished: {summary(state)}. It is opened again for ops.")
     started = state.command or command_left_by_hydra(root)
     if started is None:
         raise ConfigError(

@@ -19,16 +19,20 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from rfflow.tracking.labels import label_parts, unnamed
+from rfflow.tracking.layout import rough
 
 INK = "#333333"
 WIDTH = 11
 """Inches; some 60 points of each go to bars."""
+_PAUSE = 60.0
+"""Seconds in which nobody trains that are drawn in any case."""
 NICE_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 
 
 def draw(timeline: Mapping[str, Any], picture: Path) -> None:
     """Draw a timeline, as ``timeline.json`` holds it, into a PNG file."""
-    runs, chunks = timeline["runs"], timeline["chunks"]
+    runs = timeline["runs"]
+    chunks, pauses = closed_up(timeline["chunks"])
     rows = {run["run"]: row for row, run in enumerate(runs)}
     slots = sorted({chunk.get("slot", 0) for chunk in chunks})
     lanes = {slot: len(rows) + 0.4 + lane for lane, slot in enumerate(slots)} if len(slots) > 1 else {}
@@ -56,10 +60,42 @@ def draw(timeline: Mapping[str, Any], picture: Path) -> None:
         axes.legend(
             handles=patches, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9, borderpad=0
         )
+    for moment, seconds in pauses:
+        axes.axvline(moment - start, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"{rough(seconds)} later",
+            (moment - start, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 2),
+            textcoords="offset points",
+            fontsize=8,
+            color=INK,
+        )
     canvas.draw()  # settles the layout: only now is it known which numbers fit
     _number_bars(axes, rows, chunks, start)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture)
+
+
+def closed_up(chunks: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[tuple[float, float]]]:
+    """Leave out the time in which nobody trained for long: an experiment may go on days later.
+
+    Returns:
+        The chunks, later ones moved to the left; and where that was, with how many seconds.
+    """
+    ordered = sorted(chunks, key=lambda chunk: chunk["started"])
+    busy = sum(chunk["ended"] - chunk["started"] for chunk in ordered)
+    long, left = max(_PAUSE, 0.2 * busy), 0.02 * busy
+    moved: list[Mapping[str, Any]] = []
+    pauses: list[tuple[float, float]] = []
+    shift, until = 0.0, ordered[0]["started"] if ordered else 0.0
+    for chunk in ordered:
+        if (gap := chunk["started"] - until) > long:
+            shift += gap - left
+            pauses.append((chunk["started"] - shift - left / 2, gap))
+        until = max(until, chunk["ended"])
+        moved.append({**chunk, "started": chunk["started"] - shift, "ended": chunk["ended"] - shift})
+    return moved, pauses
 
 
 def _draw_row(

@@ -133,7 +133,9 @@ class LiveTable:
         """Say what would let the experiment go on."""
         if self._console is not None:
             patience = "" if timeout is None else f" for up to {rough(timeout)}"
-            _say(self._console, f"Every live run is stopped. Waiting{patience} for an op in {shown(control)}")
+            is_any_live = any(run.state.is_live for run in experiment.runs)
+            state = "Every live run is stopped" if is_any_live else "Every run has ended"
+            _say(self._console, f"{state}. Waiting{patience} for an op in {shown(control)}")
         self._draw(experiment)
 
     def on_experiment_end(self, experiment: Experiment) -> None:

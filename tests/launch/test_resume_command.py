@@ -103,10 +103,10 @@ def test_a_single_run_goes_on_as_one(tmp_path: Path) -> None:
     assert arguments is not None and "--multirun" not in arguments and "hydra.run.dir='x'" in arguments
 
 
-def test_a_finished_experiment_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_experiment_is_opened_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = started(tmp_path / "x", RunState.COMPLETED, RunState.FAILED, is_finished=True)
-    assert resume.command([f"resume={root}"]) is None
-    assert "is finished: 1 completed, 1 failed. Nothing is left to do." in capsys.readouterr().out
+    assert "lr=0,1" in resume.command([f"resume={root}"])
+    assert "is finished: 1 completed, 1 failed. It is opened again for ops." in capsys.readouterr().out
 
 
 def test_one_with_a_stopped_run_is_not_finished(tmp_path: Path) -> None:

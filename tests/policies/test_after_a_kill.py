@@ -99,6 +99,8 @@ def test_every_attribute_of_a_run_comes_back(tmp_path: Path, state: RunState) ->
         "chunks": chunks,
         "error": None,
         "turn": None,
+        "recomputes": True,
+        "is_evaluation": False,  # its spec says so
     }
     run = Run(4, before["spec"], before["overrides"], before["paths"])
     assert before.keys() == vars(run).keys(), "say here what it is, and see that it is kept"

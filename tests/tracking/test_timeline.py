@@ -161,3 +161,17 @@ def test_without_matplotlib_the_rest_goes_on(
     tell_whole(experiment, Timeline())
     assert experiment.paths.timeline.exists() and not experiment.paths.timeline_picture.exists()
     assert "timeline.png was not drawn" in caplog.text
+
+
+def test_days_without_training_are_left_out_of_the_picture(tmp_path: Path) -> None:
+    """An experiment may be opened again a week later, and its bars would be a point wide."""
+    spans = [(0, 10), (10, 20), (604_820, 604_830)]
+    chunks = [{"run": 0, "started": 100.0 + a, "ended": 100.0 + b, "evaluation": 0, "chunk": 1} for a, b in spans]
+    moved, pauses = gantt.closed_up(chunks)
+    assert [(chunk["started"], chunk["ended"]) for chunk in moved] == [
+        (100, 110),
+        (110, 120),
+        (pytest.approx(120.6), pytest.approx(130.6)),
+    ]
+    assert pauses == [(pytest.approx(120.3), 604_800)]
+    assert gantt.closed_up(chunks[:2]) == (chunks[:2], [])
