@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 
 from rfflow.files import typed_command
 
-AFTERWARDS = ("ls", "show", "chat", "generate", "export")
+AFTERWARDS = ("ls", "show", "compare", "chat", "generate", "export")
 """What looks at experiments that are there."""
 COMMANDS = ("ctl", "replay", "new", *AFTERWARDS)
 """What stands first and is no experiment to be trained."""

@@ -32,14 +32,14 @@ def card(
         finished: what it has left.
         merged: whether the whole model is beside the card.
         name: how the model is to be called.
-        base: what to call its base model.
+        base: what ``from_pretrained`` finds its base model by, or what to call that where there is nothing of the kind.
         notes: sentences that whoever uses it should know.
     """
     config = opened.config(run.number)
     trainer = str((config.get("trainer") or {}).get("_target_", "a trainer that an application built"))
     parts = [
         f"# {name}",
-        _summary(opened, run, finished, trainer, base, merged=merged),
+        _summary(opened, run, finished, trainer, shown_name(finished.model.name) if finished.model else base, merged),
         *([" ".join(notes)] if notes else []),
         "## Use",
         _use(finished, merged=merged, name=name, base=base),
@@ -68,7 +68,7 @@ def _head(finished: FinishedRun, trainer: str, *, merged: bool, base: str) -> di
     return head | {"tags": ["rfflow", *([kind] if trainer.startswith("trl.") else [])]}
 
 
-def _summary(opened: Opened, run: Run, finished: FinishedRun, trainer: str, base: str, *, merged: bool) -> str:
+def _summary(opened: Opened, run: Run, finished: FinishedRun, trainer: str, base: str, merged: bool) -> str:
     experiment = opened.experiment
     objective = experiment.spec.objective.standing(each.metrics for each in experiment.runs)
     what = "All weights" if finished.adapter is None else f"An adapter ({finished.method})"

@@ -5,10 +5,18 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 
-_COMMANDS = {"ls": "listing", "show": "listing", "export": "export", "generate": "generate", "chat": "chat"}
+_COMMANDS = {
+    "ls": "listing",
+    "show": "listing",
+    "export": "export",
+    "generate": "generate",
+    "chat": "chat",
+    "compare": "compare",
+}
 """Each by its name, and the module of this package whose function of that name it is."""
 
 
@@ -16,7 +24,13 @@ def main(command: str, argv: Sequence[str]) -> int:
     """Run ``rfflow <command>`` and return its exit status."""
     module = importlib.import_module(f"rfflow.results.{_COMMANDS[command]}")
     with _telling():
-        return int(getattr(module, command)(argv))
+        try:
+            status = int(getattr(module, command)(argv))
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever was reading has seen enough: head, a pager
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+            return 128 + 13
+    return status
 
 
 @contextlib.contextmanager

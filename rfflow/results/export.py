@@ -104,8 +104,9 @@ def _export(args: argparse.Namespace, opened: Opened, run: Run, found: FinishedR
         notes = _write_whole(found, folder, args.dtype) if is_whole else _copy_adapter(found, folder, repository)
         if args.merge and found.adapter is None:
             notes = [*notes, "Every weight was trained: there was no adapter to merge."]
-        base = found.model.name if found.model is not None else ""
-        base = shown_name(base) if repository is not None or is_whole else base
+        base = shown_name(found.model.name) if found.model is not None else ""
+        if not is_whole and repository is None and found.model is not None:
+            base = _base_for_others(found)
         text = card(opened, run, found, merged=is_whole, name=name, base=base, notes=notes)
         (folder / "README.md").write_text(text, encoding="utf-8")
         if repository is not None and target is None:
@@ -113,7 +114,7 @@ def _export(args: argparse.Namespace, opened: Opened, run: Run, found: FinishedR
     for note in notes:
         print(note)
     if target is not None:
-        kind = "a whole model" if is_whole else f"an adapter of {base}"
+        kind = "a whole model" if is_whole else f"an adapter of {shown_name(base)}"
         size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
         print(f"{found.label} is in {shown(target)}: {kind}, {readable_size(size)}")
         if repository is not None:

@@ -33,6 +33,24 @@ def read_history(path: Path, ends: Mapping[int, int]) -> list[dict[str, float]]:
     return [_known(by_chunk[chunk], ends.get(chunk)) for chunk in range(1, max(by_chunk, default=0) + 1)]
 
 
+def read_points(path: Path, metric: str) -> list[tuple[int, float | None, float]]:
+    """Return a metric's curve from a run's ``metrics.jsonl``: step, epoch where it was logged too, value."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    points: dict[int, tuple[int, float | None, float]] = {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            step, metrics = int(entry["step"]), _numbers_in(entry["metrics"])
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue  # torn by a crash
+        if metric in metrics:
+            points[step] = (step, metrics.get("epoch"), metrics[metric])
+    return [points[step] for step in sorted(points)]
+
+
 def _numbers_in(metrics: Mapping[str, Any]) -> dict[str, float]:
     numbers = {}
     for name, value in metrics.items():

@@ -79,6 +79,7 @@ def test_an_adapter_is_exported_with_what_it_takes_to_use_it(left: Path, tiny_mo
     files = {path.name for path in Path("there/adapter").iterdir()}
     assert files >= {"adapter_model.safetensors", "chat_template.jinja", "tokenizer.json", "generation_config.json"}
     assert "training_args.bin" not in files and [path.name for path in Path("there").iterdir()] == ["adapter"]
+    assert f'base = AutoModelForCausalLM.from_pretrained("{tiny_model}")' in Path("there/adapter/README.md").read_text()
     model = AutoPeftModelForCausalLM.from_pretrained("there/adapter")
     final = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_model), str(left / "runs/0/checkpoints/final")
@@ -301,3 +302,31 @@ def test_a_model_is_pushed(left: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert export(left, "--push", "ann/second") == 1
     assert "the hub cannot be reached" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_winner_of_the_demo_is_taken_away_and_talked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """End to end on SmolLM2 from its .gguf file: trained, asked, merged, and loaded by transformers alone."""
+    monkeypatch.setenv("RFFLOW_CACHE", str(tmp_path / "cache"))
+    words = ["recipe=sft", "dataset.max_samples=20", "chunks=1", "trainer.args.max_steps=3", "control.enabled=false"]
+    handlers = list(logging.root.handlers)
+    table = rfflow.sweep(*words, "callbacks.table=null", "loggers=none", "lr=1e-3,1e-4")
+    logging.root.handlers[:] = handlers
+    out = table.attrs["dir"]
+    Path("p.jsonl").write_text('{"prompt": "What is a stock split?"}\n')
+    capsys.readouterr()
+    argv = [out, "--prompts", "p.jsonl", "--runs", "all", "--base", "max_new_tokens=12"]
+    assert commands.main("generate", argv) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert {"base", "run_0", "run_1"} < answers.keys() and len(answers["base"]) > 10
+    best = commands.main("show", [out, "--json"]) or json.loads(capsys.readouterr().out)["best"]
+    assert export(out, "--merge", "--to", "whole") == 0 and export(out, "--to", "adapter") == 0
+    model, tokenizer = AutoModelForCausalLM.from_pretrained("whole"), AutoTokenizer.from_pretrained("whole")
+    prompt = [{"role": "user", "content": "What is a stock split?"}]
+    given = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    found = model.generate(**given, max_new_tokens=12, do_sample=False)[0, given["input_ids"].shape[1] :]
+    assert tokenizer.decode(found, skip_special_tokens=True) == answers[f"run_{best}"]
+    beside = AutoPeftModelForCausalLM.from_pretrained("adapter")
+    assert torch.allclose(beside(given["input_ids"]).logits, model(given["input_ids"]).logits, atol=1e-3)
