@@ -12,7 +12,7 @@ from pathlib import Path
 from rfflow.config.spec import ExperimentSpec
 from rfflow.runs.chunks import ChunkResult
 from rfflow.runs.paths import ExperimentPaths
-from rfflow.runs.run import Run
+from rfflow.runs.run import Run, RunState
 
 
 @dataclass
@@ -43,8 +43,12 @@ class Experiment:
         raise KeyError(number)
 
     def ranked(self) -> list[Run]:
-        """Return the runs from best to worst by the objective."""
-        return sorted(self.runs, key=lambda run: (*self.spec.objective.sort_key(run.metrics), run.number))
+        """Return the runs from best to worst by the objective.
+
+        An evaluation that was stopped knows its value only roughly: it comes behind those that were not.
+        """
+        key = self.spec.objective.sort_key
+        return sorted(self.runs, key=lambda run: (_is_rough(run), *key(run.metrics), run.number))
 
     def seconds_left(self) -> float:
         """Estimate the seconds until every live run is through, from the time of the chunks so far; NaN before any."""
@@ -58,6 +62,11 @@ class Experiment:
             if run.state.is_live and run.plan is not None
         ]
         return max(sum(left) / max(1, self.slots - self.given_up), max(left, default=0.0))
+
+
+def _is_rough(run: Run) -> bool:
+    has_ended_early = run.state in (RunState.STOPPED, RunState.FAILED, RunState.DELETED)
+    return run.is_evaluation and has_ended_early and (run.plan is None or run.step < run.plan.steps)
 
 
 class Callback:

@@ -40,6 +40,7 @@ class ExperimentPaths:
         self.ops = self.root / "ops.jsonl"
         self.state = self.root / "experiment.json"
         self.arguments = self.root / "arguments.json"
+        self.differences = self.root / "differences.csv"
 
     def run(self, number: int) -> RunPaths:
         """Return the paths of a run that lies where it lies by default."""

@@ -13,6 +13,7 @@ import pytest
 from rfflow.config.spec import PromptSpec
 from rfflow.errors import ConfigError
 from rfflow.evals.chunking import passages, words
+from rfflow.evals.comparison import Candidate, ahead, leader
 from rfflow.evals.estimates import compare, estimate, running_metrics, share
 from rfflow.evals.items import Item, ItemsFile, read_items
 from rfflow.evals.prompts import Prompt
@@ -283,3 +284,16 @@ def test_what_answers_took_is_summed_up() -> None:
         "eval_cost": 0.25,
     }
     assert not math.isnan(found["eval_m"])
+
+
+def test_the_leader_is_found_on_common_questions_and_others_are_compared_with_it() -> None:
+    looks = (10, 20)
+    many = Candidate(0, [1.0] * 10 + [0.0] * 10, looks, (0, 1))
+    few = Candidate(1, [1.0] * 9 + [0.0], looks, (0, 1))
+    none = Candidate(2, [], looks, (0, 1))
+    there = {0: many, 1: few, 2: none}
+    assert leader(there, "maximize") == 0, "on the first ten it is ahead, whatever came later"
+    assert leader(there, "minimize") == 1
+    assert leader({2: none}, "maximize") is None
+    found = ahead(few, many, 2)
+    assert found.n == 10 and found.value == pytest.approx(-0.1) and found.low < -0.1 < found.high
