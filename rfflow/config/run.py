@@ -32,6 +32,11 @@ def read_run(cfg: DictConfig) -> RunSpec:
     unread = unread_keys(cfg)
     _check_held_out(section_of(config, "dataset"))
     if is_evaluation(config):
+        if (adapter := _read_adapter(section_of(config, "model"))) is not None:
+            raise ConfigError(
+                f"model.adapter is {adapter}, which is what training goes on with, and this run answers questions. To "
+                f"let an adapter answer them: generator.adapter={adapter}"
+            )
         return RunSpec(
             model=_read_model(section_of(config, "model")),
             dataset=read_dataset(section_of(config, "dataset")),
@@ -44,7 +49,9 @@ def read_run(cfg: DictConfig) -> RunSpec:
             unread=unread,
         )
     check_lr(cfg, config.get("lr"))
-    model = _read_model(section_of(config, "model"))
+    section = section_of(config, "model")
+    adapter = _read_adapter(section)
+    model = _read_model(section)
     trainer = _read_trainer(section_of(config, "trainer"), model)
     model = _with_head(model, trainer.target, trainer.args)
     return RunSpec(
@@ -58,6 +65,7 @@ def read_run(cfg: DictConfig) -> RunSpec:
         hidden=shown.hidden,
         generate=_read_generate(config.get("evaluation")),
         unread=unread,
+        adapter=adapter,
     )
 
 
@@ -121,7 +129,17 @@ def _read_generate(section: Any) -> GenerateSpec | None:
     return GenerateSpec(**values, scores=tuple([scores] if isinstance(scores, str | dict) else scores), kwargs=kwargs)
 
 
+def _read_adapter(section: dict[str, Any]) -> str | None:
+    adapter = section.pop("adapter", None)
+    if adapter is not None and not isinstance(adapter, str):
+        raise ConfigError(
+            f"model.adapter is {adapter!r}. Give a run's directory, a folder with an adapter, or a name on the hub."
+        )
+    return adapter or None
+
+
 def _read_model(section: dict[str, Any]) -> ModelSpec:
+    section.pop("adapter", None)  # of the run that trains, and not of the model
     name = section.pop("name", None)
     if not name or not isinstance(name, str):
         raise ConfigError(

@@ -202,6 +202,8 @@ class RunSpec:
     """What belongs to the experiment, where it does not stand at the root of the configuration."""
     unread: tuple[str, ...] = ()
     """Keys at the root of the configuration that are not ours and that nothing refers to."""
+    adapter: str | None = None
+    """Where the weights are that the run's adapter begins with, if it does not begin at nothing."""
 
     @property
     def chooses_activations(self) -> bool:

@@ -27,6 +27,7 @@ from rfflow.worker.training.adapters import check_met, check_settings
 from rfflow.worker.training.answered_arguments import Place, check_built, check_callbacks, check_read
 from rfflow.worker.training.arguments import check_values, listed
 from rfflow.worker.training.components import OURS, check_tools, make_callback, make_component, parameters_of
+from rfflow.worker.training.first_weights import with_adapter
 from rfflow.worker.training.reference import shared_log_probs
 from rfflow.worker.training.walks import remember_walks
 
@@ -60,6 +61,15 @@ def build_trainer(
     model = base.structure() if shares else base.copy()
     if peft_config is not None:
         _check_targets(peft_config, model)
+    if spec.adapter is not None:
+        if peft_config is None or not shares:
+            raise ConfigError(
+                f"model.adapter is {spec.adapter}, and this run trains "
+                f"{'no adapter' if peft_config is None else 'one that rewrites its base'}. It goes on with an adapter "
+                "of its own kind: peft=lora."
+            )
+        with refusals(f"model.adapter is {spec.adapter}, which cannot be loaded"):
+            model = with_adapter(model, spec.adapter, peft_config, spec.model.name)
     tokenizer = base.tokenizer()
     if hasattr(args, "num_generations"):  # as TRL loads it where it is to generate
         tokenizer.padding_side = tokenizer.truncation_side = "left"
@@ -88,13 +98,17 @@ def build_trainer(
     if reference is not None or (peft_config is None and _wants_reference(args, parameters)):
         given["ref_model"] = (reference or base).structure()
     # With an adapter that rewrites its base, what is left when it is off is not the base.
-    compared = reference or (None if peft_config is not None and not shares else base)
+    # One that goes on is compared with as it was.
+    is_the_base = peft_config is None or (shares and spec.adapter is None)
+    compared = reference or (base if is_the_base else None)
     with (
         refusals(f"{spec.trainer.target} refuses the configuration"),
         shared_log_probs(trainer_class, args, compared),
         seeded_as_if_loaded(trainer_class, base.model),
     ):
-        if peft_config is not None and "peft_config" in parameters:
+        if spec.adapter is not None:
+            pass  # it is wrapped
+        elif peft_config is not None and "peft_config" in parameters:
             kwargs["peft_config"] = peft_config
         elif peft_config is not None:
             # A trainer that knows nothing of PEFT gets the wrapped model, seeded as TRL would have seeded it.
