@@ -75,6 +75,13 @@ def _main() -> None:
     parser = make_parser()
     arguments = sys.argv[1:] = files.escaped_words(flags_first(sys.argv[1:], parser))
     if line := os.environ.get("COMP_LINE"):
+        from rfflow.launch.completing import completions
+
+        words, may_be_overrides = completions(line)
+        if words:
+            print("\n".join(words))
+        if not may_be_overrides:
+            return
         os.environ["COMP_LINE"] = completion_line(line, parser)
     else:
         _check_words(parser, arguments)

@@ -16,7 +16,7 @@ AFTERWARDS = ("ls", "show", "compare", "chat", "generate", "export")
 """What looks at experiments that are there."""
 COMMANDS = ("ctl", "replay", "new", *AFTERWARDS)
 """What stands first and is no experiment to be trained."""
-_OF_CTL = ("stop", "resume", "clone", "delete", "status")
+OF_CTL = ("stop", "resume", "clone", "delete", "status")
 _FLAGS_OF_CTL = ("best", "worst", "by", "direction", "warm-start", "control", "timeout")
 _FLAGS = {"help": "--help", "version": "--version", "multirun": "--multirun", "sweep": "--multirun"}
 _SCRIPTS = {
@@ -124,7 +124,7 @@ def _bare(words: Sequence[str], place: int, groups: Groups) -> str:
         return f"Type {rfflow} resume={shlex.quote(words[place + 1])}"
     if word == "resume" and place + 1 == len(words):
         return f"Type {rfflow} resume=outputs/... to go on with an experiment, {rfflow} ctl resume RUN while one goes"
-    if word in _OF_CTL and place == 0:
+    if word in OF_CTL and place == 0:
         return f"Type {rfflow} ctl {word} {rest}".rstrip()
     if (Path(word) / "experiment.json").is_file():
         return f"To go on with that experiment: {rfflow} resume={shlex.quote(word)}"
@@ -140,7 +140,7 @@ def _bare(words: Sequence[str], place: int, groups: Groups) -> str:
         return f"Did you mean {rfflow} {near}?"
     if near := _nearest(word, [option for options in groups.values() for option in options if option != "none"]):
         return f"Did you mean {' or '.join(_choosing(near, groups))}?"
-    if place == 0 and (near := _nearest(word, _OF_CTL)):
+    if place == 0 and (near := _nearest(word, OF_CTL)):
         return f"Did you mean {rfflow} ctl {near}?"
     return f"To train: {rfflow} +recipe=sft --multirun lr=1e-3,1e-4. All there is: {rfflow} --help"
 

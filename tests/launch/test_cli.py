@@ -546,10 +546,17 @@ def test_version_names_rfflow(rfflow: Shell) -> None:
         ("rfflow +recipe=sft --multirun lr=1e-3,1e-4 trainer.args.warmup_steps=3 obj", "objective."),
         ("rfflow trainer.args.max_", "trainer.args.max_length="),
         ("bin/rfflow ", "callbacks"),
+        ("rfflow exp", "export"),
+        ("rfflow ctl cl", "clone"),
+        ("rfflow chat --runs 0,1 ", "outputs/sft/first"),
+        ("rfflow resume=out", "resume=outputs/sft/first"),
     ],
 )
 def test_the_shell_completes(rfflow: Shell, monkeypatch: pytest.MonkeyPatch, line: str, expected: str) -> None:
     monkeypatch.setenv("COMP_LINE", line)
+    if "first" in expected:
+        Path("outputs/sft/first").mkdir(parents=True)
+        Path("outputs/sft/first/experiment.json").touch()
     said = rfflow("-sc", "query=bash")
     assert expected in said
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +304,28 @@ def test_a_model_is_pushed(left: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert export(left, "--push", "ann/second") == 1
     assert "the hub cannot be reached" in capsys.readouterr().err
+
+
+def test_trls_own_way_of_pushing_works_beside_it(tiny_model: Path, tiny_data: Path) -> None:
+    """Each run of a sweep into a repository of its own, while they take turns; and no token goes along.
+
+    Two into one are refused: tests/config/test_claims.py.
+    """
+    words = ["+recipe=sft", "dataset=local", f"dataset.path={tiny_data}", "model=hub", f"model.name={tiny_model}"]
+    words += ["chunks=2", "trainer.args.max_steps=4", "control.enabled=false", "loggers=none", "engine.accelerator=cpu"]
+    words += ["trainer.args.push_to_hub=true", "trainer.args.hub_token=${oc.env:MINE}", "hydra.sweep.dir=out"]
+    words += ["--multirun", "lr=1e-2,1e-3", "trainer.args.hub_model_id=ann/x-${hydra:job.num}"]
+    with running_hub() as hub:
+        environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": "1", "MINE": TOKEN}
+        environment["HF_HUB_OFFLINE"] = "0"
+        done = subprocess.run([sys.executable, "-m", "rfflow", *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(hub.repositories) == ["ann/x-0", "ann/x-1"]
+    for number in (0, 1):
+        final = Path(f"out/runs/{number}/checkpoints/final/adapter_model.safetensors")
+        assert hub.repositories[f"ann/x-{number}"]["adapter_model.safetensors"] == final.read_bytes()
+    assert not [name for files in hub.repositories.values() for name in files if TOKEN.encode() in files[name]]
+    assert not [path for path in Path().rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
 
 
 @pytest.mark.slow

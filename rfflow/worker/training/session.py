@@ -81,6 +81,7 @@ class TrainingSession:
             build = self._plan()
             with self._leaving_bases_alone(), self.context.active():
                 trainer = self.context.variables.run(build)
+                _keep_token_out(trainer)
                 self._claim(lambda name: getattr(trainer.args, name, None))
                 self._settle_activations(trainer)
                 if spec.build is not None:
@@ -309,8 +310,7 @@ class TrainingSession:
         final = self.run.paths.final
         aside = final.with_name(f".{final.name}.writing")
         try:
-            with _without_token(trainer):
-                trainer.save_model(str(aside))
+            trainer.save_model(str(aside))
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
             raise
@@ -326,14 +326,17 @@ def _optimizer(trainer: Trainer) -> str:
     return str(getattr(trainer.args.optim, "value", trainer.args.optim))
 
 
-@contextlib.contextmanager
-def _without_token(trainer: Trainer) -> Iterator[None]:
-    """Keep ``hub_token`` out of ``training_args.bin``, which goes where the adapter goes."""
-    args = trainer.args
-    token = args.hub_token
-    if not args.push_to_hub:  # else saving is sending
-        args.hub_token = None
-    try:
-        yield
-    finally:
-        args.hub_token = token
+def _keep_token_out(trainer: Trainer) -> None:
+    """Keep ``hub_token`` out of ``training_args.bin``, which goes where the adapter goes: to the hub, too."""
+    args, save = trainer.args, trainer._save
+    if args.hub_token is None:
+        return
+
+    def save_without_token(*given: Any, **named: Any) -> None:
+        token, args.hub_token = args.hub_token, None
+        try:
+            save(*given, **named)
+        finally:
+            args.hub_token = token
+
+    trainer._save = save_without_token
