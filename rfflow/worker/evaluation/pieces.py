@@ -126,7 +126,9 @@ def _generator(spec: RunSpec, shared: Shared) -> Any:
     node = spec.evaluation.generator
     if not isinstance(import_object(str(node["_target_"]), "generator"), type):
         return resolve_function(node, "generator")
-    given = {"base": shared.bases.get(spec.model)} if wants_base(spec.evaluation) else {}
+    given: dict[str, Any] = {"base": shared.bases.get(spec.model)} if wants_base(spec.evaluation) else {}
+    if wants(node, "limiters", "generator"):
+        given["limiters"] = shared.made_once("limiters", dict[str, Any])
     made = make(node, "generator", **given)
     if not callable(getattr(made, "generate", None)) and not callable(made):
         raise ConfigError(f"generator: {node['_target_']} has no method generate(prompts), and cannot be called.")
