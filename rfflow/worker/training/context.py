@@ -248,7 +248,7 @@ class _LogFile:
             terminal = (stdout, stderr, sys.__stdout__, sys.__stderr__)
             redirected = {handler: handler.stream for handler in library_handlers if handler.stream in terminal}
             for handler in redirected:
-                handler.setStream(self._stream)
+                handler.stream = self._stream  # setStream() would flush what nobody has written to
         try:
             yield
         finally:
@@ -256,7 +256,7 @@ class _LogFile:
             now, library_handlers = _libraries()
             for handler in library_handlers:
                 if handler.stream is self._stream:  # also those of libraries that were imported meanwhile
-                    handler.setStream(redirected.get(handler, stderr))
+                    handler.stream = redirected.get(handler, stderr)
             self._manners = _changes(manners, now, known) if now != manners else {}
             for logger in self._manners:
                 _set_manner(logger, manners.get(logger, _PLAIN))
@@ -288,14 +288,16 @@ def _libraries() -> tuple[dict[logging.Logger, _Manner], list[Any]]:
 
     Libraries (transformers, torch, ...) write past the root logger with those, each to its stream.
     """
-    manners: dict[logging.Logger, _Manner] = {}
-    handlers: list[Any] = []
-    for logger in list(logging.root.manager.loggerDict.values()):  # half a thousand, of which a dozen are set
-        if isinstance(logger, logging.PlaceHolder):
-            continue
-        if logger.level or logger.handlers or logger.disabled or not logger.propagate:
-            manners[logger] = logger.level, logger.propagate, logger.disabled
-            handlers += (handler for handler in logger.handlers if isinstance(handler, logging.StreamHandler))
+    # Some eight hundred, of which a dozen are set: this line is what a switch would spend half its time on.
+    placeholder = logging.PlaceHolder
+    loggers: list[Any] = [
+        logger
+        for logger in list(logging.root.manager.loggerDict.values())
+        if logger.__class__ is not placeholder
+        and (logger.level or logger.handlers or logger.disabled or not logger.propagate)  # type: ignore[union-attr]
+    ]
+    manners = {logger: (logger.level, logger.propagate, logger.disabled) for logger in loggers}
+    handlers = [one for logger in loggers for one in logger.handlers if isinstance(one, logging.StreamHandler)]
     return manners, handlers
 
 
