@@ -35,11 +35,12 @@ T = TypeVar("T")
 class Shared:
     """What runs are built from, and share: the device, base models and data, each loaded once."""
 
-    def __init__(self, fabric: Fabric, memory: MemorySpec, seed: int):
+    def __init__(self, fabric: Fabric, memory: MemorySpec, seed: int, sharers: int = 1):
+        """Share nothing yet; ``sharers`` workers, this one among them, have the device's memory."""
         self.fabric = fabric
         self.seed = seed
         """Draws what all runs have alike."""
-        self.memory = Memory(fabric, memory)
+        self.memory = Memory(fabric, memory, sharers=sharers)
         self.bases = Bases(functools.partial(load_base, before=self.memory.require_base), fabric.to_device)
         self.claims = Claims()
         self.first_evaluations = FirstEvaluations()

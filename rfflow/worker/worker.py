@@ -97,7 +97,7 @@ class Worker:
         self.device = str(fabric.device)
         self._tell = tell
         self._make_session = make_session
-        self.shared = Shared(fabric, spec.memory, spec.seed)
+        self.shared = Shared(fabric, spec.memory, spec.seed, _sharers(spec, fabric.device.type))
         self.shared.memory.suspended = self._movable
         self.sessions: dict[int, Session] = {}
         """By the numbers of their runs."""
@@ -411,3 +411,8 @@ class Worker:
     def _movable(self) -> list[RunTensors]:
         """The same, less those of the run that trains while another is built."""
         return [held for held in self._suspended() if self._active is None or held is not self._active.holdings]
+
+
+def _sharers(spec: ExperimentSpec, kind: str) -> int:
+    """Return how many workers have the memory of a kind of device: each GPU has its own, and all CPUs the same."""
+    return spec.devices if kind == "cpu" and isinstance(spec.devices, int) else 1

@@ -27,7 +27,18 @@ log = logging.getLogger(__name__)
 class Memory:
     """Keeps the runs' tensors within the limits, the ones needed soonest nearest."""
 
-    def __init__(self, fabric: Fabric, spec: MemorySpec, free: Callable[[torch.device], int] = free_bytes):
+    def __init__(
+        self, fabric: Fabric, spec: MemorySpec, free: Callable[[torch.device], int] = free_bytes, sharers: int = 1
+    ):
+        """Move nothing yet.
+
+        Args:
+            fabric: which has the device.
+            spec: the limits.
+            free: tells the bytes that are free on a device.
+            sharers: how many workers train in the same memory.
+        """
+        self._sharers = sharers
         self._device = fabric.device
         self._is_cpu = fabric.device.type == "cpu"
         self._free = free
@@ -85,7 +96,7 @@ class Memory:
         """
         if self._limit is not None:
             return self._limit - coming
-        return self._free(self._device) + self._held(self.suspended()) - coming
+        return self._free(self._device) // self._sharers + self._held(self.suspended()) - coming
 
     def require_base(self, name: str, kwargs: Mapping[str, Any]) -> None:
         """Refuse a base model that cannot be loaded, before it is: into the host's memory, and from there.

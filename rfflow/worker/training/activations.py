@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftType
 from transformers import PreTrainedModel, Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -32,6 +34,7 @@ _EVERY = (4, 3, 2)
 _TOKENS = (8, 16, 24)
 """Three lengths tell a constant, a linear and a square part."""
 _ROWS = 2
+_BY_CACHE = (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
 _TILE = 32768
 """How many words of the vocabulary TRL's fused loss takes at a time."""
 
@@ -66,19 +69,35 @@ UNKNOWN = Kept(0, 0, 0, 0, 1)
 """Of a model that can recompute, but cannot be measured."""
 
 
+def can_recompute(trainer: Trainer) -> bool:
+    """Whether the trainer's model can recompute activations."""
+    model = _transformer(trainer)
+    if model is None or not model.supports_gradient_checkpointing or not _layers(model):
+        return False
+    # What PEFT puts before the keys and values travels as a cache, which a layer that recomputes goes without.
+    adapters = getattr(trainer.model, "peft_config", None) or {}
+    return not any(getattr(one, "peft_type", None) in _BY_CACHE for one in adapters.values())
+
+
+def _transformer(trainer: Trainer) -> PreTrainedModel | None:
+    return next((one for one in trainer.model.modules() if isinstance(one, PreTrainedModel)), None)
+
+
+def _layers(model: PreTrainedModel) -> int:
+    return sum(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
+
+
 def measure(trainer: Trainer) -> Kept | None:
     """Count what a forward pass through the trainer's model keeps; ``None`` where it cannot be recomputed.
 
     Raises:
         Exception: whatever the model raises, which may want more than tokens.
     """
-    model = next((one for one in trainer.model.modules() if isinstance(one, PreTrainedModel)), None)
-    if model is None or not model.supports_gradient_checkpointing:
+    if not can_recompute(trainer):
         return None
-    layers = sum(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
-    if not layers:
-        return None
-    trunk = model.base_model
+    model = _transformer(trainer)
+    assert model is not None
+    layers, trunk = _layers(model), model.base_model
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*trunk.parameters(), *trunk.buffers())}
     a, b, c = (_kept(trainer, trunk, tokens, weights) for tokens in _TOKENS)
     step = _TOKENS[1] - _TOKENS[0]
@@ -136,6 +155,8 @@ def _precision(trainer: Trainer) -> contextlib.AbstractContextManager[Any]:
 
 def loss_bytes(trainer: Trainer, batch: Batch) -> float:
     """Return what the loss takes of a batch at most, whatever becomes of the activations before it."""
+    if "ForSequenceClassification" in type(_transformer(trainer)).__name__:
+        return 0.0  # a number a row
     words = getattr(trainer.model.config.get_text_config(), "vocab_size", 0)
     if any(kind.__name__ == "SFTTrainer" for kind in type(trainer).__mro__):  # a tile at a time
         return 8.0 * min(words, _TILE) * 4 * min(batch.rows * batch.tokens, 1024)
@@ -173,6 +194,29 @@ def recompute(trainer: Trainer, every: int) -> None:
     # TRL asks for both names.
     args.activation_checkpointing = args.gradient_checkpointing = True
     args.activation_checkpointing_kwargs = args.gradient_checkpointing_kwargs = given or None
+    keep_choice(trainer)
+
+
+def keep_choice(trainer: Trainer) -> None:
+    """Let which layers recompute outlast the passes for which TRL turns that off: of a reference, of generation.
+
+    TRL turns it on again by the old name and with all that was asked for, of which that takes only what torch's own
+    ``checkpoint`` does; which layers, and where to, is the model's to remember.
+    """
+    args, model = trainer.args, _transformer(trainer)
+    given = dict(args.activation_checkpointing_kwargs or {})
+    which = {key: given.pop(key) for key in ("every_n_layers", "offload") if key in given}
+    if not which or model is None:
+        return
+    args.gradient_checkpointing_kwargs = given or None
+    enable = model.gradient_checkpointing_enable
+
+    def enable_as_chosen(gradient_checkpointing_kwargs: dict[str, Any] | None = None, **others: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the name is TRL's
+            enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs, **{**which, **others})
+
+    model.gradient_checkpointing_enable = enable_as_chosen
 
 
 def told(every: int, kept: Kept | None, batch: Batch | None, free: float) -> str:

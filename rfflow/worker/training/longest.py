@@ -51,6 +51,8 @@ def longest_batch(trainer: Trainer) -> Batch | None:
         found = None
     if found is None:
         return None if limit is None else Batch(2 * rows, limit)  # pairs, if it is a trainer of those
+    if getattr(trainer, "padding_free", False):  # laid end to end, and then no row is cut
+        return Batch(1, rows * found)
     return Batch(rows, found if limit is None else min(found, limit))
 
 

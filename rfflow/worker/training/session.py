@@ -260,8 +260,10 @@ class TrainingSession:
         """Keep activations where there is room for them, if the run leaves that to us."""
         spec = self.run.spec
         if not spec.chooses_activations:
+            if spec.build is None and trainer.args.activation_checkpointing:
+                activations.keep_choice(trainer)
             return
-        if self.run.recomputes:
+        if self.run.recomputes and activations.can_recompute(trainer):
             activations.recompute(trainer, 1)
             log.info("Activations are recomputed: the memory was not enough (%s=auto)", activations.NAME)
             return

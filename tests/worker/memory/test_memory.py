@@ -7,6 +7,7 @@ import errno
 import re
 import resource
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from rfflow.config.spec import MemorySpec, ModelSpec
+from rfflow.config.spec import ExperimentSpec, MemorySpec, ModelSpec
 from rfflow.errors import ConfigError
 from rfflow.runs.paths import RunPaths
 from rfflow.runs.run import Run, RunState
@@ -25,6 +26,7 @@ from rfflow.worker.models.loading import load_base
 from rfflow.worker.models.safetensors_io import SafetensorsIO
 from rfflow.worker.shared import Shared
 from rfflow.worker.training.session import TrainingSession
+from rfflow.worker.worker import Worker
 from tests.support.tiny import make_model, run_spec
 
 MAKERS: dict[str, Callable[[], torch.Tensor]] = {
@@ -347,6 +349,14 @@ def test_without_limits_they_are_what_is_free(fabric: Fabric) -> None:
     assert Memory(fabric, MemorySpec()).host_limit > 10_000_000
     assert Memory(fabric, MemorySpec(), free=lambda device: 10**9).host_limit == 5 * 10**8
     assert Memory(fabric, MemorySpec(host_limit=0)).host_limit == 0
+
+
+def test_workers_on_one_cpu_count_on_a_part_each(fabric: Fabric) -> None:
+    spec = ExperimentSpec(name="test", accelerator="cpu", devices=2)
+    shares = [Worker(each, fabric, lambda *_: None).shared.memory for each in (spec, replace(spec, devices="auto"))]
+    for memory in shares:
+        memory._free = lambda device: 1000
+    assert [memory.left(100) for memory in shares] == [400, 900]
 
 
 def test_no_room_at_all_on_the_device_is_refused(fabric: Fabric) -> None:

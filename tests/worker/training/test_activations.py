@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 
 from rfflow.checkpointing import experiment_file
 from rfflow.config.spec import ExperimentSpec, MemorySpec, RunSpec
@@ -205,3 +206,58 @@ def test_a_run_out_of_memory_recomputes_from_then_on(
     assert not ended["0"].differences(alone) and not ended["1"].differences(alone)
     state = experiment_file.read(ExperimentPaths(tmp_path / "x").state)
     assert state is not None and [record.recomputes for record in state.runs] == [True, False]
+
+
+def test_rows_laid_end_to_end_are_one_row() -> None:
+    """Attention that is written out then keeps the square of all of them, and no row is cut."""
+    rows = Dataset.from_dict({"input_ids": [[1] * 90, [1] * 20]})
+    args = SimpleNamespace(per_device_train_batch_size=4, max_length=64)
+    trainer: Any = SimpleNamespace(args=args, train_dataset=rows, padding_free=False)
+    assert longest_batch(trainer) == Batch(4, 64)
+    trainer.padding_free = True
+    assert longest_batch(trainer) == Batch(1, 360)
+
+
+def test_a_score_takes_no_vocabulary(deep_model: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    for kind, takes in ((AutoModelForCausalLM, True), (AutoModelForSequenceClassification, False)):
+        trainer: Any = SimpleNamespace(model=kind.from_pretrained(deep_model, num_labels=1))
+        assert bool(activations.loss_bytes(trainer, BATCH)) == takes
+
+
+def test_which_layers_recompute_outlasts_passes_of_the_reference(
+    dpo_spec: Callable[..., RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL turns recomputing off for them and on again; chosen by us, and asked for by name."""
+    plain, keep, trainers = dpo_spec(), activations.keep_choice, []
+    alone = train_alone(plain, tmp_path / "alone")
+
+    def note(trainer: Any) -> None:
+        keep(trainer)
+        trainers.append(trainer)
+
+    monkeypatch.setattr(activations, "keep_choice", note)
+    monkeypatch.setattr(activations, "choose", lambda *_: 2)
+    asked = fixed(plain, True, activation_checkpointing_kwargs={"every_n_layers": 2, "use_reentrant": True})
+    _, ended = train(tmp_path / "x", [auto(plain), asked])
+    for number in range(2):
+        assert not ended[str(number)].differences(alone), number
+        layers = trainers[number].model.get_base_model().model.layers
+        assert [layer.gradient_checkpointing for layer in layers] == [True, False]
+
+
+def test_what_cannot_be_recomputed_is_kept(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A prefix travels as a cache, which a layer that recomputes drops; not even after an out of memory."""
+    caplog.set_level(logging.INFO, logger="rfflow")
+    prefix = {"_target_": "peft.PrefixTuningConfig", "num_virtual_tokens": 4, "task_type": "CAUSAL_LM"}
+    plain = replace(run_spec(tiny_model, tiny_data, evaluate=False, args={"max_steps": 8}, chunks=2), peft=prefix)
+    OutOfMemory.left = {"prefix": 1}
+    short = auto(with_callback(plain, "OutOfMemory", step=6, name="prefix"))
+    runs, ended = train(tmp_path / "x", [auto(plain), short], device_limit="2MB")
+    alone = train_alone(plain, tmp_path / "alone")
+    for run in runs:
+        assert "Activations are kept: this model cannot recompute them" in run.paths.log.read_text()
+        assert not ended[str(run.number)].differences(alone)
