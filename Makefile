@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint types wheel
+.PHONY: install demo test browser lint types wheel
 
 install: $(STAMP)
 
@@ -26,6 +26,10 @@ demo: install
 # A file of tests stays in one process, so that what its tests share is made once.
 test: install
 	$(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+# The tab in TensorBoard, in the system's Chromium (apt-get install chromium); says why where there is none.
+browser: install
+	$(PY) -m pytest -m browser -rs tests/dashboard
 
 lint: install
 	$(PY) -m ruff check .

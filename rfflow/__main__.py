@@ -1,8 +1,8 @@
 """The command: ``python -m rfflow +recipe=sft --multirun lr=1e-3,1e-4``, or ``rfflow ...`` where it is installed.
 
 ``rfflow ctl ...`` asks something of an experiment that is running; ``rfflow replay ...`` says what a policy would have
-done in one that is over; ``rfflow new NAME`` writes a recipe to begin with. ``rfflow ls`` and the commands beside it
-(:mod:`rfflow.results`) look at what experiments have left.
+done in one that is over; ``rfflow new NAME`` writes a recipe to begin with; ``rfflow ui`` starts TensorBoard.
+``rfflow ls`` and the commands beside it (:mod:`rfflow.results`) look at what experiments have left.
 """
 
 from __future__ import annotations
@@ -65,6 +65,10 @@ def _main() -> None:
         from rfflow.launch import new
 
         sys.exit(new.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["ui"]:
+        from rfflow.launch import ui
+
+        sys.exit(ui.main(sys.argv[2:]))
     if sys.argv[1:2] and sys.argv[1] in usage.AFTERWARDS:
         from rfflow.results import commands
 

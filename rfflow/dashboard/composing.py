@@ -85,7 +85,7 @@ class Composer:
         parent = self._overrides_of(number)
         before, config = self._shown(self._hydra_of_parent(number)), self._compose(on_top(parent, own))
         after = self._shown(config)
-        check_arguments(after, self._experiment.paths.arguments)
+        check_arguments(after, self._experiment.paths.arguments, before)
         self._admission(number).check(config, number, parent, own)
         if warm_start and (reason := why_not_warm(self._experiment, number, before, after)):
             raise OpError(f"{' '.join(own)}: {reason}" if own else reason)

@@ -13,15 +13,27 @@ _KINDS: Mapping[type, tuple[str, ...]] = {int: ("int", "float"), list: ("list", 
 """What may stand where something else is meant."""
 
 
-def check_arguments(config: Mapping[str, Any], file: Path) -> None:
-    """Check the names, plain types and words of a resolved configuration's arguments.
+_OURS: Mapping[str, tuple[Any, ...]] = {"trainer.args.activation_checkpointing": ("auto",)}
+"""Values that rfflow itself reads, before the trainer gets its own."""
+
+
+def check_arguments(config: Mapping[str, Any], file: Path, parent: Mapping[str, Any]) -> None:
+    """Check the names, plain types and words of a clone's arguments, as far as they are not its parent's.
+
+    Args:
+        config: the clone's configuration, resolved.
+        file: ``arguments.json``.
+        parent: its parent's configuration, with which that was built.
 
     Raises:
         ConfigError: as the experiment itself would, which knows more.
     """
+    before = {where: section for where, _, section, _ in _sections(parent, file)}
     for where, name, section, known in _sections(config, file):
         for key, value in section.items():
-            if key.startswith("_"):
+            if key.startswith("_") or (key in before.get(where, {}) and before[where][key] == value):
+                continue
+            if value in _OURS.get(f"{where}.{key}", ()):
                 continue
             if key not in known:
                 raise ConfigError(f"{where}.{key} is not an argument of {name}.{nearest(key, known)}")

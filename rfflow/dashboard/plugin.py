@@ -17,7 +17,7 @@ from rfflow.control.asking import drop, reply_to, wait_for_reply
 from rfflow.control.ops import parse
 from rfflow.dashboard.composing import Composer
 from rfflow.dashboard.finding import find
-from rfflow.dashboard.guard import Guard, why_not_read
+from rfflow.dashboard.guard import LOOPBACK, Guard, why_not_read
 from rfflow.dashboard.reader import Experiment
 from rfflow.errors import OpError, RfflowError
 
@@ -39,7 +39,8 @@ class RfflowPlugin(base_plugin.TBPlugin):
     def __init__(self, context: Any):
         flags = context.flags
         self._logdir = str(context.logdir or "")
-        self._is_public = bool(getattr(flags, "bind_all", False) or getattr(flags, "host", None))
+        host = getattr(flags, "host", None) or "localhost"
+        self._is_public = bool(getattr(flags, "bind_all", False)) or host not in LOOPBACK
         self._guard = Guard()
         self._lock = threading.Lock()
         self._reading = threading.Lock()

@@ -14,7 +14,7 @@ from rfflow.files import typed_command
 
 AFTERWARDS = ("ls", "show", "compare", "chat", "generate", "export")
 """What looks at experiments that are there."""
-COMMANDS = ("ctl", "replay", "new", *AFTERWARDS)
+COMMANDS = ("ctl", "ui", "replay", "new", *AFTERWARDS)
 """What stands first and is no experiment to be trained."""
 OF_CTL = ("stop", "resume", "clone", "delete", "status")
 _FLAGS_OF_CTL = ("best", "worst", "by", "direction", "warm-start", "control", "timeout")
@@ -40,6 +40,7 @@ rfflow trains all the configurations of a Hydra sweep at once, a chunk of the da
   {rfflow} +recipe=sft dataset=local dataset.path=my.jsonl --multirun lr=1e-3,1e-4    rows of your own
   {rfflow} new my_recipe                           write a recipe to begin with
   {rfflow} ctl --help                              stop, resume, clone and delete runs while they train
+  {rfflow} ui                                      the same in a browser, beside their curves
   {rfflow} resume=outputs/sft/...                  go on after an interruption
   {rfflow} ls                                      the experiments there are; show DIR for one of them
   {rfflow} chat outputs/sft/...                    talk to the best run's model, or to several side by side

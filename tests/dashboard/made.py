@@ -58,8 +58,8 @@ def composed(root: Path, *overrides: str) -> Path:
         "overrides": {"hydra": [], "task": ["+recipe=sft", "lr=1e-3,1e-4"]},
     }
     (root / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra}))
-    for number, lr in enumerate(("0.001", "0.0001")):
-        (root / "runs" / str(number) / ".hydra").mkdir()
+    for number, lr in enumerate(("0.001", "0.0001", "0.01", "0.1")):
+        (root / "runs" / str(number) / ".hydra").mkdir(parents=True)
         job = ["+recipe=sft", f"lr={lr}", *overrides]
         (root / "runs" / str(number) / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(job))
     number = {"type": "float", "takes": ["float"], "choices": [], "default": 0.0, "help": "How much."}
@@ -67,6 +67,7 @@ def composed(root: Path, *overrides: str) -> Path:
     anything = {"type": "Any", "takes": [], "choices": [], "default": None, "help": ""}
     sft = dict.fromkeys(yaml.safe_load((CONF / "trainer" / "sft.yaml").read_text())["args"], anything)
     sft |= {"learning_rate": number, "max_grad_norm": number, "lr_scheduler_type": word, "warmup_steps": anything}
+    sft |= {"activation_checkpointing": {"type": "bool", "takes": ["bool"], "choices": [], "default": True, "help": ""}}
     sft |= dict.fromkeys(yaml.safe_load((CONF / "recipe" / "sft.yaml").read_text())["trainer"]["args"], anything)
     (root / "arguments.json").write_text(json.dumps({"version": 1, "classes": {"trl.SFTConfig": sft}}))
     return root

@@ -55,6 +55,11 @@ def test_what_the_experiment_would_refuse_is_said_before(composer: Composer, ove
     assert not answer["ok"] and said in answer["error"]
 
 
+def test_what_rfflow_itself_reads_is_no_mistake(composer: Composer) -> None:
+    for value in ("auto", "true"):
+        assert composer.check([0], [f"trainer.args.activation_checkpointing={value}"], warm_start=False)["ok"]
+
+
 def test_a_warm_start_that_cannot_be_is_told(composer: Composer, root: Path) -> None:
     weights = root / "runs/0/checkpoints/last.safetensors"
     weights.parent.mkdir(parents=True, exist_ok=True)

@@ -37,8 +37,8 @@ def commands(text: str) -> list[list[str]]:
 
 def all_commands(about_ctl: bool) -> list[str]:
     found = [shlex.join(words) for text in TEXT.values() for words in commands(text)]
-    # These want an experiment that is there, and have tests of their own: test_replay, test_resuming, test_new.
-    found = [line for line in found if not line.startswith(("replay ", "resume=", "new "))]
+    # These want an experiment that is there, and have tests of their own: test_replay, test_resuming, ..., test_ui.
+    found = [line for line in found if not line.startswith(("replay ", "resume=", "new ", "ui"))]
     found = [line for line in found if line.split()[0] not in usage.AFTERWARDS]
     return [line for line in dict.fromkeys(found) if line.startswith("ctl ") is about_ctl]
 

@@ -1,7 +1,8 @@
 // Asking the server. Paths are relative, so that --path_prefix and proxies make no difference.
 import {useEffect, useRef} from './vendor/htm-preact.js';
 
-const rights = {token: '', key: sessionStorage.getItem('rfflow.key') || ''};
+const rights = {token: '', key: ''};
+try { rights.key = sessionStorage.getItem('rfflow.key') || ''; } catch { /* a frame without storage */ }
 
 const headers = () => (rights.key ? {'X-Rfflow-Key': rights.key} : {});
 
@@ -26,7 +27,7 @@ export async function listing() {
 
 export function giveKey(key) {
   rights.key = key.trim();
-  sessionStorage.setItem('rfflow.key', rights.key);
+  try { sessionStorage.setItem('rfflow.key', rights.key); } catch { /* it lasts as long as the page */ }
 }
 
 // Whoever shows TensorBoard in a frame could lead clicks here; what is above cannot be read then.
