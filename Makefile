@@ -1,6 +1,7 @@
 # make demo   the main job, on a small real model (a minute and a half on two CPU cores)
 # make test   the tests
-# Both make the environment first, in .venv, with the tested versions of everything.
+# make bench  the benchmarks (20 minutes on two quiet cores)
+# All make the environment first, in .venv, with the tested versions of everything.
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test browser lint types wheel
+.PHONY: install demo test browser lint types wheel bench bench-gpu
 
 install: $(STAMP)
 
@@ -40,3 +41,11 @@ types: install
 
 wheel: install
 	$(PY) -m build --no-isolation --wheel
+
+# rfflow against what people do today: benchmarks/results/README.md. Goes on where it was; PARTS=sides,startup for some.
+bench: install
+	-$(PY) -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	OMP_NUM_THREADS=1 $(PY) benchmarks/report.py --seconds 1150 $(if $(PARTS),--only $(PARTS)) $(BENCH)
+
+bench-gpu: install
+	$(PY) benchmarks/gpu.py --model small --repeat 3 --seconds 400 --out benchmarks/results

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,11 +86,6 @@ def make_work(name: str, steps: int, runs: int, folder: Path, device: str) -> Wo
     }
     args["per_device_train_batch_size"] = shape.batch
     return Work(folder / "model", folder / "rows.jsonl", steps, args=args).runs(runs)
-
-
-def as_it_comes(work: Work) -> Work:
-    """Return the work with TRL's own choice about activations."""
-    return replace(work, args={key: value for key, value in work.args.items() if key != "activation_checkpointing"})
 
 
 def run_workers(work: Work, folder: Path, workers: int, device: str) -> Trained:
@@ -167,6 +162,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--sides", default="rfflow,careful,default,one worker,two workers")
+    parser.add_argument("--out", type=Path, help="of the report (benchmarks/results), to be a part of it")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=1, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -183,7 +179,7 @@ def main() -> None:
         sides: dict[str, Callable[[Path], Trained]] = {
             "rfflow": lambda to: run_rfflow(work, to),
             "careful": lambda to: run_plain(work, to, one_process=True),
-            "default": lambda to: run_plain(as_it_comes(work), to, one_process=True),
+            "default": lambda to: run_plain(work.as_it_comes(), to, one_process=True),
             "one worker": lambda to: run_workers(work, to, 1, given.device),
             "two workers": lambda to: run_workers(work, to, 2, given.device),
         }
@@ -202,6 +198,23 @@ def main() -> None:
             print(table(figures(found, memory)), flush=True)
     print(f"equal to {chosen[0]} to the last bit:", ", ".join(s for s in chosen if s not in differ))
     print("different:", ", ".join(sorted(differ)) or "none")
+    if given.out and found:
+        import torch
+
+        from benchmarks.report_page import write_page
+
+        about = {
+            "part": "gpu",
+            "model": given.model,
+            "device": torch.cuda.get_device_name(0) if given.device == "cuda" else "no GPU: tried on a CPU",
+            "runs": given.runs,
+            "steps": given.steps,
+            "figures": [asdict(figure) for figure in figures(found, memory)],
+            "different": sorted(differ),
+        }
+        (given.out / "parts").mkdir(parents=True, exist_ok=True)
+        (given.out / f"parts/gpu-{given.model}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_page(given.out)
 
 
 def figures(found: Any, memory: Any) -> list[Figure]:

@@ -8,17 +8,20 @@ import json
 import sys
 import time
 
+import trl
 from datasets import load_dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
 
 
 class Moments(TrainerCallback):
-    """Notes when a quarter of the steps is done: when a first comparison could be made."""
+    """Notes when the first step begins, and when a quarter of them is done: a first comparison could be made."""
 
     def __init__(self):
-        self.quarter = None
+        self.quarter = self.began = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.began = time.time()
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.quarter is None and state.global_step * 4 >= state.max_steps:
@@ -26,17 +29,24 @@ class Moments(TrainerCallback):
 
 
 def train(job):
-    moments = Moments()
-    trainer = SFTTrainer(
+    moments, kind, more = Moments(), job.get("kind", "SFT"), {}
+    if kind == "GRPO":
+        from rewards import length
+
+        more = {"reward_funcs": [length]}
+    trainer = getattr(trl, f"{kind}Trainer")(
         model=job["model"],
-        args=SFTConfig(output_dir=job["output"], model_init_kwargs={"dtype": "float32"}, **job["args"]),
+        args=getattr(trl, f"{kind}Config")(
+            output_dir=job["output"], model_init_kwargs={"dtype": "float32"}, **job["args"]
+        ),
         train_dataset=load_dataset("json", data_files=job["data"], split="train"),
         peft_config=LoraConfig(**job["peft"]),
         callbacks=[moments],
+        **more,
     )
     trainer.train()
     trainer.save_model(job["output"])
-    return {"quarter": moments.quarter, "ended": time.time(), "cpu": time.process_time()}
+    return {"began": moments.began, "quarter": moments.quarter, "ended": time.time(), "cpu": time.process_time()}
 
 
 if __name__ == "__main__":

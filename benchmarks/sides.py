@@ -59,6 +59,8 @@ class Trained:
     """Seconds from the start to each run's first quarter (plain TRL only)."""
     cpu_ended: tuple[float, ...] = ()
     """Processor seconds up to the same (plain TRL only)."""
+    began: float = 0.0
+    """Seconds from the start to the first step of the first run."""
     root: Path = field(default_factory=Path)
     """The experiment's directory (rfflow only)."""
 
@@ -82,7 +84,10 @@ def run_rfflow(
     adapters = tuple(
         root / f"runs/{number}/checkpoints/final/adapter_model.safetensors" for number in range(len(work.rates))
     )
-    return Trained(process.seconds, process.cpu, first - process.started, process.peak, adapters, root=root)
+    began = min(chunk["started"] for chunk in timeline["chunks"]) - process.started
+    return Trained(
+        process.seconds, process.cpu, first - process.started, process.peak, adapters, root=root, began=began
+    )
 
 
 def run_plain(
@@ -95,6 +100,7 @@ def run_plain(
     ended: list[float] = []
     cpu_ended: list[float] = []
     quarters: list[float] = []
+    began: list[float] = []
     for number, batch in enumerate([jobs] if one_process else [[job] for job in jobs]):
         list_file, report = folder / f"jobs-{number}.json", folder / f"report-{number}.json"
         list_file.write_text(json.dumps(batch), encoding="utf-8")
@@ -102,6 +108,7 @@ def run_plain(
         command = [sys.executable, str(script), str(list_file), str(report)]
         process = run_process(command, folder, environ, name=f"plain-{number}")
         moments = json.loads(report.read_text(encoding="utf-8"))
+        began += [before + moment["began"] - process.started for moment in moments]
         quarters += [before + moment["quarter"] - process.started for moment in moments]
         if one_process:  # it has yet to leave, as rfflow has
             leaving = process.started + process.seconds - moments[-1]["ended"]
@@ -120,7 +127,21 @@ def run_plain(
         ended=tuple(ended),
         quarters=tuple(quarters),
         cpu_ended=tuple(cpu_ended),
+        began=began[0],
     )
+
+
+def run_hydra(work: Work, folder: Path, launcher: Sequence[str]) -> Trained:
+    """Train by TRL in a Hydra application, under a launcher that comes with Hydra or a plugin."""
+    jobs = work.jobs(_rows(work, folder), folder / "plain")
+    listed = folder / "jobs.json"
+    listed.write_text(json.dumps(jobs), encoding="utf-8")
+    numbers = ",".join(map(str, range(len(jobs))))
+    script = Path(__file__).with_name("hydra_trl.py")
+    command = [sys.executable, str(script), "--multirun", f"+jobs={listed}", f"+number={numbers}", *launcher]
+    process = run_process([*command, f"hydra.sweep.dir={folder}/multirun"], folder, name="hydra")
+    adapters = tuple(Path(job["output"]) / "adapter_model.safetensors" for job in jobs)
+    return Trained(process.seconds, process.cpu, process.seconds, process.peak, adapters)
 
 
 def run_process(
@@ -149,6 +170,12 @@ def run_process(
 def _environ(folder: Path, extra: Mapping[str, str] | None) -> dict[str, str]:
     """Both sides get the same: one thread, no network, and caches that are empty when a measurement begins."""
     environ: dict[str, Any] = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if libraries := os.environ.get("BENCHMARK_LIBRARIES"):  # a folder with what is in requirements.txt here
+        environ["PYTHONPATH"] = libraries
+        extra = {
+            **(extra or {}),
+            **({"PYTHONPATH": f"{extra['PYTHONPATH']}:{libraries}"} if extra and "PYTHONPATH" in extra else {}),
+        }
     environ |= {
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",

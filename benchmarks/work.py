@@ -26,6 +26,16 @@ ARGS: Mapping[str, Any] = {
     "data_seed": 42,
     "use_cpu": True,
 }
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "DPO": {"beta": 0.1, "precompute_ref_log_probs": True},
+    "GRPO": {
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "max_completion_length": 24,
+        "temperature": 1.0,
+    },
+}
+"""What these have besides, or otherwise; what rfflow's configuration says for itself is said to both sides."""
 LORA: Mapping[str, Any] = {
     "r": 8,
     "lora_alpha": 16,
@@ -49,6 +59,8 @@ class Work:
     """The learning rate of each run."""
     args: Mapping[str, Any] = field(default_factory=lambda: dict(ARGS))
     peft: Mapping[str, Any] = field(default_factory=lambda: dict(LORA))
+    kind: str = "SFT"
+    """Or DPO, GRPO."""
 
     def runs(self, count: int) -> Work:
         """Return the same work with so many runs."""
@@ -57,6 +69,25 @@ class Work:
     def batches_of(self, size: int) -> Work:
         """Return the same work with another batch size."""
         return replace(self, args={**self.args, "per_device_train_batch_size": size})
+
+    def as_it_comes(self) -> Work:
+        """Return the same work with TRL's own choice about activations: it recomputes them."""
+        return replace(self, args={key: value for key, value in self.args.items() if key != "activation_checkpointing"})
+
+    def of_kind(self, kind: str, folder: Path) -> Work:
+        """Return the work for another trainer, on rows that are made of this one's."""
+        if kind == "SFT":
+            return self
+        rows = [json.loads(line) for line in self.data.read_text(encoding="utf-8").splitlines()]
+        args, data = {**self.args, **KINDS[kind]}, folder / f"{kind}.jsonl"
+        if kind == "GRPO":
+            del args["max_length"]
+            rows = [{"prompt": row["prompt"]} for row in rows]
+        else:
+            rows = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "I do not know."} for r in rows]
+        folder.mkdir(parents=True, exist_ok=True)
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return replace(self, kind=kind, args=args, data=data)
 
     def saving(self, times: int) -> Work:
         """Return the same work with so many checkpoints a run, written by the trainer."""
@@ -79,6 +110,8 @@ class Work:
             "dataset.path": data,
             "dataset.eval_size": 0,
             "chunks": chunks,
+            "trainer": self.kind.lower(),
+            **({"trainer.reward_funcs": "[benchmarks.rewards.length]"} if self.kind == "GRPO" else {}),
             **{f"trainer.args.{key}": value for key, value in self.args.items()},
             **{f"peft.{key}": value for key, value in self.peft.items()},
         }
@@ -88,6 +121,7 @@ class Work:
         """Return the work as plain_trl.py has it: one job a run."""
         return [
             {
+                "kind": self.kind,
                 "model": str(self.model),
                 "data": str(data),
                 "args": {**self.args, "learning_rate": rate},

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import report
 from benchmarks.figures import BEGIN, END, Figure, read_results, write_readme, write_results
 
 ROOT = Path(__file__).parent.parent
@@ -45,3 +46,33 @@ def test_a_part_that_is_measured_again_replaces_only_itself(tmp_path: Path) -> N
     assert text.startswith("Before\n") and text.endswith("\nafter\n") and "old" not in text
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "ratio" in line]
     assert rows == [["ratio", "0.7", "0.5", "0.9", "3", "< 1", "yes"], ["ratio", "1.5", "1.5", "1.5", "1", "< 1", "no"]]
+
+
+def test_the_report_is_measured_in_slices_and_made_of_what_there_is(tmp_path: Path) -> None:
+    """The same command goes on where it was; a figure above 1 is told as what it is; different bits fail it."""
+    small = ["--model", "tiny", "--runs", "2", "--steps", "4", "--repeat", "1", "--out", str(tmp_path)]
+    assert report.main(["--only", "boundary,early", *small]) == 0
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "16 chunks of 2 runs: check of the base" in page and "halving eta=2, 64 configurations: regret" in page
+    file = tmp_path / "parts/boundary-tiny.json"
+    before = file.read_text(encoding="utf-8")
+    report.main(["--only", "boundary", *small])
+    assert file.read_text(encoding="utf-8") == before
+    side = {"seconds": 10.0, "cpu": 9.0, "peak": 5e8, "first": 4.0, "began": 3.0, "quarters": [8.0]}
+    ours = {**side, "seconds": 12.0, "equal": True}
+    names = [f"{kind}, {who}" for kind in ("SFT", "DPO", "GRPO") for who in ("rfflow", "careful TRL")]
+    rounds = [{name: ours if name.endswith("rfflow") else side for name in names}] * 3
+    samples = [{"time": float(step), "memory": 6e8 + step, "threads": 20, "files": 30} for step in range(20)]
+    grown = [{"rfflow": {**side, "samples": samples, "gaps": [0.02] * 19}}]
+    about = json.loads(before)
+    for part, made in (("trainers", rounds), ("growth", grown)):
+        content = {**about, "part": part, "rounds": made}
+        (tmp_path / f"parts/{part}-tiny.json").write_text(json.dumps(content), encoding="utf-8")
+    assert report.main(["--render", "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "- tiny: GRPO, 2 runs: rfflow / careful TRL, wall: 1.2" in page and "*Why, wall:*" in page
+    assert "9 pairs, 0 different" in page and "threads, last tenth" in page
+    assert (tmp_path / "growth-tiny.png").exists() and (tmp_path / "trainers-tiny.png").exists()
+    ours["equal"] = False
+    (tmp_path / "parts/trainers-tiny.json").write_text(json.dumps({**about, "part": "trainers", "rounds": rounds}))
+    assert report.main(["--render", "--out", str(tmp_path)]) == 1
