@@ -120,9 +120,11 @@ def what_differs(opened: Sequence[Opened], objective: Objective) -> Iterator[str
     rows = {tuple(sorted(one.saved.data.values())) for one in opened if one.saved.data}
     if len(rows) > 1:
         yield f"The experiments have different rows: compare {objective.metric} only if they evaluate on the same ones."
-    models = {
-        str((one.config(run.number).get("model") or {}).get("name")) for one in opened for run in one.experiment.runs
-    }
+    configs = [one.config(run.number) for one in opened for run in one.experiment.runs]
+    trainers = {str((config.get("trainer") or {}).get("_target_")) for config in configs}
+    if len(trainers) > 1 and "loss" in objective.metric:
+        yield f"The runs have different trainers ({', '.join(sorted(trainers))}), whose losses are not the same thing."
+    models = {str((config.get("model") or {}).get("name")) for config in configs}
     if len(models) > 1 and "loss" in objective.metric:
         yield (
             f"The runs have different base models ({', '.join(sorted(models))}): a loss is one of tokens, and each "

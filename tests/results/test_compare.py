@@ -23,13 +23,20 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def leave(
-    name: str, losses: list[float], *overrides: str, rank: int = 8, objective: str = "eval_loss", rows: str = "r"
+    name: str,
+    losses: list[float],
+    *overrides: str,
+    rank: int = 8,
+    objective: str = "eval_loss",
+    rows: str = "r",
+    trainer: str = "trl.SFTTrainer",
 ) -> str:
     """Leave an experiment whose runs differ in lr; its peft.r was typed only if it is among the overrides."""
     records = []
     for number, loss in enumerate(losses):
         run = record(number, RunState.COMPLETED, loss)
         config = {"lr": 10.0**-number, "peft": {"r": rank}, "model": {"name": "tiny"}}
+        config["trainer"] = {"_target_": trainer}
         job = (*overrides, f"lr=1e-{number}", f"name={name}")
         metrics = {**run.metrics, "eval_f1": 1 / loss}
         records.append(replace(run, job=job, config=json.dumps(config), metrics=metrics))
@@ -61,10 +68,11 @@ def test_runs_are_ranked_over_experiments(capsys: pytest.CaptureFixture[str]) ->
     assert [(run["experiment"], run["run"]) for run in found["runs"]] == [("b", 1), ("a", 1), ("b", 0), ("a", 0)]
     assert found["metric"] == "eval_loss" and found["runs"][0]["value"] == 1.5 and found["notes"] == []
     assert [sorted(run["overrides"]) for run in found["runs"][:2]] == [["lr=0.1", "peft.r=16"], ["lr=0.1", "peft.r=8"]]
-    leave("c", [1.0], "peft.r=16", rank=16, rows="others")
+    leave("c", [1.0], "peft.r=16", rank=16, rows="others", trainer="trl.DPOTrainer")
     assert compare("b", "c", "a") == 0
     out = capsys.readouterr().out
     assert out.index("★ 0") < out.index("peft.r=16 lr=0.1") and "have different rows" in out
+    assert "different trainers (trl.DPOTrainer, trl.SFTTrainer)" in out
 
 
 def test_the_metric_is_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,8 @@ def load_base_of(run: FinishedRun, fabric: Fabric) -> Base:
     """
     spec, memory = required_model(run), Memory(fabric, MemorySpec())
     try:
-        model, tokenizer = load_base(spec, before=memory.require_base)
+        with quiet():  # a head that is missing is in the adapter
+            model, tokenizer = load_base(spec, before=memory.require_base)
     except ConfigError as error:
         raise ConfigError(
             f"{run.label}: its base model is not to be had. {error} Where it is now: --base-model PATH"
