@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from rfflow.errors import ConfigError, RunFailed
     from rfflow.launch.notebook import sweep
     from rfflow.launch.train import run, train
+    from rfflow.results.runs_table import open
     from rfflow.runs.experiment import Callback
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "ConfigError", "RunFailed", "__version__", "run", "sweep", "train"]
+__all__ = ["Callback", "ConfigError", "RunFailed", "__version__", "open", "run", "sweep", "train"]
 
 _HOME = {
     "Callback": "runs.experiment",
     "ConfigError": "errors",
     "RunFailed": "errors",
+    "open": "results.runs_table",
     "run": "launch.train",
     "sweep": "launch.notebook",
     "train": "launch.train",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +21,6 @@ from rfflow.checkpointing.provenance import started_from_python
 from rfflow.config import files
 from rfflow.errors import RunFailed
 from rfflow.launch.train import train
-from rfflow.runs.paths import ExperimentPaths, RunPaths
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +40,8 @@ def sweep(
         task: the app's function, one that returns :func:`rfflow.run`.
 
     Returns:
-        A ``pandas.DataFrame`` with a row a run: the columns of ``runs.csv``, and ``metrics`` with everything that the
-        run logged, a ``DataFrame`` of its own with a column ``step``. ``attrs["dir"]`` is the experiment's directory.
-        Without pandas, the rows are a list of dicts. Runs that failed are in the table too (``state``, ``error``).
+        A ``pandas.DataFrame`` with a row a run, and with ``.best``, ``.load(n)`` and ``.curves()``:
+        :class:`rfflow.results.runs_table.RunsTable`. Runs that failed are in the table too (``state``, ``error``).
 
     Raises:
         ConfigError: before any training, if one of the configurations cannot be.
@@ -65,7 +61,9 @@ def sweep(
     finally:
         instance.clear()
         instance.hydra, HydraConfig.instance().cfg = before, config_before
-    return _table(root)
+    from rfflow.results.runs_table import table_of
+
+    return table_of(root)
 
 
 def _sweep(hydra: Hydra, config_name: str, overrides: list[str], task: Callable[[DictConfig], Any]) -> Path:
@@ -83,30 +81,3 @@ def _sweep(hydra: Hydra, config_name: str, overrides: list[str], task: Callable[
         log.error("%s", error)
     callbacks.on_multirun_end(config=config, config_name=config_name)
     return Path(config.hydra.sweep.dir)
-
-
-def _table(root: Path) -> Any:
-    paths = ExperimentPaths(root)
-    try:
-        import pandas  # type: ignore[import-untyped,unused-ignore]
-    except ImportError:
-        with paths.runs_table.open(encoding="utf-8", newline="") as file:
-            return [
-                {**row, "metrics": _history(paths.found(row["run"], row["directory"]))} for row in csv.DictReader(file)
-            ]
-    table = pandas.read_csv(paths.runs_table, dtype={"directory": str})
-    places = [paths.found(*row) for row in zip(table["run"], table["directory"], strict=True)]
-    histories = [pandas.DataFrame(_history(place)) for place in places]
-    table["metrics"] = pandas.Series(histories, index=table.index, dtype=object)
-    table.attrs["dir"] = str(root)
-    return table
-
-
-def _history(paths: RunPaths) -> list[dict[str, Any]]:
-    """Return what a run logged: a dict a step, in order."""
-    file = paths.metrics
-    steps: dict[int, dict[str, Any]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        entry = json.loads(line)
-        steps.setdefault(entry["step"], {"step": entry["step"], "chunk": entry["chunk"]}).update(entry["metrics"])
-    return list(steps.values())

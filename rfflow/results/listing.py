@@ -19,7 +19,7 @@ from rich.text import Text
 
 from rfflow.errors import RfflowError
 from rfflow.files import shown, typed_command
-from rfflow.results.opened import Opened, experiments_in, last_change, open_experiment
+from rfflow.results.opened import Opened, experiments_in, last_change, open_experiment, unlisted_in
 from rfflow.runs.run import Run, RunState
 from rfflow.tracking.layout import leader, standings
 from rfflow.tracking.table import print_end
@@ -51,6 +51,12 @@ def ls(argv: Sequence[str]) -> int:
         print(f"No experiments in {shown(folder)}. To begin one: {typed_command()} +recipe=sft --multirun lr=1e-3,1e-4")
     for said in damaged:
         print(f"rfflow ls: {said}", file=sys.stderr)
+    if others := [shown(path) for path in unlisted_in(folder)]:
+        print(
+            f"rfflow ls: not listed, because they were run with checkpoint.every=null: {', '.join(others[-3:])}"
+            f"{f' and {len(others) - 3} more' if len(others) > 3 else ''}",
+            file=sys.stderr,
+        )
     return 0
 
 

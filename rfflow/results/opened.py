@@ -15,7 +15,7 @@ from rfflow.checkpointing.experiment_file import RunRecord, SavedExperiment
 from rfflow.config.spec import ExperimentSpec, Objective
 from rfflow.control.ownership import living_owner
 from rfflow.errors import ConfigError, WorkerError, nearest
-from rfflow.files import shown
+from rfflow.files import shown, typed_command
 from rfflow.runs.chunks import ChunkResult
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.paths import ExperimentPaths, RunPaths
@@ -70,6 +70,14 @@ def experiments_in(folder: Path) -> Iterator[Path]:
             yield path.parent
 
 
+def unlisted_in(folder: Path) -> Iterator[Path]:
+    """Give the directories of experiments that kept no ``experiment.json`` (``checkpoint.every=null``)."""
+    for pattern in ("", "*/", "*/*/", "*/*/*/"):
+        for path in sorted(folder.glob(f"{pattern}runs.csv")):
+            if not path.with_name("experiment.json").exists():
+                yield path.parent
+
+
 def last_change(paths: ExperimentPaths) -> float:
     """Return when an experiment was saved last, in seconds since the epoch."""
     try:
@@ -81,13 +89,13 @@ def last_change(paths: ExperimentPaths) -> float:
 def _why_not(root: Path) -> str:
     if not root.exists():
         beside = [path.name for path in root.parent.glob("*/") if (path / "experiment.json").exists()]
-        return f"does not exist.{nearest(root.name, beside, 1)} All there are: rfflow ls"
+        return f"does not exist.{nearest(root.name, beside, 1)} All there are: {typed_command()} ls"
     inside = [shown(path) for path in experiments_in(root)]
     if inside:
         return f"is not an experiment. In it: {', '.join(inside[-3:])}"
     if (root / "runs.csv").exists():
         return "has no experiment.json: it was run with checkpoint.every=null, which leaves nothing to open."
-    return "is not an experiment: it has no experiment.json. All there are: rfflow ls"
+    return f"is not an experiment: it has no experiment.json. All there are: {typed_command()} ls"
 
 
 def _rows(table: Path) -> dict[int, dict[str, str]]:

@@ -33,6 +33,23 @@ def read_history(path: Path, ends: Mapping[int, int]) -> list[dict[str, float]]:
     return [_known(by_chunk[chunk], ends.get(chunk)) for chunk in range(1, max(by_chunk, default=0) + 1)]
 
 
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """Return all that a run logged in its ``metrics.jsonl``: of each step, in order, ``step``, ``chunk``, metrics."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    steps: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            step, chunk, metrics = int(entry["step"]), entry["chunk"], _numbers_in(entry["metrics"])
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue  # torn by a crash
+        steps.setdefault(step, {"step": step, "chunk": chunk}).update(metrics)
+    return list(steps.values())
+
+
 def read_points(path: Path, metric: str) -> list[tuple[int, float | None, float]]:
     """Return a metric's curve from a run's ``metrics.jsonl``: step, epoch where it was logged too, value."""
     try:

@@ -12,7 +12,6 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 import rfflow
-from rfflow.launch import notebook
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 
@@ -22,8 +21,8 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_sweep_returns_its_table(tiny_model: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows of runs.csv, and every run's history, with pandas and without; and once more in the same process."""
+def test_a_sweep_returns_its_table(tiny_model: Path, tiny_data: Path) -> None:
+    """The rows of runs.csv, and every run's history and model; opened again, and once more in the same process."""
     words = ["recipe=sft", "dataset=local", f"dataset.path={tiny_data}", "model=hub", f"model.name={tiny_model}"]
     words += ["trainer.args.max_steps=4", "chunks=2", "dataset.max_samples=24", "control.enabled=false"]
     words += ["callbacks.table=null", "engine.accelerator=cpu"]
@@ -35,13 +34,36 @@ def test_a_sweep_returns_its_table(tiny_model: Path, tiny_data: Path, monkeypatc
     assert history["loss"].iloc[1:].notna().all() and history["eval_loss"].iloc[-1] == table["eval_loss"][1]
     assert (Path(table.attrs["dir"]) / "runs.csv").is_file()
     assert not GlobalHydra.instance().is_initialized()
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "pandas", None)
-        plain = notebook._table(Path(table.attrs["dir"]))
-    assert [row["overrides"] for row in plain] == ["lr=0.001", "lr=0.01"]
-    assert plain[1]["metrics"][-1]["eval_loss"] == table["eval_loss"][1]
+    again = rfflow.open(table.attrs["dir"])
+    assert again.best["overrides"] == table.best["overrides"] == "lr=0.01"
+    assert again[again["run"] == 0].best["run"] == 0  # a part of the table is one too
+    curves = again.curves("eval_loss")
+    assert list(curves.columns) == [0, 1] and curves.loc[4, 1] == table["eval_loss"][1]
+    assert set(again.curves()["run"]) == {0, 1}
+    with pytest.raises(rfflow.ConfigError, match=r"No run has logged 'eval_los'. Did you mean 'eval_loss'"):
+        again.curves("eval_los")
+    with pytest.raises(rfflow.ConfigError, match=r"has no run 7. Runs: 0, 1"):
+        again.load(7)
+    _check_loaded(again, tiny_model)
     with pytest.raises(rfflow.ConfigError, match=r"trainer.args.warmup_step is not an argument"):
         rfflow.sweep(*words, "trainer.args.warmup_step=1,2")
+
+
+def _check_loaded(table: Any, base: Path) -> None:
+    """What is loaded is what PEFT alone loads, and two of them share nothing."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    final = Path(table.attrs["dir"]) / "runs/1/checkpoints/final"
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(final))
+    best, other = table.load(accelerator="cpu"), table.load(0, accelerator="cpu")
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        assert torch.equal(best(ids).logits, plain.eval()(ids).logits)
+        other.merge_and_unload()
+        assert torch.equal(best(ids).logits, plain(ids).logits)
+    assert table.tokenizer(1)("a").input_ids
 
 
 def build_trainer(cfg: DictConfig) -> Any:
@@ -144,7 +166,6 @@ def test_the_example_of_an_app_trains(
     """recipes/hydra_app, with the command of its page."""
     import runpy
     import shlex
-    import sys
 
     import pandas
 

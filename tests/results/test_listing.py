@@ -96,7 +96,7 @@ def test_living_experiments_come_first(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["show", "outputs/sft/frist"], "does not exist. Did you mean 'first'? All there are: rfflow ls"),
+        (["show", "outputs/sft/frist"], "does not exist. Did you mean 'first'? All there are: python -m rfflow ls"),
         (["show", "outputs"], "outputs is not an experiment. In it: outputs/sft/first"),
         (["show", "empty"], "it has no experiment.json"),
         (["ls", "nowhere"], "there is no folder nowhere"),
@@ -109,6 +109,16 @@ def test_what_is_no_experiment_is_said(
     (tmp_path / "empty").mkdir()
     assert commands.main(argv[0], argv[1:]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_what_kept_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An experiment with checkpoint.every=null has a table and no experiment.json."""
+    root = leave(tmp_path / "outputs/sft/first", record(0, RunState.COMPLETED, 3.0))
+    (root / "experiment.json").unlink()
+    assert commands.main("ls", []) == 0
+    assert "run with checkpoint.every=null: outputs/sft/first" in capsys.readouterr().err
+    assert commands.main("show", ["outputs/sft/first"]) == 1
+    assert "checkpoint.every=null, which leaves nothing to open" in capsys.readouterr().err
 
 
 def test_a_run_is_chosen(tmp_path: Path) -> None:
