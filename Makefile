@@ -1,6 +1,7 @@
 # make demo   the main job, on a small real model (a minute and a half on two CPU cores)
 # make test   the tests
 # make bench  the benchmarks (20 minutes on two quiet cores)
+# make docs   the documentation as a site, in build/site
 # All make the environment first, in .venv, with the tested versions of everything.
 
 VENV ?= .venv
@@ -10,14 +11,14 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test browser lint types wheel bench bench-gpu
+.PHONY: install demo test browser lint types wheel bench bench-gpu docs
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt requirements-demo.txt
 	@test -n "$(PYTHON)" || { echo "rfflow needs Python 3.11, 3.12 or 3.13; none is on the path (make PYTHON=...)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[api,dev,gguf,math,mlflow,qlora,rag,ray,text]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[api,dev,docs,gguf,math,mlflow,qlora,rag,ray,text]"
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
 	touch $@
 
@@ -31,6 +32,10 @@ test: install
 # The tab in TensorBoard, in the system's Chromium (apt-get install chromium); says why where there is none.
 browser: install
 	$(PY) -m pytest -m browser -rs tests/dashboard
+
+# Without a network; a link that leads nowhere fails.
+docs: install
+	$(PY) docs/site/build.py
 
 lint: install
 	$(PY) -m ruff check .
