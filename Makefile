@@ -1,6 +1,7 @@
 # make demo   the main job, on a small real model (a minute and a half on two CPU cores)
 # make test   the tests
 # make bench  the benchmarks (20 minutes on two quiet cores)
+# make test-all   the tests on every Python from 3.11 to 3.13 that can be had
 # make docs   the documentation as a site, in build/site
 # All make the environment first, in .venv, with the tested versions of everything.
 
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test browser lint types wheel bench bench-gpu docs
+.PHONY: install demo test browser lint types wheel bench bench-gpu docs test-all
 
 install: $(STAMP)
 
@@ -28,6 +29,10 @@ demo: install
 # A file of tests stays in one process, so that what its tests share is made once.
 test: install
 	$(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+# Each in an environment of its own, .venv-3.12 and so on; says at the end which were run.
+test-all:
+	@PYTHONS="$(PYTHONS)" MAKE="$(MAKE)" sh tests/all_pythons.sh
 
 # The tab in TensorBoard, in the system's Chromium (apt-get install chromium); says why where there is none.
 browser: install

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -60,3 +61,21 @@ def _leaves(nav: object) -> list[str]:
         return [nav]
     values = nav.values() if isinstance(nav, dict) else nav
     return [leaf for value in values for leaf in _leaves(value)]  # type: ignore[attr-defined]
+
+
+def test_which_pythons_were_run_is_said(tmp_path: Path) -> None:
+    """``make test-all``: those that are there, each in its own environment; a failure and a missing one are named."""
+    for name, body in {
+        "python3.11": "",
+        "python3.12": "",
+        "make": 'echo "$@" >> asked; case "$*" in *3.12*) exit 1;; esac',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\ncd {tmp_path}\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    script = ROOT / "tests/all_pythons.sh"
+    env = {"PATH": f"{tmp_path}:/bin", "MAKE": str(tmp_path / "make"), "PYTHONS": "3.11 3.12 3.99"}
+    done = subprocess.run(["/bin/sh", str(script)], capture_output=True, text=True, env=env)
+    assert done.stdout.strip() == "Passed: 3.11. Failed: 3.12. Not to be had here: 3.99." and done.returncode == 1
+    assert (tmp_path / "asked").read_text().splitlines() == [
+        f"test VENV=.venv-{version} PYTHON={tmp_path}/python{version}" for version in ("3.11", "3.12")
+    ]

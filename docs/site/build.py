@@ -23,7 +23,7 @@ _PICTURES = (".png", ".svg")
 
 def sources() -> Iterator[Path]:
     """Give the repository's pages and pictures."""
-    yield from (path for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md") if (path := ROOT / name).exists())
+    yield from (ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))
     yield from sorted((ROOT / "docs").glob("*.md"))
     yield from (path for path in sorted((ROOT / "docs" / "pictures").iterdir()) if path.suffix in _PICTURES)
     yield from (path for path in sorted((ROOT / "recipes").glob("*/README.md")) if path.parent.name != "template")
