@@ -120,7 +120,7 @@ class Experiment:
                 "No process trains here, so nobody would answer an op. To go on with it, type "
                 f"rfflow resume={self.root}"
             )
-        return "The experiment is over: every run has ended. A new one can be started from what it has shown."
+        return f"The experiment is over: every run has ended. To clone one, open it again: rfflow resume={self.root}"
 
     def _hint(self, runs: list[dict[str, Any]], *, waiting: bool) -> str:
         if not self.answers:

@@ -49,7 +49,7 @@ export function Buttons({runs, selected, readOnly, give, clone, open, select}) {
     ${button('stop', 'Stop', () => give({op: 'stop', run}))}${button('resume', 'Resume', () => give({op: 'resume', run}))}
     ${button('clone', 'Clone…', clone, 'primary')}${button('delete', 'Delete…', () => setAsking(true))}
     <button id="open" disabled=${!selected.length} onClick=${open}>${selected.length > 1 ? 'Compare' : 'Details'}</button>
-    <span class="dim" id="selection">${selected.length ? html`${spans(selected)} selected <button class="quiet" onClick=${() => select([])}>none</button>` : 'click a run, or a curve; ctrl or shift for several'}</span></div>
+    <span class="dim" id="selection">${selected.length ? html`run ${spans(selected)} selected <button class="quiet" onClick=${() => select([])}>none</button>` : 'click a run, or a curve; ctrl or shift for several'}</span></div>
     ${isAsking && html`<${Dialog} close=${() => setAsking(false)} title="Delete run ${spans(selected)}?">
       <p>${selected.length > 1 ? 'Their' : 'Its'} curves go, and no further op is taken on ${selected.length > 1 ? 'them' : 'it'}. Checkpoints stay.</p>
       <div class="bar"><button id="really" class="danger" onClick=${() => { setAsking(false); give({op: 'delete', run}); }}>Delete ${spans(selected)}</button><button onClick=${() => setAsking(false)}>Cancel</button></div></${Dialog}>`}`;

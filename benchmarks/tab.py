@@ -1,0 +1,142 @@
+"""What the tab in TensorBoard costs while one looks at it, and how long an op takes that is given there.
+
+    python benchmarks/tab.py
+
+CPU time of TensorBoard's process for a poll, without the web server, where nothing has changed and where one run has
+logged a line and the status was written anew; and the time from a click to its answer, of an experiment that waits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from werkzeug.test import Client
+
+from benchmarks.figures import Figure, table
+from rfflow.control.ownership import living_owner
+from rfflow.control.status import RunStatus, Status, StatusFile
+from rfflow.dashboard.plugin import RfflowPlugin
+from rfflow.runs.paths import ExperimentPaths
+
+POLLS = 50
+LINES = 100
+"""Lines that each run has logged."""
+BELOW = {4: 1.0, 64: 3.0, 500: 15.0}
+"""Milliseconds of a poll in which nothing has changed, by the number of runs."""
+
+
+class Page:
+    """Asks the plugin as the page does."""
+
+    def __init__(self, root: Path):
+        self._plugin = RfflowPlugin(SimpleNamespace(logdir=str(root), flags=SimpleNamespace()))
+        self._apps = self._plugin.get_plugin_apps()
+        self._root = root
+        self._seen: dict[str, Any] = {"tag": "", "cursor": 0}
+
+    def poll(self) -> float:
+        """Ask for what is new; return the milliseconds of CPU time."""
+        query = {"experiment": self._root.name, "tag": self._seen["tag"], "since": self._seen["cursor"]}
+        begun = time.process_time()
+        answer = self._open("/state", query_string={**query, "metrics": "loss,eval_loss"})
+        taken = time.process_time() - begun
+        self._seen = answer.json
+        return taken * 1000
+
+    def give(self, op: dict[str, Any]) -> float:
+        """Give an op; return the milliseconds until its answer is there."""
+        begun = time.perf_counter()
+        headers = {"X-Rfflow": self._plugin._guard.token}
+        said = self._open("/op", method="POST", json={"experiment": self._root.name, "op": op}, headers=headers).json
+        assert said.get("applied"), said
+        return (time.perf_counter() - begun) * 1000
+
+    def _open(self, route: str, **arguments: Any) -> Any:
+        address = {"REMOTE_ADDR": "127.0.0.1"}
+        client = Client(self._apps[route])
+        return client.open(f"/data/plugin/rfflow{route}", environ_overrides=address, **arguments)
+
+
+def polls(folder: Path, number: int) -> list[Figure]:
+    """Measure polls of an experiment of so many runs."""
+    root = folder / f"of-{number}"
+    paths = ExperimentPaths(root)
+    paths.control.mkdir(parents=True)
+    status = _status(paths, number)
+    StatusFile(paths.control).write(status)
+    for run in range(number):
+        log = paths.run(run).metrics
+        log.parent.mkdir(parents=True)
+        log.write_text("".join(_line(step) for step in range(LINES)))
+    page = Page(root)
+    page.poll()
+    still = [page.poll() for _ in range(POLLS)]
+    moving = []
+    for step in range(POLLS):
+        with paths.run(0).metrics.open("a") as file:
+            file.write(_line(LINES + step))
+        StatusFile(paths.control).write(status)
+        moving.append(page.poll())
+    return [
+        Figure(f"{number} runs, nothing new", tuple(still), "ms", BELOW[number]),
+        Figure(f"{number} runs, a chunk has ended", tuple(moving), "ms"),
+    ]
+
+
+def _status(paths: ExperimentPaths, number: int) -> Status:
+    metrics = {"loss": 2.0, "eval_loss": 2.1, "grad_norm": 0.5, "learning_rate": 1e-4, "epoch": 0.5}
+    runs = [RunStatus(n, "running" if n < 2 else "queued", (f"lr={n}",), 1, 4, 25, 100, metrics) for n in range(number)]
+    return Status(str(paths.root), tuple(runs))
+
+
+def _line(step: int) -> str:
+    metrics = {"loss": 2.0 - step / 1000, "grad_norm": 0.5, "learning_rate": 1e-4, "epoch": step / 100}
+    return json.dumps({"time": 1e9 + step, "step": step, "chunk": 1, "metrics": metrics}) + "\n"
+
+
+def clicks(folder: Path, times: int = 20) -> Figure:
+    """Measure from an op to its answer, in an experiment that waits; its runs only count."""
+    import rfflow.dashboard.plugin as plugin
+
+    root = folder / "toys"
+    here = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *filter(None, sys.path)])}
+    command = [sys.executable, "-m", "tests.dashboard.toys", str(root)]
+    with subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.DEVNULL) as process:
+        try:
+            while living_owner(root / "control") is None or not (root / "timeline.json").exists():
+                assert process.poll() is None
+                time.sleep(0.1)
+            # Whose connection it is cannot be asked: there is none.
+            plugin.Guard.why_not_write = lambda self, environ: None  # type: ignore[method-assign]
+            page = Page(root)
+            page.give({"op": "stop", "run": "all"})
+            taken = []
+            for _ in range(times):
+                taken.append(page.give({"op": "resume", "run": 0}))
+                page.give({"op": "stop", "run": 0})
+        finally:
+            process.terminate()
+    return Figure("from a click to its answer, while it waits", tuple(taken), "ms", 100.0)
+
+
+def main() -> None:
+    """Measure, and print."""
+    with tempfile.TemporaryDirectory() as name:
+        figures = [figure for number in BELOW for figure in polls(Path(name), number)]
+        figures.append(clicks(Path(name)))
+    print(table(figures))
+
+
+if __name__ == "__main__":
+    main()
