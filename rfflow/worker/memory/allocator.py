@@ -42,6 +42,14 @@ def keep_freed_memory(environ: Mapping[str, str] = os.environ) -> bool:
     return True
 
 
+def give_back_freed_memory() -> None:
+    """Give to the system what is freed and kept, where memory is short: larger blocks are not taken from it."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # musl has none
+            trim(0)
+
+
 def _prefer_huge_pages(libc: ctypes.CDLL, size: int) -> None:
     """Ask for huge pages (madvise(2)) for the next ``size`` bytes by which the heap grows.
 

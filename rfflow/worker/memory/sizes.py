@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,21 @@ def free_bytes(device: torch.device) -> int:
         # What torch keeps for itself and nobody uses is as good as free.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
-    return int(min(psutil.virtual_memory().available, group_headroom()))
+    return int(min(psutil.virtual_memory().available, group_headroom(), process_headroom()))
+
+
+def process_headroom(status: Path = Path("/proc/self/status")) -> float:
+    """Return what the limits of this process (``ulimit -d``, ``ulimit -v``) leave to it; infinity without one."""
+    try:
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
+    except OSError:  # not Linux
+        return math.inf
+    left = math.inf
+    for limit, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        most = resource.getrlimit(limit)[0]
+        if most != resource.RLIM_INFINITY and used in lines:
+            left = min(left, max(0, most - 1024 * int(lines[used].split()[0])))  # in kB
+    return left
 
 
 def group_headroom(groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,8 +36,10 @@ _TOKENS = (8, 16, 24)
 """Three lengths tell a constant, a linear and a square part."""
 _ROWS = 2
 _BY_CACHE = (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
-_TILE = 32768
-"""How many words of the vocabulary TRL's fused loss takes at a time."""
+_TILE = 4096, 32768
+"""How many tokens, and words of the vocabulary, TRL's fused loss takes at a time."""
+_COPIES = 7
+"""Of a tile that torch's own operations make."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +158,15 @@ def _precision(trainer: Trainer) -> contextlib.AbstractContextManager[Any]:
 
 def loss_bytes(trainer: Trainer, batch: Batch) -> float:
     """Return what the loss takes of a batch at most, whatever becomes of the activations before it."""
-    if "ForSequenceClassification" in type(_transformer(trainer)).__name__:
+    model, tokens = _transformer(trainer), batch.rows * batch.tokens
+    if "ForSequenceClassification" in type(model).__name__:
         return 0.0  # a number a row
     words = getattr(trainer.model.config.get_text_config(), "vocab_size", 0)
-    if any(kind.__name__ == "SFTTrainer" for kind in type(trainer).__mro__):  # a tile at a time
-        return 8.0 * min(words, _TILE) * 4 * min(batch.rows * batch.tokens, 1024)
-    return 3.0 * words * 4 * batch.rows * batch.tokens
+    if not any(hasattr(sys.modules.get(kind.__module__), "add_fused_lm_head") for kind in type(trainer).__mro__):
+        return 3.0 * words * 4 * tokens
+    # A tile at a time, which is as wide for a small vocabulary; where no kernel of Triton takes it, with its copies.
+    copies = 0 if trainer.args.device.type in ("cuda", "xpu") else _COPIES
+    return 4.0 * min(tokens, _TILE[0]) * (_TILE[1] + copies * min(words, _TILE[1]))
 
 
 def choose(kept: Kept | None, batch: Batch | None, loss: float, free: float, asked: dict[str, Any]) -> int:

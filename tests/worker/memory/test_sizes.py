@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rfflow.worker.memory.sizes import (
     loaded_bytes,
     lora_bytes,
     parse_bytes,
+    process_headroom,
     show_bytes,
 )
 
@@ -158,3 +160,17 @@ def test_the_limits_of_a_container_of_the_older_kind_count(tmp_path: Path) -> No
 def test_where_there_are_no_groups_there_is_no_limit(tmp_path: Path) -> None:
     assert group_headroom(tmp_path / "none", tmp_path) == math.inf
     assert 10_000_000 < free_bytes(torch.device("cpu")) < 10**15
+
+
+def test_limits_of_the_process_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``ulimit -d`` and ``ulimit -v``, as some batch systems set them."""
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmSize:\t    3000 kB\nVmData:\t    1000 kB\n", encoding="utf-8")
+    limits = {resource.RLIMIT_DATA: resource.RLIM_INFINITY, resource.RLIMIT_AS: resource.RLIM_INFINITY}
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limits[which], resource.RLIM_INFINITY))
+    assert process_headroom(status) == math.inf
+    limits[resource.RLIMIT_AS] = 5000 * 1024
+    assert process_headroom(status) == 2000 * 1024
+    limits[resource.RLIMIT_DATA] = 2500 * 1024
+    assert process_headroom(status) == 1500 * 1024
+    assert process_headroom(tmp_path / "none") == math.inf

@@ -222,7 +222,8 @@ def test_a_score_takes_no_vocabulary(deep_model: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     for kind, takes in ((AutoModelForCausalLM, True), (AutoModelForSequenceClassification, False)):
-        trainer: Any = SimpleNamespace(model=kind.from_pretrained(deep_model, num_labels=1))
+        model = kind.from_pretrained(deep_model, num_labels=1)
+        trainer: Any = SimpleNamespace(model=model, args=SimpleNamespace(device=torch.device("cpu")))
         assert bool(activations.loss_bytes(trainer, BATCH)) == takes
 
 
