@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from rfflow.engine.estimating import RunningEstimates
 from rfflow.engine.interruption import Interruption
 from rfflow.engine.lifecycle import Lifecycle
 from rfflow.engine.metrics_check import MetricsCheck
+from rfflow.engine.opening import Opening
 from rfflow.engine.placement import Placement
 from rfflow.engine.steering import Steering
 from rfflow.errors import ConfigError, EngineError
@@ -41,7 +42,6 @@ from rfflow.runs.events import (
     Saved,
     Unsaved,
     Up,
-    WarmStart,
 )
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.paths import ExperimentPaths, RunPaths
@@ -112,6 +112,7 @@ class Engine:
             self.experiment, self._scheduler, self._checkpointer, self._placement, cloner, self._call
         )
         self._metrics_check = MetricsCheck(spec.objective, spec.searched)
+        self._opening = Opening(self._checkpointer, self._placement, self._scheduler, self._metrics_check)
         self._estimates = RunningEstimates(self.experiment)
         self._boundaries = Boundaries(self._audience, self.lifecycle, self._metrics_check)
         self._interruption = Interruption(spec.checkpoint.grace, self._placement.hurry, self._farewell)
@@ -120,8 +121,6 @@ class Engine:
         self._trouble: BaseException | None = None
         """What ends the experiment, and was heard while something else was done."""
         self._saved: SavedExperiment | None = None
-        self._to_restore: dict[int, tuple[RunRecord, Path | None]] = {}
-        """Runs of an earlier process, and the checkpoints they go on from."""
         self._is_reopened = False
         """Whether it was finished, and is open again for ops."""
         self._waits = False
@@ -150,18 +149,16 @@ class Engine:
 
     def is_restored(self, run: Run) -> bool:
         """Whether the run has its past."""
-        return run.number in self._to_restore
+        return self._opening.is_restored(run)
 
     def restore(self, run: Run, record: RunRecord) -> Path | None:
         """Give a run that was added its past back; return the checkpoint that it goes on from, if it does from one."""
-        checkpoint = self._checkpointer.restore(run, record)
-        self._to_restore[run.number] = (record, checkpoint)
-        return checkpoint
+        return self._opening.restore(run, record)
 
     def join(self, run: Run) -> None:
         """Let a run that was added while others train take part; one that cannot be built has failed."""
         try:
-            self._prepare(run)
+            self._opening.prepare([run])
         except EngineError:  # heard while it was built, of another run perhaps
             raise
         except Exception as error:
@@ -171,8 +168,7 @@ class Engine:
                 log.exception("Run %s cannot be built", run.number)
             self.lifecycle.fail(run, error)
             return
-        assert run.plan is not None
-        self._scheduler.add(run.number, chunks=len(run.plan), home=self._placement.homes.get(run.number))
+        self._opening.let_in(run)
         self._call("on_run_change", run=run)
         self.save()
 
@@ -395,49 +391,20 @@ class Engine:
             steering = self._steering = Steering(self.lifecycle, self._saved, self._checkpointer.imagined)
             self.lifecycle.imagined = lambda: steering.imagined
         self._placement.open()
-        for start in range(0, len(new), self.slots.count):
-            self._prepare_all(new[start : start + self.slots.count])
+        self._opening.prepare(new, at_once=self.slots.count)
         self._metrics_check.check({} if self._steering is None else self._steering.read_metrics)
         before = {} if self._saved is None else self._saved.data
         self._checkpointer.data = {**before, **self._placement.rows}
         if self._saved is not None:
             self._saved.check_data(self._placement.rows)
             # All that was asked of it is done: it was opened for what somebody will ask now.
-            self._is_reopened = all(run.state.is_final for run in self.experiment.runs)
+            are_over = all(run.state.is_final for run in self.experiment.runs)
+            self._is_reopened = self._is_reopened or (self._saved.is_finished and are_over)
         if not self._is_open:
             self._is_open = True
             self._call("on_experiment_start")
         for run in new:
-            assert run.plan is not None
-            record, _ = self._to_restore.get(run.number, (None, None))
-            ahead, home = None if record is None else record.ahead, self._placement.homes.get(run.number)
-            self._scheduler.add(run.number, len(run.plan), len(run.chunks), ahead, home)
-            if run.state is RunState.STOPPED:
-                self._scheduler.stop(run.number)
-
-    def _prepare(self, run: Run) -> None:
-        """Build a run up to its next step."""
-        self._note_ready(run, self._placement.prepare(run, *self._past_of(run)))
-
-    def _prepare_all(self, runs: Sequence[Run]) -> None:
-        """Build some runs up to their next steps, each on a slot of its own."""
-        for run in runs:
-            self._placement.ask_to_prepare(run, *self._past_of(run))
-        for run in runs:
-            self._note_ready(run, self._placement.ready(run))
-
-    def _past_of(self, run: Run) -> tuple[WarmStart | None, Path | None]:
-        """Return what a run began with, and where it goes on from."""
-        record, checkpoint = self._to_restore.get(run.number, (None, None))
-        if record is not None and record.is_warm:
-            return WarmStart(run.parent or 0, run.paths.start, run.first_chunk), checkpoint
-        return None, checkpoint
-
-    def _note_ready(self, run: Run, ready: Ready) -> None:
-        run.plan = ready.plan
-        self._metrics_check.note(run.number, ready.expected)
-        if run.state is RunState.STOPPED:
-            self._placement.leave_device(run)
+            self._opening.let_in(run)
 
     # --- details ------------------------------------------------------------------------------------------------------
 
