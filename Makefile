@@ -54,8 +54,9 @@ wheel: install
 
 # rfflow against what people do today: benchmarks/results/README.md. Goes on where it was; PARTS=sides,startup for some.
 bench: install
-	-$(PY) -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
-	OMP_NUM_THREADS=1 $(PY) benchmarks/report.py --seconds 1150 $(if $(PARTS),--only $(PARTS)) $(BENCH)
+	-test -d $(VENV)/benchmark-libraries || $(PY) -m pip install --quiet --disable-pip-version-check \
+		--no-deps --target $(VENV)/benchmark-libraries -r benchmarks/requirements.txt
+	OMP_NUM_THREADS=1 BENCHMARK_LIBRARIES=$(abspath $(VENV))/benchmark-libraries $(PY) benchmarks/report.py --seconds 1150 $(if $(PARTS),--only $(PARTS)) $(BENCH)
 
 bench-gpu: install
 	$(PY) benchmarks/gpu.py --model small --repeat 3 --seconds 400 --out benchmarks/results

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from benchmarks.report_start import (
     startup,
     startup_figures,
 )
-from benchmarks.sides import KEEP, Trained, run_hydra, run_plain, run_rfflow
+from benchmarks.sides import KEEP, LIBRARIES, Trained, run_hydra, run_plain, run_rfflow
 
 # --- the sides --------------------------------------------------------------------------------------------------------
 
@@ -198,7 +197,7 @@ PARTS: Mapping[str, Part] = {
 
 def libraries() -> frozenset[str]:
     """Return which libraries there are that only the benchmark uses."""
-    found = importlib.util.find_spec("joblib") and importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher")
+    found = (LIBRARIES / "hydra_plugins/hydra_joblib_launcher").is_dir()
     return frozenset({"joblib"} if found else ())
 
 

@@ -23,6 +23,8 @@ KEEP = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432"
     ":glibc.malloc.trim_threshold=8589934592"
 }
+LIBRARIES = Path(os.environ.get("BENCHMARK_LIBRARIES") or ROOT / ".venv/benchmark-libraries")
+"""Where ``make bench`` installs what is in requirements.txt here."""
 BYTES_A_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 
 
@@ -139,7 +141,9 @@ def run_hydra(work: Work, folder: Path, launcher: Sequence[str]) -> Trained:
     numbers = ",".join(map(str, range(len(jobs))))
     script = Path(__file__).with_name("hydra_trl.py")
     command = [sys.executable, str(script), "--multirun", f"+jobs={listed}", f"+number={numbers}", *launcher]
-    process = run_process([*command, f"hydra.sweep.dir={folder}/multirun"], folder, name="hydra")
+    # A plugin is imported by every Hydra application that finds it: the other sides must not.
+    path = {"PYTHONPATH": str(LIBRARIES)} if launcher else {}
+    process = run_process([*command, f"hydra.sweep.dir={folder}/multirun"], folder, path, name="hydra")
     adapters = tuple(Path(job["output"]) / "adapter_model.safetensors" for job in jobs)
     return Trained(process.seconds, process.cpu, process.seconds, process.peak, adapters)
 
@@ -170,12 +174,6 @@ def run_process(
 def _environ(folder: Path, extra: Mapping[str, str] | None) -> dict[str, str]:
     """Both sides get the same: one thread, no network, and caches that are empty when a measurement begins."""
     environ: dict[str, Any] = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    if libraries := os.environ.get("BENCHMARK_LIBRARIES"):  # a folder with what is in requirements.txt here
-        environ["PYTHONPATH"] = libraries
-        extra = {
-            **(extra or {}),
-            **({"PYTHONPATH": f"{extra['PYTHONPATH']}:{libraries}"} if extra and "PYTHONPATH" in extra else {}),
-        }
     environ |= {
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",

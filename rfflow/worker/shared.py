@@ -19,6 +19,7 @@ from rfflow.config.spec import DatasetSpec, MemorySpec, RunSpec, TrainerSpec
 from rfflow.config.targets import import_object
 from rfflow.runs.owner import SECTION
 from rfflow.runs.run import RunCard
+from rfflow.worker.data.preparing import alone_with
 from rfflow.worker.data.rows import Data, fingerprint, load_data
 from rfflow.worker.memory.memory import Memory
 from rfflow.worker.models.bases import Bases
@@ -58,7 +59,8 @@ class Shared:
         """Return the rows of ``spec`` for a trainer of that kind, reading them the first time they are asked for."""
         key = f"{trainer.target} {spec.key}"
         if key not in self._data:
-            self._data[key] = load_data(spec, self.seed, trainer)
+            with alone_with(key):  # another worker may be reading the same files, and leaves what it made of them
+                self._data[key] = load_data(spec, self.seed, trainer)
         return self._data[key]
 
     def kept_by(self, spec: RunSpec, trainer: Trainer) -> activations.Kept | None:

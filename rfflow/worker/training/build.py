@@ -19,6 +19,7 @@ from rfflow.config.targets import import_object
 from rfflow.config.unread import check_misplaced
 from rfflow.errors import ConfigError, nearest
 from rfflow.worker.data.checks import check_generation, check_rows, check_tokenized
+from rfflow.worker.data.preparing import prepared_once
 from rfflow.worker.data.rows import Data
 from rfflow.worker.models.bases import Base
 from rfflow.worker.models.heads import seeded_as_if_loaded
@@ -104,6 +105,7 @@ def build_trainer(
     with (
         refusals(f"{spec.trainer.target} refuses the configuration"),
         shared_log_probs(trainer_class, args, compared),
+        prepared_once(trainer_class),
         seeded_as_if_loaded(trainer_class, base.model),
     ):
         if spec.adapter is not None:

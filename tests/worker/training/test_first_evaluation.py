@@ -110,6 +110,7 @@ def test_preferences_are_shared_where_all_that_counts_is_equal(
     specs = [run_spec(tiny_model, file, chunks=1, **kind, args={**ARGS, **variant}) for variant in variants]
     runs, together = train_together(specs, tmp_path / "experiment")
     assert [run.error for run in runs] == [None] * len(specs)
+    assert computed == ["0", "2", "3"]
     for number, spec in enumerate(specs):
         alone = train_alone(spec, tmp_path / "alone" / str(number))
         assert not together[str(number)].differences(alone), variants[number]
