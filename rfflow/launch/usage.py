@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 
 from rfflow.files import typed_command
 
-AFTERWARDS = ("ls", "show", "compare", "chat", "generate", "export")
+AFTERWARDS = ("ls", "show", "compare", "chat", "generate", "export", "rescore")
 """What looks at experiments that are there."""
 COMMANDS = ("ctl", "ui", "replay", "new", *AFTERWARDS)
 """What stands first and is no experiment to be trained."""

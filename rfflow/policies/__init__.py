@@ -5,7 +5,8 @@ from __future__ import annotations
 from rfflow.control.journal import Past
 from rfflow.policies.halving import Halving, Hyperband
 from rfflow.policies.median import Median
+from rfflow.policies.race import Race
 from rfflow.policies.rules import Rules
 from rfflow.policies.scene import Decision, Policy, RunView, Scene
 
-__all__ = ["Decision", "Halving", "Hyperband", "Median", "Past", "Policy", "Rules", "RunView", "Scene"]
+__all__ = ["Decision", "Halving", "Hyperband", "Median", "Past", "Policy", "Race", "Rules", "RunView", "Scene"]

@@ -69,6 +69,8 @@ def _check(policy: Policy, record: Record, objective: Objective) -> None:
     logged = sorted({name for curve in record.curves for metrics in curve.metrics for name in metrics})
     if objective.value(dict.fromkeys(logged, 0.0)) is None:
         raise ConfigError(f"objective.metric is {_unknown(objective.metric, logged)}")
+    if getattr(policy, "reads_scores", False):
+        raise ConfigError("The policy reads the scores of single answers, which a replay does not have.")
     views = [RunView(c.number, "queued", len(c.metrics), (), c.config, c.parent, c.age) for c in record.curves]
     if any(view.config for view in views) and (check := getattr(policy, "check", None)) is not None:
         check(views)

@@ -16,9 +16,11 @@ from rfflow.control.journal import Entry, Past
 from rfflow.control.ops import Clone
 from rfflow.control.selection import Numbers, select
 from rfflow.errors import ConfigError, OpError
+from rfflow.evals.comparison import Candidate
 from rfflow.policies.scene import Decision, Policy, RunView, Scene
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import Run
+from rfflow.tracking.differences import candidate
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +163,11 @@ class PolicyRunner:
             run.spec.config,
             run.parent,
             self._ages.get(run.number, 0) + len(history),
+            self._candidate(run) if getattr(self._policy, "reads_scores", False) else None,
         )
+
+    def _candidate(self, run: Run) -> Candidate | None:
+        return candidate(run, self._experiment.spec.objective.metric.removeprefix("eval_"))
 
     def _history(self, run: Run) -> list[Mapping[str, float]]:
         known = self._histories.setdefault(run.number, [])

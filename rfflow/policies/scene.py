@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from rfflow.config.spec import Objective
 from rfflow.control.journal import Past
 from rfflow.control.ops import Op
+from rfflow.evals.comparison import Candidate
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class RunView:
     """The run that it was cloned from."""
     age: int = 0
     """Chunks behind its weights: its own, and those of its ancestors where it started warm."""
+    candidate: Candidate | None = None
+    """Of an evaluation, the scores of its answers by the objective; for policies with ``reads_scores`` only."""
 
     @property
     def chunk(self) -> int:

@@ -16,6 +16,7 @@ _COMMANDS = {
     "generate": "generate",
     "chat": "chat",
     "compare": "compare",
+    "rescore": "rescore",
 }
 """Each by its name, and the module of this package whose function of that name it is."""
 

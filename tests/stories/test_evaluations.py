@@ -48,6 +48,9 @@ def steer():
         aside.write_text(text)
         aside.rename(root / "control" / f"{name}.yaml")
 
+def length(answer):
+    return len(answer) / 20
+
 def plain(messages):
     return messages[-1]["content"]
 '''
@@ -136,6 +139,34 @@ def test_ops_are_as_for_training(evaluate: Evaluate, monkeypatch: pytest.MonkeyP
     assert all(run["eval_missing"] == "1.0" for run in (runs[0], runs[3]))
     assert float(runs[0]["eval_contains_high"]) - float(runs[0]["eval_contains_low"]) == pytest.approx(1 / 20)
     assert float(runs[0]["eval_cost"]) == 0.5 * sum("It is" in str(each["answer"]) for each in items(0))
+
+
+def test_answers_are_scored_anew_without_asking(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = evaluate(*PIPELINE, "pipeline.wrong=2,3")
+    from rfflow.results import commands
+
+    calls = Path("calls.txt").read_text()
+    capsys.readouterr()
+    assert commands.main("rescore", [str(root()), "metrics.length=my_code.length", "metrics.contains=null"]) == 0
+    assert Path("calls.txt").read_text() == calls, "nobody is asked"
+    said = capsys.readouterr().out
+    with (root() / "rescored.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["eval_exact_match"] for row in rows] == [run["eval_exact_match"] for run in runs]
+    assert 0 < float(rows[0]["eval_length"]) < 1 and "run 1  eval_exact_match" in said
+    assert commands.main("rescore", [str(root()), "length=my_code.length"]) == 1
+    assert "'length=my_code.length' is no metric" in capsys.readouterr().err
+
+
+def test_a_race_stops_who_is_surely_behind(evaluate: Evaluate, tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n}?", "reference": str(n)} for n in range(100, 180)]
+    write_jsonl(tmp_path / "many.jsonl", [{"id": n, **row} for n, row in enumerate(rows, 100)])
+    words = [word for word in PIPELINE if not word.startswith(("dataset.path", "metrics.recall"))]
+    runs = evaluate(*words, "pipeline.wrong=1,2,500", "dataset.path=many.jsonl", "policy=race", "chunks=8")
+    assert [run["state"] for run in runs] == ["stopped", "stopped", "completed"]
+    assert int(runs[0]["step"]) <= int(runs[1]["step"]) < 80 == int(runs[2]["step"])
+    ops = [json.loads(line) for line in (root() / "ops.jsonl").read_text().splitlines()]
+    assert {op["by"] for op in ops} == {"policy/race"} and all("to run 2 on" in json.dumps(op) for op in ops)
 
 
 def test_after_a_kill_nothing_is_asked_twice_but_what_was_on_its_way(evaluate: Evaluate) -> None:

@@ -14,6 +14,7 @@ from rfflow.evals.chunking import passages
 from rfflow.evals.prompts import Prompt, hash_of
 from rfflow.evals.questions import Document, Question, permutation, read_documents, read_questions
 from rfflow.evals.retrieval import Retriever, make, make_retriever, retrieve, wants
+from rfflow.worker.data.rows import Data
 from rfflow.worker.evaluation.replies import Asked, Batches, Replies, calls
 from rfflow.worker.shared import Shared
 
@@ -72,17 +73,21 @@ def _questions(spec: RunSpec, shared: Shared) -> tuple[list[Question], list[Ques
     """Return the questions in their order, and the rows that are not scored."""
 
     def read() -> tuple[list[Question], list[Question]]:
-        data = shared.data(spec.dataset, spec.trainer)
-        if isinstance(data.eval, dict):
-            raise ConfigError(f"dataset.eval_path names {len(data.eval)} sets, and an evaluation has one.")
-        scored = read_questions(data.train if data.eval is None else data.eval)
-        rest = [] if data.eval is None else read_questions(data.train)
-        taken = {question.text for question in scored}
-        order = permutation(len(scored), shared.seed)
-        others = [rest[place] for place in permutation(len(rest), shared.seed)]
-        return [scored[place] for place in order], [each for each in others if each.text not in taken]
+        return in_order(shared.data(spec.dataset, spec.trainer), shared.seed)
 
     return shared.made_once(f"questions {spec.dataset.key}", read)
+
+
+def in_order(data: Data, seed: int) -> tuple[list[Question], list[Question]]:
+    """Return the questions of a data set in their order, and the rows that are not scored; no question is in both."""
+    if isinstance(data.eval, dict):
+        raise ConfigError(f"dataset.eval_path names {len(data.eval)} sets, and an evaluation has one.")
+    scored = read_questions(data.train if data.eval is None else data.eval)
+    rest = [] if data.eval is None else read_questions(data.train)
+    taken = {question.text for question in scored}
+    others = [rest[place] for place in permutation(len(rest), seed)]
+    order = permutation(len(scored), seed)
+    return [scored[place] for place in order], [each for each in others if each.text not in taken]
 
 
 def _retrieve(
