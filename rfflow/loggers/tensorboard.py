@@ -243,7 +243,10 @@ class TensorBoardLogger(Logger):
         self._shared_number += 1
         writer = self._shared_writer()
         self._write(writer, record)
-        writer.add_custom_scalars(_overlays(experiment.spec.objective))
+        page = _overlays(experiment.spec.objective)
+        if any(run.is_evaluation for run in self._runs.values()):
+            page |= _limits(experiment.spec.objective)
+        writer.add_custom_scalars(page)
         self._write_text(experiment)
         if old != self._shared_name and old in self._writers:
             self._writers.pop(old).close()
@@ -361,6 +364,12 @@ def _overlays(objective: Objective) -> dict[str, dict[str, list[Any]]]:
     if metric_tag(objective.metric) not in charts.values():
         charts = {objective.metric: metric_tag(objective.metric)} | charts
     return {"all runs": {title: ["Multiline", [f"^{re.escape(tag)}$"]] for title, tag in charts.items()}}
+
+
+def _limits(objective: Objective) -> dict[str, dict[str, list[Any]]]:
+    """Return a page on which each evaluation's value has its limits around it, for the runs that are chosen."""
+    tag = metric_tag(objective.metric)
+    return {"limits": {objective.metric: ["Margin", [tag, f"{tag}_low", f"{tag}_high"]]}}
 
 
 def _plain(node: Any) -> Any:

@@ -118,6 +118,8 @@ def test_prompts_are_compared_on_a_model(
     widths = [each["eval_number_match_high"] - each["eval_number_match_low"] for each in logged]
     assert widths[0] > widths[1] > widths[2] == 0
     assert list((root() / "tb").glob("0 *")) and (root() / "timeline.json").exists()
+    page = b"".join(path.read_bytes() for path in (root() / "tb").glob("experiment*/events*"))
+    assert b"eval/number_match_low" in page and b"limits" in page
 
 
 def test_ops_are_as_for_training(evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
