@@ -31,6 +31,7 @@ from rfflow.tracking.layout import (
     standings,
     tensorboard_command,
 )
+from rfflow.tracking.notebook import NotebookOutput, is_notebook
 from rfflow.tracking.streams import NEAREST, announce_on, no_longer_on, stream_handlers
 
 
@@ -67,7 +68,8 @@ class _Screen(Console):
 class LiveTable:
     """Show all runs while they train, and at the end which was best and where the adapters are.
 
-    On a terminal it is one table, drawn again at the events. Elsewhere (a log file, a pipe) it is one line a chunk.
+    On a terminal, and in a notebook, it is one table, drawn again at the events. Elsewhere (a log file, a pipe) it is
+    one line a chunk.
     Whatever is printed or logged meanwhile appears above the table.
 
     Args:
@@ -80,6 +82,7 @@ class LiveTable:
         self._refresh_seconds = refresh_seconds
         self._console = console
         self._live: Live | None = None
+        self._output: NotebookOutput | None = None
         self._drawn = -math.inf
         self._handlers: list[tuple[logging.StreamHandler[TextIO], TextIO]] = []
 
@@ -98,6 +101,9 @@ class LiveTable:
                 console, f"{experiment.spec.name}: {count_runs(len(experiment.runs))} in {shown(experiment.paths.root)}"
             )
             _say(console, tensorboard_command(experiment))
+            if is_notebook():
+                self._output = NotebookOutput()
+                self._draw(experiment)
 
     def on_chunk_start(self, experiment: Experiment, run: Run) -> None:
         """Mark the run that trains now."""
@@ -110,7 +116,7 @@ class LiveTable:
 
     def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
         """Where there is no table, print a line; the table is drawn when the next chunk starts, which is now."""
-        if self._live is None and self._console is not None:
+        if self._live is None and self._output is None and self._console is not None:
             _say(self._console, chunk_line(experiment, run, result))
 
     def on_run_end(self, experiment: Experiment, run: Run) -> None:
@@ -141,6 +147,7 @@ class LiveTable:
     def on_experiment_end(self, experiment: Experiment) -> None:
         """Replace the table by the ranking, and say where things are."""
         console = self._console
+        self._draw(experiment)
         self.close(keep=False)
         if console is None:
             return
@@ -156,7 +163,7 @@ class LiveTable:
         Args:
             keep: whether the table stays on the screen as it was last.
         """
-        live, self._live = self._live, None
+        live, self._live, self._output = self._live, None, None
         if live is not None:
             live.transient = not keep
             try:
@@ -193,6 +200,9 @@ class LiveTable:
     def _draw(self, experiment: Experiment) -> None:
         if self._live is not None:
             self._live.update(live_table(experiment, self._live.console), refresh=True)
+            self._drawn = time.monotonic()
+        elif self._output is not None:
+            self._output.show(lambda console: live_table(experiment, console))
             self._drawn = time.monotonic()
 
 

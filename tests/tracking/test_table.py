@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.cells import cell_len
@@ -393,3 +394,30 @@ def test_a_clone_shows_whose_clone_it_is(experiment: Experiment, capsys: pytest.
     for run in experiment.runs:
         run.parent = None
     assert str(ranking(experiment, 100)).splitlines()[3].split()[:2] == ["run", "overrides"]
+
+
+def test_in_a_notebook_one_output_is_drawn_again(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instead of a line a chunk; the end is printed below it as ever."""
+    shown: list[str] = []
+    handle = SimpleNamespace(update=lambda content: shown.append(content))
+    given: list[dict[str, object]] = []
+
+    def display(content: str, **options: object) -> object:
+        given.append(options)
+        shown.append(content)
+        return handle
+
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(HTML=str, display=display))
+    story = Story(experiment, LiveTable(refresh_seconds=0))
+    story.begin()
+    story.chunk(experiment.runs[0], {"loss": 2.31, "eval_loss": 2.25}, seconds=3.1)
+    story.log(experiment.runs[0], {"loss": 2.0}, step=3)
+    assert given == [{"display_id": True}] and len(shown) > 2
+    assert shown[0].startswith("<pre") and "2.25" in shown[-1] and "lr=1e-3" in shown[-1]
+    assert "chunk 1/4  run 0" not in capsys.readouterr().out
+    story.end()
+    assert "ranked by eval_loss" in capsys.readouterr().out
