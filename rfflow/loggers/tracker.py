@@ -149,7 +149,8 @@ class Tracker(Logger):
             for path in (picture, self._experiment.paths.timeline):
                 if path.is_file():
                     self._ask(self.keep, group, None, path, path.name)
-        self._failures = 0  # a server that is back by now takes the last word
+        with contextlib.suppress(queue.Full):
+            self._calls.put_nowait(self._forgive)
         self._ask(self.close, group, status)
         deadline = time.monotonic() + self._patience
         with contextlib.suppress(queue.Full):
@@ -243,7 +244,7 @@ class Tracker(Logger):
 
     def _work(self, calls: queue.Queue[Callable[[], None] | None]) -> None:
         while (call := calls.get()) is not None:
-            if self._failures >= _GIVE_UP:
+            if self._failures >= _GIVE_UP and call != self._forgive:
                 self._lost += 1
                 continue
             try:
@@ -252,6 +253,10 @@ class Tracker(Logger):
                 self._lose(error)
             else:
                 self._failures = 0
+
+    def _forgive(self) -> None:
+        """Come to the end: a server that is back by now takes the last word."""
+        self._failures = 0
 
     def _lose(self, error: Exception | None) -> None:
         self._lost += 1

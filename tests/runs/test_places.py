@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +15,9 @@ from rfflow.config.spec import CheckpointSpec
 from rfflow.control.journal import Journal
 from rfflow.engine import restoring
 from rfflow.errors import ConfigError, EngineError
-from rfflow.launch import notebook, resume, sweep
+from rfflow.launch import resume, sweep
 from rfflow.policies.record import read_record
+from rfflow.results.runs_table import table_of
 from rfflow.runs import places
 from rfflow.runs.experiment import Callback, Experiment
 from rfflow.runs.paths import ExperimentPaths, RunPaths
@@ -160,7 +160,7 @@ def test_runs_go_on_where_they_lay(tmp_path: Path) -> None:
 
 
 def test_curves_are_found_wherever_a_run_lies(tmp_path: Path) -> None:
-    """By a replay and in a notebook, with pandas and without; by a replay also the configuration, without Hydra's."""
+    """By a replay and in a notebook, by a replay also the configuration, without Hydra's."""
     from rfflow.tracking.metrics_log import MetricsLog
     from rfflow.tracking.runs_csv import RunsTable
 
@@ -174,14 +174,9 @@ def test_curves_are_found_wherever_a_run_lies(tmp_path: Path) -> None:
     assert [len(curve.metrics) for curve in record.curves] == [4, 4] and not record.silent
     assert [curve.config["lr"] for curve in record.curves] == [5, 6]
     assert record.objective == {"metric": "eval_loss", "direction": "minimize"}
-    for without in ({}, {"pandas": None}):
-        with pytest.MonkeyPatch.context() as patch:
-            for name, module in without.items():
-                patch.setitem(sys.modules, name, module)
-            table = notebook._table(moved)
-        rows = table.to_dict("records") if not without else table
-        assert [row["directory"] for row in rows] == ["007", str(tmp_path / "elsewhere")]
-        assert [len(row["metrics"]) for row in rows] == [4, 4]
+    rows = table_of(moved).to_dict("records")
+    assert [row["directory"] for row in rows] == ["007", str(tmp_path / "elsewhere")]
+    assert [len(row["metrics"]) for row in rows] == [4, 4]
 
 
 # --- what the launcher refuses, and what it remembers -----------------------------------------------------------------

@@ -46,6 +46,7 @@ def steer():
     }.items():
         aside = root / "control" / f".{name}"
         aside.write_text(text)
+        os.utime(aside, (1e9, 1e9))  # put in place long after it was written: it is taken at once
         aside.rename(root / "control" / f"{name}.yaml")
 
 def length(answer):
