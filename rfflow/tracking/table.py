@@ -146,11 +146,12 @@ class LiveTable:
 
     def on_experiment_end(self, experiment: Experiment) -> None:
         """Replace the table by the ranking, and say where things are."""
-        console = self._console
-        self._draw(experiment)
+        console, output = self._console, self._output
         self.close(keep=False)
         if console is None:
             return
+        if output is not None:
+            output.show(lambda room: live_table(experiment, room))
         print_end(console, experiment)
 
     def on_exception(self) -> None:
