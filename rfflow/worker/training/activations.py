@@ -23,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rfflow.worker.memory.sizes import show_bytes
 from rfflow.worker.training.context import unmoved_random_state
 from rfflow.worker.training.longest import Batch
+from rfflow.worker.training.walks import replace_method
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +223,7 @@ def keep_choice(trainer: Trainer) -> None:
             warnings.simplefilter("ignore", FutureWarning)  # the name is TRL's
             enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs, **{**which, **others})
 
-    model.gradient_checkpointing_enable = enable_as_chosen
+    replace_method(model, "gradient_checkpointing_enable", enable_as_chosen)
 
 
 def told(every: int, kept: Kept | None, batch: Batch | None, free: float) -> str:

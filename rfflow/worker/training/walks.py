@@ -28,12 +28,12 @@ def remember_walks(model: torch.nn.Module) -> None:
     modules or parameters are added, replaced or taken away meanwhile. A copy of the model has methods of its own again.
     """
     walks = Walks(model)
-    _replace(model, "parameters", walks.parameters)
-    _replace(model, "train", walks.train)
+    replace_method(model, "parameters", walks.parameters)
+    replace_method(model, "train", walks.train)
     counted = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if counted is not None:
         walks = walks if counted is model else Walks(counted)
-        _replace(counted, "num_parameters", walks.num_parameters)
+        replace_method(counted, "num_parameters", walks.num_parameters)
 
 
 class Walks:
@@ -128,7 +128,8 @@ class _Method:
         return _plain, (self._model(), self._name)
 
 
-def _replace(model: torch.nn.Module, name: str, function: Callable[..., Any]) -> None:
+def replace_method(model: torch.nn.Module, name: str, function: Callable[..., Any]) -> None:
+    """Put a function in place of a method of this object alone; a copy of the model has its class's again."""
     if name not in vars(model):  # nor is it touched where somebody else has replaced it
         setattr(model, name, _Method(model, name, function))
 
