@@ -82,8 +82,14 @@ class TrainerCoroutine:
         """Whether there is nothing left to resume."""
         return self._greenlet.dead
 
-    def resume(self) -> Pause:
+    def resume(self, reply: Any = None) -> Any:
         """Go on to the next pause.
+
+        Args:
+            reply: what :meth:`meet` returns inside, if the trainer stands there.
+
+        Returns:
+            A :data:`Pause`, or what the trainer has met with.
 
         Raises:
             ConfigError: if the run has fewer steps than chunks (from the first call only).
@@ -91,8 +97,13 @@ class TrainerCoroutine:
         """
         assert not self._greenlet.dead, "the trainer has ended"
         self._greenlet.parent = greenlet.getcurrent()
-        pause: Pause = self._greenlet.switch()
-        return pause
+        return self._greenlet.switch() if reply is None else self._greenlet.switch(reply)
+
+    def meet(self, meeting: Any) -> Any:
+        """Pause in the middle of a step, and return what :meth:`resume` brings; nothing where another thread calls."""
+        if greenlet.getcurrent() is not self._greenlet:
+            return None
+        return self._greenlet.parent.switch(meeting)
 
     def snapshot(self, folder: Path, trained: Mapping[str, torch.Tensor] | None = None) -> Callable[[], None]:
         """Write what is small of the suspended trainer, and return what writes its tensors; see :mod:`.snapshot`."""

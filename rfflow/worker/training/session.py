@@ -19,7 +19,7 @@ from transformers import Trainer
 from rfflow.config.claims import check_alone, claims_of
 from rfflow.errors import ConfigError, RunFailed
 from rfflow.files import replace_text
-from rfflow.runs.events import Boundary, Pause, Ready, WarmStart
+from rfflow.runs.events import Boundary, Pause, Progress, Ready, WarmStart
 from rfflow.runs.run import RunCard
 from rfflow.worker.data.checks import what_is_dropped
 from rfflow.worker.memory.offload import RunTensors, own_tensors, trained_bytes
@@ -127,11 +127,24 @@ class TrainingSession:
             RunFailed: if the run has changed weights that it shares with others, which have them back now.
             EngineError: if they could not be restored.
         """
+        pause: Pause = self.go_on()
+        return pause
+
+    def go_on(self, reply: Any = None) -> Any:
+        """Do as :meth:`resume` does, in a gang: the trainer may also come to where it waits for the others.
+
+        Args:
+            reply: what it goes on with, if it stands there.
+
+        Returns:
+            A :data:`Pause`, or what :meth:`.TrainerCoroutine.meet` was called with.
+        """
         assert self._coroutine is not None and self.holdings is not None, "prepare() comes first"
         with self._leaving_bases_alone(), self.context.active():
-            pause = self._coroutine.resume()
-        if not isinstance(pause, Ready):
-            self._step = pause.step
+            pause = self._coroutine.resume(reply)
+        if not isinstance(pause, Progress | Boundary):
+            return pause
+        self._step = pause.step
         if isinstance(pause, Boundary):
             optimizer = self._coroutine.trainer.optimizer
             if optimizer is not None and len(optimizer.state) != self._measured:  # what it has made is there now
@@ -142,6 +155,17 @@ class TrainingSession:
                 self._unkept = None
                 pause = replace(pause, is_finite=False)
         return pause
+
+    @property
+    def coroutine(self) -> TrainerCoroutine:
+        """The trainer's."""
+        assert self._coroutine is not None, "prepare() comes first"
+        return self._coroutine
+
+    @property
+    def base(self) -> Base:
+        """The model whose weights its adapter leaves alone."""
+        return self._bases()[0]
 
     def load_weights(self, warm_start: WarmStart) -> None:
         """Load weights once more, before the first step: the parent has trained on since the run was built."""

@@ -1,0 +1,191 @@
+"""The promise: in a gang a run ends as the same TRL script alone would, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rfflow.config.spec import RunSpec
+from rfflow.worker.gangs.gang import Gang
+from rfflow.worker.gangs.passes import Pass
+from rfflow.worker.gangs.trunk import Trunk
+from tests.support.plain import train_alone
+from tests.support.tiny import make_rows, run_spec, write_jsonl
+from tests.worker.gangs.together import prepared, train
+
+Make = Callable[..., RunSpec]
+
+ALL = {"r": 8, "lora_alpha": 32, "target_modules": "all-linear", "lora_dropout": 0.2}
+VARIANTS: dict[str, dict[str, object]] = {
+    "as it is": {"args": {"learning_rate": 3e-3}},
+    "rank, alpha, targets, dropout": {"args": {"learning_rate": 1e-3}, "peft": ALL},
+    "length, batch and accumulation": {
+        "args": {
+            "learning_rate": 1e-2,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 3,
+            "max_length": 24,
+            "max_steps": 6,
+        },
+        "peft": {"target_modules": ["down_proj", "k_proj"], "lora_dropout": 0.0},
+    },
+    "schedule": {
+        "args": {
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 5,
+            "weight_decay": 0.1,
+            "per_device_train_batch_size": 8,
+        },
+        "peft": {"r": 32, "use_rslora": True},
+    },
+    "one length for all rows": {"args": {"packing": True, "packing_strategy": "wrapped", "max_length": 96}},
+}
+
+
+@pytest.fixture
+def spec(tiny_model: Path, tiny_data: Path) -> Make:
+    """Make a run of two chunks on the tiny model."""
+
+    def make(**kwargs: object) -> RunSpec:
+        return run_spec(tiny_model, tiny_data, evaluate=False, chunks=2, **kwargs)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{}, {"activation_checkpointing": True}, {"bf16": True}, {"bf16": True, "activation_checkpointing": True}],
+    ids=["", "recomputed", "autocast", "both"],
+)
+def test_weights_and_losses_are_those_of_the_runs_alone(spec: Make, tmp_path: Path, args: dict[str, object]) -> None:
+    """All variants through one base in one pass."""
+    specs = [_with(spec(**variant), **args) for variant in VARIANTS.values()]
+    specs = [_with(one, max_steps=min(12, int(one.trainer.args.get("max_steps", 12)))) for one in specs]
+    with prepared(specs, tmp_path) as sessions:
+        together, gang = train(sessions)
+    assert gang.passes >= 12
+    for number, (name, one) in enumerate(zip(VARIANTS, specs, strict=True)):
+        outcome = together[number]
+        assert not isinstance(outcome, BaseException), (name, outcome)
+        assert not outcome.differences(train_alone(one, tmp_path / "alone" / str(number))), name
+
+
+@pytest.fixture(scope="session")
+def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows with a prompt, a chosen and a rejected completion."""
+    rows = [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["completion"][::-1] + "?"}
+        for row in make_rows(24)
+    ]
+    return write_jsonl(tmp_path_factory.mktemp("preferences") / "pairs.jsonl", rows)
+
+
+def test_preference_runs_share_the_pass_of_their_reference(
+    spec: Make, tiny_model: Path, preferences: Path, tmp_path: Path
+) -> None:
+    """DPO asks for its reference without the adapter, and SFT beside it for none."""
+    args = {"per_device_train_batch_size": 2, "max_steps": 8, "max_length": 96}
+    kinds: list[tuple[dict[str, object], dict[str, object]]] = [
+        ({"beta": 0.1, "learning_rate": 1e-3}, {}),
+        ({"beta": 0.5, "learning_rate": 3e-3}, ALL),
+        ({"loss_type": "ipo", "gradient_accumulation_steps": 2, "max_steps": 4}, {}),
+    ]
+    specs = [
+        run_spec(
+            tiny_model,
+            preferences,
+            args={**args, **more},
+            peft=peft,
+            chunks=2,
+            evaluate=False,
+            trainer="trl.DPOTrainer",
+            args_target="trl.DPOConfig",
+        )
+        for more, peft in kinds
+    ]
+    specs.append(spec(args={"max_steps": 10}))
+    with prepared(specs, tmp_path) as sessions:
+        together, gang = train(sessions)
+    assert gang.passes >= 16
+    for number, one in enumerate(specs):
+        outcome = together[number]
+        assert not isinstance(outcome, BaseException), outcome
+        assert not outcome.differences(train_alone(one, tmp_path / "alone" / str(number))), number
+
+
+def test_one_that_fails_leaves_the_others_as_they_were(spec: Make, tmp_path: Path) -> None:
+    """Its rows are in passes that the others have yet to go back through."""
+    specs = [spec(args={"max_steps": 8, "gradient_accumulation_steps": 1 + number % 2}) for number in range(3)]
+    fails = {"_target_": "tests.worker.training.test_exactness.FailAt", "step": 3}
+    specs[1] = replace(specs[1], trainer=replace(specs[1].trainer, callbacks=(fails,)))
+    with prepared(specs, tmp_path) as sessions:
+        together, _ = train(sessions)
+    assert isinstance(together[1], RuntimeError)
+    for number in (0, 2):
+        outcome = together[number]
+        assert not isinstance(outcome, BaseException)
+        assert not outcome.differences(train_alone(specs[number], tmp_path / "alone" / str(number)))
+
+
+@pytest.mark.parametrize(("forward", "backward"), [(2, 9), (9, 3), (1, 9), (3, 1)])
+def test_a_pass_that_does_not_fit_changes_nothing(
+    spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forward: int, backward: int
+) -> None:
+    """It is halved, at last done one by one, with the same dropout: behind the first half of the layers, and back."""
+    specs = [
+        spec(
+            args={"max_steps": 4, "gradient_accumulation_steps": 2, "activation_checkpointing": number == 1},
+            peft={**ALL, "r": 4 * (number + 1), "lora_dropout": 0.1 * number},
+        )
+        for number in range(4)
+    ]
+    go, add = Trunk.forward, Gang._add_gradients
+
+    def forward_within(self: Trunk, current: Pass) -> object:
+        found = go(self, current)
+        if len(current.calls) > forward:
+            raise MemoryError("too many")
+        return found
+
+    def add_within(self: Gang, gone: object, settings: object) -> None:
+        if len(gone.places) > backward:  # type: ignore[attr-defined]
+            raise RuntimeError("out of memory")
+        add(self, gone, settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trunk, "forward", forward_within)
+    monkeypatch.setattr(Gang, "_add_gradients", add_within)
+    with prepared(specs, tmp_path) as sessions:
+        together, _ = train(sessions)
+    for number, one in enumerate(specs):
+        outcome = together[number]
+        assert not isinstance(outcome, BaseException), outcome
+        assert not outcome.differences(train_alone(one, tmp_path / "alone" / str(number))), number
+
+
+def test_one_whose_own_backward_pass_fails_fails_alone(
+    spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that stays when its pass is down to its rows is its own."""
+    add = Gang._add_gradients
+
+    def add_without_the_first(self: Gang, gone: object, settings: object) -> None:
+        if any(place.run == 0 for place in gone.places):  # type: ignore[attr-defined]
+            raise RuntimeError("its rows")
+        add(self, gone, settings)  # type: ignore[arg-type]
+
+    specs = [spec(args={"max_steps": 4, "learning_rate": 1e-3 * (number + 1)}) for number in range(3)]
+    monkeypatch.setattr(Gang, "_add_gradients", add_without_the_first)
+    with prepared(specs, tmp_path) as sessions:
+        together, _ = train(sessions)
+    assert str(together[0]) == "its rows"
+    for number in (1, 2):
+        outcome = together[number]
+        assert not isinstance(outcome, BaseException)
+        assert not outcome.differences(train_alone(specs[number], tmp_path / "alone" / str(number)))
+
+
+def _with(spec: RunSpec, **args: object) -> RunSpec:
+    return replace(spec, trainer=replace(spec.trainer, args={**spec.trainer.args, **args}))
