@@ -60,7 +60,7 @@ def read_evaluation(config: Node) -> EvaluationSpec:
         k=k,
         concurrency=concurrency,
         metrics=metrics,
-        **_read_stats(config.get("stats")),
+        **_read_stats(config.get("stats"), config.get("search")),
     )
 
 
@@ -150,8 +150,8 @@ def _check_objective(section: Any, metrics: Mapping[str, Any]) -> None:
         )
 
 
-def _read_stats(section: Any) -> dict[str, Any]:
-    settings = settings_of(section, "stats", ("level", "interval", "candidates"))
+def _read_stats(section: Any, search: Any) -> dict[str, Any]:
+    settings = settings_of(section, "stats", ("level", "interval", "candidates", "baseline"))
     level = settings.get("level", 0.95)
     if isinstance(level, bool) or not isinstance(level, int | float) or not 0.5 <= level < 1:
         raise ConfigError(f"stats.level is {level!r}. Allowed: from 0.5 to below 1.")
@@ -159,4 +159,8 @@ def _read_stats(section: Any) -> dict[str, Any]:
         raise ConfigError(f"stats.interval is {settings['interval']!r}. Allowed: {', '.join(INTERVALS)}.")
     if settings.get("candidates") is not None:
         whole_number(settings["candidates"], "stats.candidates")
+    elif isinstance(search, Mapping):
+        settings["candidates"] = search.get("budget") or search.get("n_trials")
+    if settings.get("baseline") is not None:
+        whole_number(settings["baseline"], "stats.baseline", least=0)
     return settings

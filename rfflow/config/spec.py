@@ -171,7 +171,9 @@ class EvaluationSpec:
     """How surely all intervals hold together."""
     interval: Literal["auto", "exact", "anytime"] = "auto"
     candidates: int | None = None
-    """For how many candidates they hold; ``None`` is as many as the experiment begins with."""
+    """For how many candidates they hold; ``None`` is as many as the experiment begins with, or a search will make."""
+    baseline: int | None = None
+    """The run with which all others are compared, besides the leading one."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rfflow.control.ownership import lock_of_experiment
 from rfflow.engine.boundary import Boundaries
 from rfflow.engine.callbacks import Audience, make_fabric
 from rfflow.engine.cloning import Cloner, Composer
-from rfflow.engine.estimating import RunningEstimates
+from rfflow.engine.estimating import RunningEstimates, check_baselines
 from rfflow.engine.interruption import Interruption
 from rfflow.engine.lifecycle import Lifecycle
 from rfflow.engine.metrics_check import MetricsCheck
@@ -392,6 +392,7 @@ class Engine:
             self.lifecycle.imagined = lambda: steering.imagined
         self._placement.open()
         self._opening.prepare(new, at_once=self.slots.count)
+        check_baselines(self.experiment.runs)
         self._metrics_check.check({} if self._steering is None else self._steering.read_metrics)
         before = {} if self._saved is None else self._saved.data
         self._checkpointer.data = {**before, **self._placement.rows}

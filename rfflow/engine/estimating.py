@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from rfflow.evals.estimates import running_metrics, share
+from rfflow.control.selection import spans
+from rfflow.errors import ConfigError
+from rfflow.evals.estimates import running_metrics
 from rfflow.evals.items import read_items
 from rfflow.evals.scoring import range_of
 from rfflow.runs.events import Boundary
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import Run
+from rfflow.tracking.differences import shares_of
 
 
 class RunningEstimates:
@@ -31,20 +35,24 @@ class RunningEstimates:
             boundary.step,
             run.plan.steps,
             run.plan.ends,
-            self._share(run),
+            (1 - spec.level) * shares_of(self._experiment.runs)[run.number],
             {name: range_of(node) for name, node in spec.metrics.items()},
             spec.interval,
         )
         logs = (*boundary.logs, (boundary.step, found))
         return replace(boundary, logs=logs, metrics={**found, **boundary.metrics})
 
-    def _share(self, run: Run) -> float:
-        """Return the run's share of what may go wrong; of a clone, of what is kept for those that come later."""
-        spec = run.spec.evaluation
-        assert spec is not None
-        candidates = [each for each in self._experiment.runs if each.is_evaluation]
-        first = [each.number for each in candidates if each.parent is None]
-        late = [each.number for each in candidates if each.parent is not None]
-        foreseen = max(len(first), spec.candidates or 0)
-        place = late.index(run.number) - (foreseen - len(first)) if run.parent is not None else -1
-        return share(1 - spec.level, foreseen, place if place >= 0 else None)
+
+def check_baselines(runs: Sequence[Run]) -> None:
+    """Check that the runs with which others are to be compared are evaluations.
+
+    Raises:
+        ConfigError: naming those that there are.
+    """
+    there = [run.number for run in runs if run.is_evaluation]
+    for run in runs:
+        baseline = run.spec.evaluation.baseline if run.spec is not None and run.spec.evaluation is not None else None
+        if baseline is not None and baseline not in there:
+            raise ConfigError(
+                f"stats.baseline is {baseline}, and no evaluation has that number. Allowed: {spans(there)}."
+            )

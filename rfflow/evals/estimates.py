@@ -9,26 +9,41 @@ from typing import Literal
 import numpy as np
 
 from rfflow.evals.items import Item, Score
-from rfflow.evals.statistics import Estimate, Range, anytime, critical, difference, proportion, ratio
+from rfflow.evals.statistics import (
+    Estimate,
+    Range,
+    anytime,
+    beyond,
+    critical,
+    difference,
+    one_look,
+    proportion,
+    ratio,
+    total,
+)
 
 Interval = Literal["auto", "exact", "anytime"]
 _FOR_CLONES = 0.1
 """The part of what may go wrong that is kept for candidates of which nobody knew at the start."""
 
 
-def share(alpha: float, candidates: int, late: int | None = None) -> float:
-    """Return how much of what may go wrong falls to one candidate.
+def shares(parents: Mapping[int, int | None], foreseen: int | None = None) -> dict[int, float]:
+    """Return how much of what may go wrong falls to each candidate.
 
-    The shares of all add up to no more than ``alpha``, however many clones are made.
+    They add up to no more than 1, however many clones are made.
 
     Args:
-        alpha: for all together.
-        candidates: how many there are at the start.
-        late: of one that came later: how many had come later before it.
+        parents: of each candidate by its number; ``None`` of those that an experiment begins with.
+        foreseen: how many there will be; ``None`` is as many as it begins with.
     """
-    if late is None:
-        return alpha * (1 - _FOR_CLONES) / max(1, candidates)
-    return alpha * _FOR_CLONES * 6 / (math.pi * (late + 1)) ** 2
+    first = [number for number, parent in parents.items() if parent is None]
+    late = sorted(number for number, parent in parents.items() if parent is not None)
+    count = max(1, len(first), foreseen or 0)
+    on_time = (*first, *late[: count - len(first)])
+    found = dict.fromkeys(on_time, (1 - _FOR_CLONES) / count)
+    for place, number in enumerate(late[count - len(first) :], start=1):
+        found[number] = _FOR_CLONES * 6 / (math.pi * place) ** 2
+    return found
 
 
 def estimate(
@@ -64,17 +79,21 @@ def estimate(
 def compare(
     ours: Sequence[Score],
     theirs: Sequence[Score],
-    size: int,
+    size: float,
     looks: tuple[int, ...],
     alpha: float,
     bounds: Range,
     sides: int = 2,
 ) -> Estimate:
-    """Estimate by how much one candidate exceeds another on the whole set, from the questions that both have."""
+    """Estimate by how much one candidate exceeds another on the whole set, from the questions that both have.
+
+    Of a set without end (``size`` is infinity), which is looked at once, there are no ``looks``.
+    """
     both = min(len(ours), len(theirs))
     (a, b), (x, y) = arrays(ours[:both]), arrays(theirs[:both])
     is_ratio = any(isinstance(score, tuple) for score in (*ours, *theirs))
-    return difference(a, x, size, critical(looks, size, alpha, sides), bounds, (b, y) if is_ratio else None)
+    c = critical(looks, int(size), alpha, sides) if looks else one_look(alpha, sides)
+    return difference(a, x, size, c, bounds, (b, y) if is_ratio else None)
 
 
 def arrays(scores: Sequence[Score]) -> tuple[np.ndarray, np.ndarray]:
@@ -103,24 +122,43 @@ def running_metrics(
     ranges: Mapping[str, Range],
     interval: Interval = "auto",
 ) -> dict[str, float]:
-    """Return what is known after ``end`` questions: each metric with its limits, and what the answers took."""
+    """Return what is known after ``end`` questions: each metric with its limits, and what the answers took.
+
+    After the last question each metric has the limits for questions that are not in the set, besides. Tokens and cost
+    are those so far, and with ``_total`` what they will be for the whole set. What is not known at all is left out.
+    """
     found: dict[str, float] = {}
     for name, bounds in ranges.items():
-        value = estimate(scores_of(items, name, end), size, looks, alpha, bounds, interval)
-        found |= {f"eval_{name}": value.value, f"eval_{name}_low": value.low, f"eval_{name}_high": value.high}
+        scores = scores_of(items, name, end)
+        found |= _with_limits(f"eval_{name}", estimate(scores, size, looks, alpha, bounds, interval))
+        if end >= size:
+            others = beyond(*arrays(scores), alpha, bounds)
+            found |= {f"eval_{name}_beyond_low": others.low, f"eval_{name}_beyond_high": others.high}
     seen = [items[position] for position in range(end) if position in items]
     found["eval_missing"] = float(sum(item.error is not None for item in seen))
     answered = [item for item in seen if item.answer is not None]
     if answered:
         found["eval_latency"] = sum(item.latency for item in answered) / len(answered)
-    if any(item.usage for item in seen):
-        found["eval_tokens"] = float(sum(sum(item.usage.values()) for item in seen))
-    if any(item.cost for item in seen):
-        found["eval_cost"] = sum(item.cost for item in seen)
-    return {name: value for name, value in found.items() if value == value}
+    took = {
+        "tokens": {item.position: float(sum(item.usage.values())) for item in answered if item.usage},
+        "cost": {item.position: item.cost for item in answered if item.cost},
+    }
+    for name, taken in took.items():
+        if taken:
+            found[f"eval_{name}"] = sum(taken.values())
+            counts = [taken.get(position, 0.0) for position in range(end)]
+            whole = total(counts, size, critical(looks, size, alpha), (0.0, None))
+            found |= _with_limits(f"eval_{name}_total", whole)
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _with_limits(name: str, found: Estimate) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def metric_names(metrics: Sequence[str]) -> frozenset[str]:
     """Return all that :func:`running_metrics` may return."""
-    own = {f"eval_{name}{end}" for name in metrics for end in ("", "_low", "_high")}
-    return frozenset(own | {"eval_missing", "eval_latency", "eval_tokens", "eval_cost"})
+    ends = ("", "_low", "_high", "_beyond_low", "_beyond_high")
+    own = {f"eval_{name}{end}" for name in metrics for end in ends}
+    totals = {f"eval_{name}{end}" for name in ("tokens", "cost") for end in ("", "_total", "_total_low", "_total_high")}
+    return frozenset(own | totals | {"eval_missing", "eval_latency"})

@@ -120,7 +120,7 @@ def limits(
     return value, lower, upper
 
 
-def ratio(numerators: ArrayLike, denominators: ArrayLike, size: int, c: float, bounds: Range = UNIT) -> Estimate:
+def ratio(numerators: ArrayLike, denominators: ArrayLike, size: float, c: float, bounds: Range = UNIT) -> Estimate:
     """Estimate sum(numerators) / sum(denominators) of the whole set: a precision, a recall, a micro-F1.
 
     Where an item has no score its numerator is NaN (its denominator may be, too). It is not made up: the lower limit
@@ -145,7 +145,7 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, size: int, c: float, b
     return Estimate(value, ends[0], ends[1], len(a), int(gone.sum()))
 
 
-def mean(scores: ArrayLike, size: int, c: float, bounds: Range = UNIT) -> Estimate:
+def mean(scores: ArrayLike, size: float, c: float, bounds: Range = UNIT) -> Estimate:
     """Estimate the mean of the whole set; NaN is a missing score."""
     scores = np.asarray(scores, float)
     return ratio(scores, np.ones_like(scores), size, c, bounds)
@@ -163,7 +163,7 @@ def total(scores: ArrayLike, size: int, c: float, bounds: Range = (None, None)) 
 def difference(
     ours: ArrayLike,
     theirs: ArrayLike,
-    size: int,
+    size: float,
     c: float,
     bounds: Range = UNIT,
     denominators: tuple[ArrayLike, ArrayLike] | None = None,
@@ -172,7 +172,7 @@ def difference(
 
     Args:
         ours, theirs: scores (or numerators) of both; NaN is missing, and counts as whatever speaks against a decision.
-        size: N.
+        size: N; infinity for questions that are not in the set.
         c: standard errors allowed.
         bounds: the range of an item's score.
         denominators: of ratios, for both.
@@ -206,13 +206,18 @@ def _span(bounds: Range) -> float:
 
 
 def beyond(numerators: ArrayLike, denominators: ArrayLike, alpha: float, bounds: Range = UNIT) -> Estimate:
-    """Estimate the value for questions that are not in the set, as if the set were a random sample of such."""
+    """Estimate the value for questions that are not in the set, as if the set were a random sample of such.
+
+    It is one look, at the end: ``alpha`` needs no share for others. NaN is a missing score, as in :func:`ratio`.
+    """
+    return ratio(numerators, denominators, math.inf, one_look(alpha), bounds)
+
+
+def one_look(alpha: float, sides: int = 2) -> float:
+    """Return the same as :func:`critical` for a single look at a set without end."""
     from scipy import stats
 
-    a, b = np.asarray(numerators, float), np.asarray(denominators, float)
-    seen = ~(np.isnan(a) | np.isnan(b))
-    value, low, high = limits(a[seen], b[seen], math.inf, float(stats.norm.isf(alpha / 2)), bounds)
-    return Estimate(float(value), float(low), float(high), len(a), int((~seen).sum()))
+    return float(stats.norm.isf(alpha / sides))
 
 
 def proportion(hits: int, n: int, size: int, alpha: float) -> tuple[float, float]:

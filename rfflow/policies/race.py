@@ -7,7 +7,7 @@ from dataclasses import replace
 from rfflow.control.ops import Stop
 from rfflow.control.selection import Numbers
 from rfflow.errors import ConfigError
-from rfflow.evals.comparison import Candidate, ahead, leader
+from rfflow.evals.comparison import Candidate, ahead, are_comparable, leader
 from rfflow.policies.scene import Decision, Scene
 
 
@@ -36,7 +36,6 @@ class Race:
     def decide(self, scene: Scene) -> list[Decision]:
         """Stop those who are surely behind."""
         decisions = []
-        candidates = sum(run.candidate is not None for run in scene.runs)
         maximizes = scene.objective.direction == "maximize"
         for chunk in sorted({run.chunk for run in scene.runs if run.is_live and run.candidate and run.chunk}):
             there = [run for run in scene.runs if run.candidate is not None and run.chunk >= chunk]
@@ -47,7 +46,9 @@ class Race:
             for run in there:
                 if first is None or not run.is_live or run.chunk != chunk or run.number == first:
                     continue
-                gap = ahead(seen[run.number], seen[first], candidates, sides=1)
+                if not are_comparable(seen[run.number], seen[first]):
+                    continue
+                gap = ahead(seen[run.number], seen[first], "better")
                 if gap.n < seen[run.number].size and (gap.high < -self.margin if maximizes else gap.low > self.margin):
                     why = f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] to run {first} on {gap.n} questions"
                     decisions.append(Decision(Stop(Numbers((run.number,))), why))

@@ -20,7 +20,7 @@ from rfflow.evals.comparison import Candidate
 from rfflow.policies.scene import Decision, Policy, RunView, Scene
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import Run
-from rfflow.tracking.differences import candidate
+from rfflow.tracking.differences import candidate, shares_of
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,8 @@ class PolicyRunner:
         )
 
     def _candidate(self, run: Run) -> Candidate | None:
-        return candidate(run, self._experiment.spec.objective.metric.removeprefix("eval_"))
+        share = shares_of(self._experiment.runs).get(run.number, 0.0)
+        return candidate(run, self._experiment.spec.objective.metric.removeprefix("eval_"), share)
 
     def _history(self, run: Run) -> list[Mapping[str, float]]:
         known = self._histories.setdefault(run.number, [])

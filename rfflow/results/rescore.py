@@ -17,7 +17,7 @@ from rfflow.config.dataset import read_dataset
 from rfflow.config.evaluation import READS_QUESTIONS, read_evaluation
 from rfflow.config.spec import TrainerSpec
 from rfflow.errors import ConfigError, RfflowError
-from rfflow.evals.estimates import running_metrics, share
+from rfflow.evals.estimates import running_metrics, shares
 from rfflow.evals.items import Item, read_items
 from rfflow.evals.questions import Question, shards
 from rfflow.evals.scoring import Metrics, range_of
@@ -81,7 +81,8 @@ def _rescored(opened: Opened, run: Run, given: Mapping[str, Any]) -> dict[str, A
     scored = {place: _scored(item, questions, metrics, spec.k) for place, item in items.items()}
     end = len(questions) if len(items) == len(questions) else run.step
     looks = shards(len(questions), int(config.get("chunks", 1)))
-    alpha = share(1 - spec.level, len(_evaluations(opened)))
+    parents = {each.number: each.parent for each in _evaluations(opened)}
+    alpha = (1 - spec.level) * shares(parents, spec.candidates)[run.number]
     ranges = {name: range_of(node) for name, node in spec.metrics.items()}
     found = running_metrics(scored, end, len(questions), looks, alpha, ranges, spec.interval)
     return {"run": run.number, "questions": end, **found}

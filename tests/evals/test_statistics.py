@@ -80,6 +80,10 @@ def test_the_reading_beyond_the_set_keeps_its_width() -> None:
     x = np.r_[np.ones(70), np.zeros(30)]
     found = st.beyond(x, np.ones(100), 0.05)
     assert 0.58 < found.low < 0.63 and 0.77 < found.high < 0.81
+    gone = st.beyond(np.where(np.arange(100) < 10, np.nan, x), np.ones(100), 0.05)
+    assert gone.low < found.low - 0.05 and gone.high == pytest.approx(found.high), "as if the ten were wrong, and right"
+    apart = st.difference(x, 1 - x, math.inf, st.one_look(0.05))
+    assert 0 < apart.low < 0.4 == apart.value < apart.high
 
 
 def test_exact_limits_are_those_of_the_hypergeometric_distribution() -> None:

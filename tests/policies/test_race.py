@@ -16,7 +16,7 @@ MAXIMIZE = Objective("eval_m", "maximize")
 
 def view(number: int, scores: list[float | None], chunk: int, state: str = "running") -> RunView:
     seen = scores[: LOOKS[chunk - 1]] if chunk else []
-    candidate = Candidate(number, seen, LOOKS, (0, 1)) if chunk else None
+    candidate = Candidate(number, seen, LOOKS, (0, 1), share=0.125) if chunk else None
     return RunView(number, state, len(LOOKS), ({},) * chunk, candidate=candidate)
 
 

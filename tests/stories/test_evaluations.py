@@ -144,6 +144,24 @@ def test_ops_are_as_for_training(evaluate: Evaluate, monkeypatch: pytest.MonkeyP
     assert float(runs[0]["eval_cost"]) == 0.5 * sum("It is" in str(each["answer"]) for each in items(0))
 
 
+def test_all_are_compared_with_the_leading_one_and_with_a_chosen_one(
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = evaluate(*PIPELINE, "pipeline.wrong=2,3,5", "stats.baseline=1")
+    with (root() / "differences.csv").open() as file:
+        rows = {(row["run"], row["as"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {("0", "leader"), ("1", "leader"), ("0", "baseline"), ("2", "baseline")}
+    assert {row["against"] for (_, role), row in rows.items() if role == "leader"} == {"2"}
+    gap = float(runs[0]["eval_contains"]) - float(runs[1]["eval_contains"])
+    found = rows["0", "baseline"]
+    assert float(found["difference"]) == pytest.approx(gap) and found["missing"] == "1"
+    assert float(found["beyond_low"]) < float(found["low"]) < gap < float(found["high"]) < float(found["beyond_high"])
+    assert float(runs[0]["eval_contains_beyond_low"]) < float(runs[0]["eval_contains_low"])
+    with pytest.raises(SystemExit):
+        evaluate(*PIPELINE, "pipeline.wrong=2,3", "stats.baseline=2", "hydra.sweep.dir=other")
+    assert "stats.baseline is 2, and no evaluation has that number. Allowed: 0-1." in capsys.readouterr().err
+
+
 def test_answers_are_scored_anew_without_asking(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
     runs = evaluate(*PIPELINE, "pipeline.wrong=2,3")
     from rfflow.results import commands
@@ -200,6 +218,7 @@ def test_after_a_kill_nothing_is_asked_twice_but_what_was_on_its_way(evaluate: E
         ("metrics.mine={_target_:my_code.plain,range:[1,0]}", "metrics.mine.range is [1, 0]"),
         ("metrics.mine=my_code.plain", "metrics.mine: my_code.plain wants 'messages', which nobody gives"),
         ("stats.level=95", "stats.level is 95. Allowed: from 0.5 to below 1."),
+        ("stats.baseline=best", "stats.baseline is 'best'"),
         ("chunks=30", "chunks is 30, and there are 20 questions"),
         ("pipeline._target_=my_code.answr", "has no 'answr'. Did you mean 'answer'?"),
         ("dataset.columns={question:text}", "no question in row 0"),
