@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rfflow.config.fields import boolean, plain, settings_of, whole_number
 from rfflow.config.spec import (
+    FUSIONS,
     KEEP,
     CheckpointSpec,
     ControlSpec,
@@ -37,11 +38,13 @@ def check_lr(cfg: DictConfig, lr: Any) -> None:
 def read_experiment(cfg: DictConfig) -> ExperimentSpec:
     """Read and check what the runs of an experiment share."""
     config = plain(cfg)
-    allowed = ("accelerator", "devices", "device", "cluster", "capture_output", "memory", "on_nan")
+    allowed = ("accelerator", "devices", "device", "cluster", "capture_output", "memory", "on_nan", "fusion")
     engine = settings_of(config.get("engine"), "engine", allowed)
     memory = settings_of(engine.pop("memory", None), "engine.memory", [f.name for f in fields(MemorySpec)])
     if engine.get("on_nan", "fail") not in ("fail", "stop", "ignore"):
         raise ConfigError(f"engine.on_nan is {engine['on_nan']!r}. Allowed: fail, stop, ignore.")
+    if "fusion" in engine:
+        engine["fusion"] = _read_fusion(engine["fusion"])
     engine["devices"] = _read_devices(engine.get("devices", "auto"), engine.pop("device", None))
     engine["cluster"] = _read_cluster(engine.get("cluster"))
     boolean(engine.get("capture_output", True), "engine.capture_output")
@@ -59,6 +62,16 @@ def read_experiment(cfg: DictConfig) -> ExperimentSpec:
         policy=_read_policy(config.get("policy")),
         **engine,
     )
+
+
+def _read_fusion(fusion: Any) -> str:
+    fusion = "off" if fusion is False else fusion  # as YAML reads the word
+    if fusion not in FUSIONS:
+        raise ConfigError(
+            f"engine.fusion is {fusion!r}.{nearest(str(fusion), FUSIONS)} Allowed: {', '.join(FUSIONS)}: whether LoRA "
+            "runs of one base go through it in one pass, and how."
+        )
+    return str(fusion)
 
 
 def _read_cluster(cluster: Any) -> str | None:

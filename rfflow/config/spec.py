@@ -313,7 +313,10 @@ class ExperimentSpec:
     """A policy by ``_target_`` (:class:`rfflow.policies.Policy`), with ``dry_run`` and ``name`` of rfflow's own."""
     on_nan: Literal["fail", "stop", "ignore"] = "fail"
     """What becomes of a run whose loss or weights are not numbers any more."""
+    fusion: Literal["auto", "off", "slice", "cat", "grouped"] = "off"
+    """Whether LoRA runs of one base go through it in one pass, and how their adapters are computed."""
 
 
+FUSIONS = ("off", "slice")
 EXPERIMENT_KEYS = ("name", "objective", "engine", "control", "checkpoint", "policy", "search", "loggers", "callbacks")
 """What of a configuration belongs to the experiment: its runs cannot have their own."""

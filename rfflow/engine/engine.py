@@ -46,7 +46,8 @@ from rfflow.runs.events import (
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.paths import ExperimentPaths, RunPaths
 from rfflow.runs.run import Run, RunState
-from rfflow.scheduling.scheduler import Scheduler
+from rfflow.scheduling.groups import companions
+from rfflow.scheduling.scheduler import Assignment, Scheduler
 from rfflow.slots.local import LocalSlots
 from rfflow.slots.slots import Slots
 from rfflow.worker.memory.allocator import keep_freed_memory
@@ -262,13 +263,24 @@ class Engine:
             ahead = self._scheduler.leading() if self._is_level else set()
             assignment = self._scheduler.next(slot, behind, held | ahead, self._placement.bound())
             if assignment is not None:
-                self.lifecycle.begin(self.experiment.run(assignment.run), assignment)
+                self.lifecycle.begin([assignment, *self._beside(assignment, behind, held | ahead)])
                 has_begun, self._waits = True, False
         if has_begun and self._interruption.number is not None:
             self._placement.hurry()
         if self._steering is not None:
             self._steering.show()
         return has_begun
+
+    def _beside(self, first: Assignment, among: set[int], held: set[int]) -> list[Assignment]:
+        """Give the slot to those, too, that go together with a run and would have their turns next."""
+        runs = self.experiment.runs
+        waiting = self._scheduler.level_with(first, among, held)
+        specs = {run.number: run.spec for run in runs if run.number in waiting}
+        numbers = companions(self.experiment.run(first.run).spec, specs, self.experiment.spec)
+        numbers = [] if self._placement.is_suspect(first.run) else numbers
+        chosen = [number for number in numbers if not self._placement.is_suspect(number)]
+        found = (self._scheduler.next(first.slot, [number], held) for number in chosen)
+        return [assignment for assignment in found if assignment is not None]
 
     @property
     def _is_level(self) -> bool:
@@ -301,7 +313,7 @@ class Engine:
                 self._boundaries.publish(run, boundary.logs)
                 run.step = boundary.step
                 if boundary.step > (run.chunks[-1].step if run.chunks else 0):
-                    assignment = self._placement.end(heard.slot)
+                    assignment = self._placement.end(heard.slot, run.number)
                     self._boundaries.come_to(run, assignment, boundary, self._placement.commit)
             case Progress() as progress:
                 self._boundaries.publish(run, progress.logs)
@@ -311,7 +323,7 @@ class Engine:
                 run.recomputes = run.recomputes or recomputes
                 self._boundaries.again(run, self._checkpointer.newest(run))
             case Failed() as failed:
-                self._placement.end(heard.slot)
+                self._placement.end(heard.slot, run.number)
                 self._take_failure(run, failed)
             case Saved(step):
                 self._checkpointer.sealed(run.number, step)
@@ -323,7 +335,7 @@ class Engine:
             case Ready():
                 pass  # it has moved, and trains now
             case Refused(error):
-                self._placement.end(heard.slot)
+                self._placement.end(heard.slot, run.number)
                 self.lifecycle.fail(run, error)
             case _:
                 raise AssertionError(f"nobody asked for {heard}")
@@ -362,7 +374,7 @@ class Engine:
     def _between_steps(self, run: Run, slot: int, progress: Progress) -> None:
         """Use a pause in the middle of a chunk."""
         if progress.is_left:
-            self._placement.end(slot)
+            self._placement.end(slot, run.number)
             self._placement.save_now(run)
         elif self._placement.is_building:
             return  # a clone, which would get the same number as the one made ahead

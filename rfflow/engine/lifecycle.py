@@ -103,14 +103,16 @@ class Lifecycle:
 
     # --- what happens while training ----------------------------------------------------------------------------------
 
-    def begin(self, run: Run, assignment: Assignment) -> None:
-        """Let a run have the slot for its next chunk."""
-        if run.state is RunState.QUEUED:
-            run.move_to(RunState.RUNNING)
-            self.tell("on_run_start", run=run)
-        run.turn = Turn(assignment.slot, time.time())
-        self.tell("on_chunk_start", run=run, chunk=assignment.chunk)
-        self._placement.begin(assignment, run)
+    def begin(self, group: Sequence[Assignment]) -> None:
+        """Let some runs, or one, have a slot for their next chunks."""
+        runs = [self.experiment.run(assignment.run) for assignment in group]
+        for run, assignment in zip(runs, group, strict=True):
+            if run.state is RunState.QUEUED:
+                run.move_to(RunState.RUNNING)
+                self.tell("on_run_start", run=run)
+            run.turn = Turn(assignment.slot, time.time())
+            self.tell("on_chunk_start", run=run, chunk=assignment.chunk)
+        self._placement.begin(group, runs)
 
     def chunk_done(self, run: Run, assignment: Assignment, *, is_last: bool) -> None:
         """The slot is free; a run whose trainer has ended takes part no more."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,8 @@ class Placement:
         self._hydra: dict[int, Any] = {}
         self.homes: dict[int, int] = {}
         """The slot that holds a run's trainer, by run."""
-        self.busy: dict[int, Assignment] = {}
-        """What is going on each slot that is not free."""
+        self.busy: dict[int, dict[int, Assignment]] = {}
+        """What is going on each slot that is not free, by run: one, or those that go together."""
         self._silence = Silence(lambda: self._listened)
         self._asked: dict[int, _Request] = {}
         """Runs that are being built while somebody waits for them."""
@@ -101,6 +101,7 @@ class Placement:
         self._early: list[Heard] = []
         """Answers that have come while another was awaited."""
         self.losses = Losses()
+        self._suspects: set[int] = set()
         self._orphans: set[int] = set()
         """Runs whose trainers are gone with their workers; they are built again when they get a slot."""
         self._listened = 0.0
@@ -116,7 +117,11 @@ class Placement:
 
     def is_training(self, run: Run) -> bool:
         """Whether the run is in the middle of a chunk."""
-        return any(assignment.run == run.number for assignment in self.busy.values())
+        return any(run.number in group for group in self.busy.values())
+
+    def is_suspect(self, run: int) -> bool:
+        """Whether a worker was lost while the run trained beside others: it trains alone from then on."""
+        return run in self._suspects
 
     @property
     def is_building(self) -> bool:
@@ -258,16 +263,23 @@ class Placement:
 
     # --- training -----------------------------------------------------------------------------------------------------
 
-    def begin(self, assignment: Assignment, run: Run) -> None:
-        """Let a run train its next chunk; what comes of it is heard."""
-        slot, done = assignment.slot, run.chunks[-1].step if run.chunks else 0
-        if self.homes.get(run.number) != slot:
-            self._leave(run)
-            checkpoint = self._checkpointer.newest(run)
-            self._prepare(run, slot, self._start_of(run), checkpoint.path if checkpoint else None)
-        self.busy[slot] = assignment
-        self._silence.begin(slot, "train", run.number)
-        self._slots.send(slot, Train(run.number, done, self._checkpointer.is_due(run), self._upcoming(slot)))
+    def begin(self, group: Sequence[Assignment], runs: Sequence[Run]) -> None:
+        """Let runs train their next chunks on one slot; what comes of each is heard."""
+        slot = group[0].slot
+        for run in runs:
+            if self.homes.get(run.number) != slot:
+                self._leave(run)
+                checkpoint = self._checkpointer.newest(run)
+                self._prepare(run, slot, self._start_of(run), checkpoint.path if checkpoint else None)
+        self.busy[slot] = {assignment.run: assignment for assignment in group}
+        for run in runs:
+            self._silence.begin(slot, "train", run.number)
+        upcoming = self._upcoming(slot)
+        first, *beside = [
+            Train(run.number, run.chunks[-1].step if run.chunks else 0, self._checkpointer.is_due(run), upcoming)
+            for run in runs
+        ]
+        self._slots.send(slot, replace(first, beside=tuple(beside)))
 
     def _start_of(self, run: Run) -> WarmStart | None:
         """Return what a clone began with, if it began warm."""
@@ -275,11 +287,13 @@ class Placement:
             return None
         return WarmStart(run.parent, run.paths.start, run.first_chunk)
 
-    def end(self, slot: int) -> Assignment:
-        """Free the slot; return what went on there."""
-        assignment = self.busy.pop(slot)
-        self._silence.end(slot, "train", assignment.run)
-        self._end_turn(assignment.run)
+    def end(self, slot: int, run: int) -> Assignment:
+        """End a run's turn, and free the slot if that was the last one there; return what it did."""
+        assignment = self.busy[slot].pop(run)
+        if not self.busy[slot]:
+            del self.busy[slot]
+        self._silence.end(slot, "train", run)
+        self._end_turn(run)
         return assignment
 
     def _end_turn(self, number: int) -> None:
@@ -387,11 +401,13 @@ class Placement:
         Returns:
             The runs that stood there, and what it did.
         """
-        assignment, building = self.busy.pop(slot, None), self._silence.building(slot)
+        group, building = list(self.busy.pop(slot, {})), self._silence.building(slot)
         self._silence.forget(slot)
-        training = None if assignment is None else assignment.run
-        if training is not None:
-            self._end_turn(training)
+        for number in group:
+            self._end_turn(number)
+        if len(group) > 1:  # each of them may be to blame, and is found out when it trains alone
+            self._suspects.update(group)
+        training = group[0] if len(group) == 1 else None
         self.losses.add(slot, lost.reason, training=training, building=building, is_for_good=lost.is_for_good)
         there = [run for run, home in self.homes.items() if home == slot]
         for run in there:
@@ -402,8 +418,9 @@ class Placement:
             self._checkpointer.lost(run)
         self._early = [early for early in self._early if early.slot != slot]
         self._scheduler.lose(slot)
-        if training is not None:
-            return there, f" while run {training} trained"
+        if group:
+            words = "run" if len(group) == 1 else "runs"
+            return there, f" while {words} {', '.join(map(str, group))} trained"
         return there, "" if building is None else f" while run {building} was built"
 
     def open(self) -> None:

@@ -238,6 +238,8 @@ class Train:
     """Whether a checkpoint is begun at the boundary; :class:`Commit` ends it."""
     upcoming: tuple[int, ...] = ()
     """The runs that will train here, the next one first."""
+    beside: tuple[Train, ...] = ()
+    """Those that have the slot together with it, each answered for itself; they may go together, step by step."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ class LocalSlots:
 
     def __init__(self, make_worker: Callable[[Tell], Worker]):
         self._told: queue.SimpleQueue[Heard] = queue.SimpleQueue()
-        self._run: int | None = None
-        """Whose chunk is going."""
+        self._is_training = False
+        """Whether chunks are going."""
         self.worker = make_worker(self._tell)
 
     def open(self) -> None:
@@ -30,17 +30,17 @@ class LocalSlots:
     def send(self, slot: int, command: Command) -> None:
         """Carry out a command at once; a chunk goes on only while somebody waits in :meth:`hear`."""
         if isinstance(command, Train):
-            self._run = command.run
+            self._is_training = True
         for event in self.worker.do(command):
             self._tell(command.run, event)
 
     def hear(self, timeout: float | None = None) -> Heard | None:
         """Return what was told, or train on until there is something."""
-        if timeout != 0 and self._told.empty() and self._run is not None:
-            event = self.worker.advance()
-            if event is not None:
-                return Heard(0, self._run, event)
-            self._run = None
+        if timeout != 0 and self._told.empty() and self._is_training:
+            told = self.worker.advance()
+            if told is not None:
+                return Heard(0, *told)
+            self._is_training = False
         try:
             return self._told.get(timeout=timeout) if timeout != 0 else self._told.get_nowait()
         except queue.Empty:
@@ -55,7 +55,7 @@ class LocalSlots:
 
     def close(self) -> None:
         """Let go of every run; base models and data stay, for runs that may come yet."""
-        self._run = None
+        self._is_training = False
         self.worker.close()
 
     def _tell(self, run: int | None, event: Event) -> None:

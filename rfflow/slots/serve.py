@@ -108,8 +108,8 @@ def serve(seat: Seat, wire: Wire, nudges: Wire) -> None:
     while (command := mailbox.get()) is not None:
         for event in worker.do(command):
             tell(command.run, event)
-        while (event := worker.advance()) is not None:
-            tell(command.run, event)
+        while (told := worker.advance()) is not None:
+            tell(*told)
             _do_beside_training(worker, mailbox, tell)
     worker.close()
 

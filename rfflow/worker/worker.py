@@ -43,6 +43,7 @@ from rfflow.runs.events import (
     WarmStart,
 )
 from rfflow.worker.evaluation.pieces import wants_base
+from rfflow.worker.gangs.forming import Gangs
 from rfflow.worker.memory.memory import free_memory, is_out_of_memory, out_of_memory_advice
 from rfflow.worker.memory.offload import RunTensors, Tier
 from rfflow.worker.session import Session, make_session
@@ -102,11 +103,12 @@ class Worker:
         self.sessions: dict[int, Session] = {}
         """By the numbers of their runs."""
         self._prepared: dict[int, Prepare] = {}
-        self._active: Session | None = None
+        self._active: list[Session] = []
         """Whoever has the device."""
         self._upcoming: tuple[int, ...] = ()
-        self._turn: _Turn | None = None
-        """The chunk that is going."""
+        self._turns: dict[int, _Turn] = {}
+        """The chunks that are going, by run."""
+        self._gangs = Gangs(self.shared)
         self._is_hurried = False
         self._writer = Writer()
         self._drafts: dict[int, tuple[Draft, Callable[[], None]]] = {}
@@ -117,8 +119,7 @@ class Worker:
         """Carry out a command, and return the events that it leads to; a chunk only begins, see :meth:`advance`."""
         match command:
             case Train():
-                self._turn = _Turn(command, time.time()) if command.run in self.sessions else None
-                return []  # a run that could not be built has been told
+                self._begin_turns(command)
             case Prepare():
                 return [self._prepare(command)]
             case Warm():
@@ -133,23 +134,29 @@ class Worker:
                 self._give_up(command.run)
         return []
 
-    def advance(self) -> Event | None:
-        """Train on to the next event of the chunk that was begun; ``None`` when it is over.
+    def advance(self) -> tuple[int, Event] | None:
+        """Train on to the next event of a chunk that was begun, and say whose it is; ``None`` when all are over.
 
         Deliberately no generator: a trainer's greenlet has to be gone on with at the same depth of the C stack at which
         it was begun, and calls from Python to Python add nothing to it. Libraries that walk the stack (torch does, for
         each of its errors) would otherwise run into what lies there by now.
         """
-        turn = self._turn
-        if turn is None:
-            return None
+        while self._turns:
+            run = self._gangs.next()
+            turn = self._turns[next(iter(self._turns)) if run is None else run]
+            event = self._train_on(turn)
+            if event is not None:
+                return turn.order.run, event
+        return None
+
+    def _train_on(self, turn: _Turn) -> Event | None:
         try:
             return self._advance(turn)
         except (Exception, SystemExit) as error:  # one run failing is news; the others go on
             is_memory = isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error)
             if is_memory and not turn.is_second_try:
                 return self._try_again(turn, error)
-            self._end_turn()
+            self._end_turn(turn)
             if is_memory:
                 advice = RuntimeError(out_of_memory_advice(error, self._device))
                 advice.__cause__ = error
@@ -160,18 +167,19 @@ class Worker:
                     log.error("Run %s failed at step %s\n%s", turn.order.run, turn.step, trace)
             return Failed(error, is_disk_trouble(error))
         except BaseException:
-            self._end_turn()
+            self._end_turn(turn)
             raise
 
     def hurry(self) -> None:
         """Make whoever trains leave at the next place from which a resume is exact; from a signal handler, too."""
         self._is_hurried = True
-        if self._active is not None:
-            self._active.hurry()
+        for session in tuple(self._active):
+            session.hurry()
 
     def close(self) -> None:
         """Let go of every run, once what is being written is on the disk."""
         self._writer.close()  # what went wrong was told when it did
+        self._gangs.disband()
         while self.sessions:
             number, session = self.sessions.popitem()
             try:
@@ -180,7 +188,8 @@ class Worker:
                 log.warning("While run %s is closed: %s: %s", number, type(error).__name__, error)
         self._prepared.clear()
         self._drafts.clear()
-        self._turn = self._active = None
+        self._turns.clear()
+        self._active.clear()
         self._is_hurried = self._is_lost = False
         self._writer = Writer()
 
@@ -237,6 +246,12 @@ class Worker:
 
     # --- training -----------------------------------------------------------------------------------------------------
 
+    def _begin_turns(self, order: Train) -> None:
+        orders = [one for one in (order, *order.beside) if one.run in self.sessions]  # who is not has been told
+        self._turns = {one.run: _Turn(one, time.time()) for one in orders}
+        if len(orders) > 1:
+            self._gangs.form({one.run: self.sessions[one.run] for one in orders})
+
     def _advance(self, turn: _Turn) -> Event | None:
         order = turn.order
         if turn.trouble is not None:
@@ -244,26 +259,34 @@ class Worker:
         if not turn.has_begun:
             self._wait(order.run)  # nothing of it may change while it is written
             if self._is_lost:  # what would be trained now could not be saved either
-                self._end_turn()
+                self._end_turn(turn)
                 return None
+            if not turn.is_second_try:
+                turn.started = time.time()
             if turn.is_to_build:
                 turn.is_to_build = False
                 self._build_again(order, turn.checkpoint)
             self._begin(turn)
         session = self.sessions[order.run]
-        pause = session.resume()
+        if order.run in self._gangs:
+            pause = self._gangs.go_on(order.run, session)
+            if pause is None:
+                return None  # it waits for the others
+        else:
+            pause = session.resume()
         assert not isinstance(pause, Ready)
         turn.step = pause.step
         if isinstance(pause, Boundary) and pause.step > order.done:
             return self._come_to(turn, session, pause)
         if self._is_hurried and isinstance(pause, Progress) and pause.can_checkpoint:
-            self._end_turn()
+            self._end_turn(turn)
             return replace(pause, is_left=True)
         return pause  # a boundary that lies behind is tried again: the last checkpoint was before it
 
     def _begin(self, turn: _Turn) -> None:
         session = self.sessions[turn.order.run]
-        self._upcoming, self._active = turn.order.upcoming, session
+        self._upcoming = turn.order.upcoming
+        self._active.append(session)
         turn.switched = session.context.switch_seconds
         turn.has_begun = True
         self._make_room(session)
@@ -283,14 +306,15 @@ class Worker:
             try:
                 self._draft(turn.order.run, boundary.step)
             except Exception as error:
-                self._end_turn()
+                self._end_turn(turn)
                 return Unsaved(f"the checkpoint of run {turn.order.run}", error)
-        self._end_turn()
+        self._end_turn(turn)
         return boundary
 
     def _try_again(self, turn: _Turn, error: BaseException) -> Event:
         """Free what can be freed; the run goes on from its last checkpoint."""
         run = turn.order.run
+        self._leave(run)
         with self._log_of(run):
             log.warning("Out of memory at step %s", turn.step, exc_info=error)
         order = self._prepared[run]
@@ -304,8 +328,15 @@ class Worker:
         turn.is_to_build = True
         return Again(turn.checkpoint.step if turn.checkpoint else 0, recomputes)
 
-    def _end_turn(self) -> None:
-        self._turn = self._active = None
+    def _end_turn(self, turn: _Turn) -> None:
+        self._leave(turn.order.run)
+        self._turns.pop(turn.order.run, None)
+
+    def _leave(self, run: int) -> None:
+        """Take note that a run does not train now."""
+        self._gangs.remove(run)
+        session = self.sessions.get(run)
+        self._active = [one for one in self._active if one is not session]
 
     def _log_of(self, run: int) -> contextlib.AbstractContextManager[None]:
         """Let what is logged inside stand in the run's own log, if it still has one."""
@@ -388,7 +419,7 @@ class Worker:
     def _make_room(self, session: Session) -> None:
         """Bring what a run holds to the device, and the next one nearer."""
         assert session.holdings is not None
-        others = [holdings for holdings in self._suspended() if holdings is not session.holdings]
+        others = self._movable()
         self.shared.memory.make_room(session.holdings, others)
         # Never a stopped run: what it left to the disk would be in memory again, and stay there.
         if len(self._upcoming) > 1 and others:
@@ -409,8 +440,9 @@ class Worker:
         return [session.holdings for session in sessions if session.holdings is not None]
 
     def _movable(self) -> list[RunTensors]:
-        """The same, less those of the run that trains while another is built."""
-        return [held for held in self._suspended() if self._active is None or held is not self._active.holdings]
+        """The same, less those of the runs that train."""
+        training = {id(session.holdings) for session in self._active}
+        return [held for held in self._suspended() if id(held) not in training]
 
 
 def _sharers(spec: ExperimentSpec, kind: str) -> int:

@@ -78,14 +78,14 @@ class CountingWorker:
         self._drafts: dict[int, Draft] = {}
         self._stuck: set[int] = set()
         self._hurry = threading.Event()
-        self._turn: Iterator[Event] = iter(())
+        self._turns: dict[int, Iterator[Event]] = {}
 
     def do(self, command: Command) -> list[Event]:
         match command:
             case Prepare():
                 return [self._prepare(command)]
             case Train():
-                self._turn = self._train(command)
+                self._turns = {one.run: self._train(one) for one in (command, *command.beside)}
             case Commit() | SaveNow():
                 if _is_to_hang(self._counts[command.run].card, "write"):
                     self._stuck.add(command.run)
@@ -96,8 +96,13 @@ class CountingWorker:
                 self._counts.pop(run, None)
         return []
 
-    def advance(self) -> Event | None:
-        return next(self._turn, None)
+    def advance(self) -> tuple[int, Event] | None:
+        while self._turns:
+            run, turn = next(iter(self._turns.items()))
+            if (event := next(turn, None)) is not None:
+                return run, event
+            del self._turns[run]
+        return None
 
     def hurry(self) -> None:
         self._hurry.set()

@@ -18,25 +18,25 @@ class _Place:
     worker: CountingWorker
     commands: deque[Command] = field(default_factory=deque)
     told: deque[tuple[int | None, Event]] = field(default_factory=deque)
-    training: int | None = None
+    is_training: bool = False
 
     @property
     def has_work(self) -> bool:
-        return bool(self.told or self.commands) or self.training is not None
+        return bool(self.told or self.commands) or self.is_training
 
     def work(self) -> None:
         """Carry out one command, or take one step."""
-        if self.training is not None and not (self.commands and not isinstance(self.commands[0], Train)):
-            event = self.worker.advance()
-            if event is None:
-                self.training = None
+        if self.is_training and not (self.commands and not isinstance(self.commands[0], Train)):
+            told = self.worker.advance()
+            if told is None:
+                self.is_training = False
             else:
-                self.told.append((self.training, event))
+                self.told.append(told)
             return
         command = self.commands.popleft()
         self.told.extend((command.run, event) for event in self.worker.do(command))
         if isinstance(command, Train):
-            self.training = command.run
+            self.is_training = True
 
 
 class InterleavedSlots:

@@ -53,7 +53,9 @@ def test_only_the_last_boundary_has_weights_for_clones(tmp_path: Path, step: int
     worker = Worker(spec, Fabric(accelerator="cpu", devices=1), lambda run, event: None, make_session=Short)  # type: ignore[arg-type]
     worker.do(Prepare(card))
     worker.do(Train(0, done=6, is_saved=False))
-    assert worker.advance() == Again(step)
-    assert isinstance(worker.advance(), Boundary)
+    assert worker.advance() == (0, Again(step))
+    told = worker.advance()
+    assert told is not None
+    assert isinstance(told[1], Boundary)
     assert Short.built == [(0, False), (step, is_at_boundary)]
     worker.close()

@@ -73,6 +73,17 @@ class Gang:
         self._waiting[run] = meeting
 
     @property
+    def is_over(self) -> bool:
+        """Whether all have come to their boundaries."""
+        return not self._members
+
+    def disband(self) -> None:
+        """Let all go, wherever they stand."""
+        for run in list(self._members):
+            self.remove(run)
+        self._gone.clear()
+
+    @property
     def ready(self) -> list[int]:
         """The runs that can go on."""
         return [run for run in self._members if run not in self._waiting]

@@ -139,5 +139,4 @@ def recomputes(trainer: Trainer) -> list[bool]:
 def matching(trainer: Trainer) -> tuple[Any, ...]:
     """Return what must be the same for runs on one base that go through it together."""
     dtype = next(one.dtype for one in trainer.model.parameters() if one.requires_grad)
-    accelerator = trainer.accelerator
-    return torch.device(trainer.args.device), dtype, accelerator.mixed_precision, accelerator.native_amp
+    return torch.device(trainer.args.device), dtype, trainer.args.bf16, trainer.args.fp16

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rfflow.worker.gangs.layers import GangLinear
-from rfflow.worker.gangs.passes import Pass
+from rfflow.worker.gangs.passes import Call, Pass
 from rfflow.worker.models.bases import Base
 
 _ATTENTION = "rfflow_gang"
@@ -50,6 +50,8 @@ class Trunk:
         self._decoder.train()
         self.current: Pass | None = None
         """What goes through now."""
+        self.trouble = trouble_of(self, base)
+        """Why what comes out of it cannot be what comes out of the model alone, if so."""
 
     def recompute(self, layers: list[bool]) -> None:
         """Say for each layer whether its activations are recomputed; the bits are the same."""
@@ -142,6 +144,32 @@ class Trunk:
             attended = function(module, *rows, mask, **more)[0]
             found.append(attended.reshape(1, block.rows * block.length, *attended.shape[2:]))
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+
+_TOLERANCE = 0.02
+"""Of the largest value: half precision rounds so."""
+
+
+def trouble_of(trunk: Trunk, base: Base) -> str | None:
+    """Try with a few tokens, one row of them padded, whether a trunk computes what the model does."""
+    device = next(base.model.parameters()).device
+    state = torch.Generator(device).get_state()
+    ids = torch.arange(2, 22, device=device)
+    first, second = ids[:12].reshape(2, 6), ids[12:].reshape(1, 8)
+    mask = torch.ones_like(first)
+    mask[0, 4:] = 0
+    calls = [Call(first, mask, None, {}, False, state), Call(second, None, None, {}, False, state)]
+    decoder = base.structure().get_decoder().train()
+    try:
+        with torch.no_grad():
+            together = trunk.forward(Pass(calls))[0].split([call.tokens for call in calls])
+            alone = [decoder(input_ids=one.ids, attention_mask=one.mask, use_cache=False)[0] for one in calls]
+    except Exception as error:
+        return f"its base does not take rows of several runs ({type(error).__name__}: {error})"
+    for part, whole in zip(together, alone, strict=True):
+        if (part.view_as(whole) - whole).abs().max() > _TOLERANCE * whole.abs().max():
+            return f"{type(decoder).__name__} lets rows change each other"
+    return None
 
 
 def _set(current: Pass, states: list[torch.Tensor]) -> None:

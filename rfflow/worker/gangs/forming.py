@@ -1,0 +1,115 @@
+"""Forms a gang of the runs that have a device together, and lets each go on when it can."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from rfflow.worker.gangs.gang import Gang
+from rfflow.worker.gangs.member import AtBackward, AtForward, Member, Reply
+from rfflow.worker.gangs.qualifying import matching, recomputes, why_not
+from rfflow.worker.gangs.trunk import Trunk
+from rfflow.worker.shared import Shared
+from rfflow.worker.training.session import TrainingSession
+
+log = logging.getLogger(__name__)
+
+
+class Gangs:
+    """The gang of a worker, which changes from turn to turn.
+
+    Args:
+        shared: has the base models.
+    """
+
+    def __init__(self, shared: Shared):
+        self._shared = shared
+        self._gang: Gang | None = None
+        self._replies: dict[int, Reply] = {}
+        self._told: set[tuple[int, str]] = set()
+
+    def form(self, sessions: Mapping[int, Any]) -> None:
+        """Let those of some runs go together that can; the others are left as they are, and are told why."""
+        alike: defaultdict[Any, dict[int, TrainingSession]] = defaultdict(dict)
+        for run, session in sessions.items():
+            reason = self._why_not(session)
+            if reason is None:
+                trainer = session.coroutine.trainer
+                alike[id(session.base), *matching(trainer)][run] = session
+            else:
+                self._say(run, session, reason)
+        members = max(alike.values(), key=len, default={})
+        for others in alike.values():
+            for run, session in others.items():
+                if len(members) < 2 or run not in members:
+                    self._say(run, session, "no other run of its base has its device, precision and kind of weights")
+        if len(members) >= 2:
+            self._gang = self._of(members)
+
+    def __contains__(self, run: int) -> bool:
+        return self._gang is not None and run in self._gang
+
+    def next(self) -> int | None:
+        """Return a member that can go on; what all of them wait for is done first. ``None`` where there is none."""
+        if self._gang is None:
+            return None
+        if self._gang.is_over:
+            self._gang = None
+            return None
+        if not self._gang.ready:
+            self._replies |= self._gang.serve()
+        return self._gang.ready[0]
+
+    def go_on(self, run: int, session: Any) -> Any:
+        """Let a member go on to its next pause; ``None`` where it waits for the others instead."""
+        assert self._gang is not None
+        pause = session.go_on(self._replies.pop(run, None))
+        if not isinstance(pause, AtForward | AtBackward):
+            return pause
+        self._gang.wait(run, pause)
+        return None
+
+    def remove(self, run: int) -> None:
+        """Let a run go on alone."""
+        self._replies.pop(run, None)
+        if self._gang is not None:
+            self._gang.remove(run)
+
+    def disband(self) -> None:
+        """Let all of them go."""
+        if self._gang is not None:
+            self._gang.disband()
+        self._gang = None
+        self._replies.clear()
+
+    def _why_not(self, session: Any) -> str | None:
+        if not isinstance(session, TrainingSession):
+            return "it trains nothing"
+        if session.run.spec.build is not None:
+            return "an app has built it"
+        try:
+            return why_not(session.coroutine.trainer, session.base.model) or self._trunk(session).trouble
+        except Exception as error:  # a model that is built in another way than those that are known
+            return f"its model is not understood ({type(error).__name__}: {error})"
+
+    def _trunk(self, session: TrainingSession) -> Trunk:
+        key = f"trunk of {session.run.spec.model.key}"
+        return self._shared.made_once(key, lambda: Trunk(session.base))
+
+    def _of(self, sessions: Mapping[int, TrainingSession]) -> Gang:
+        trunk = self._trunk(next(iter(sessions.values())))
+        layers = zip(*(recomputes(session.coroutine.trainer) for session in sessions.values()), strict=True)
+        trunk.recompute([any(layer) for layer in layers])
+        gang = Gang(trunk)
+        for run, session in sessions.items():
+            gang.add(run, Member(session.coroutine))
+        return gang
+
+    def _say(self, run: int, session: Any, reason: str) -> None:
+        if (run, reason) in self._told:
+            return
+        self._told.add((run, reason))
+        with session.context.active():
+            log.info("It goes through its base model alone: %s", reason)
