@@ -19,7 +19,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt requirements-demo.txt
 	@test -n "$(PYTHON)" || { echo "rfflow needs Python 3.11, 3.12 or 3.13; none is on the path (make PYTHON=...)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[api,dev,docs,gguf,math,mlflow,qlora,rag,ray,text]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[api,dev,docs,gguf,math,mlflow,qlora,rag,ray,text,trackio,wandb]"
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
 	touch $@
 

@@ -63,6 +63,7 @@ class Group:
     directory: str
     """What tells it from others of that name: the time at which it began."""
     id: str
+    root: Path
 
 
 class Tracker(Logger):
@@ -215,7 +216,7 @@ class Tracker(Logger):
     def _group(self) -> Group:
         assert self._experiment is not None, "on_experiment_start comes before anything else"
         root = self._experiment.paths.root.absolute()
-        return Group(self._experiment.spec.name, root.name, self._experiment.id)
+        return Group(self._experiment.spec.name, root.name, self._experiment.id, root)
 
     def _view(self, run: Run) -> TrackedRun:
         """Return the run as it stands; before anything else of it, it begins."""
