@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,7 @@ from rfflow.loggers.tracker import Tracker
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import RunState
 from rfflow.tracking.timeline import Timeline
-from tests.tracking.story import FOUR, Story, add_run, make_experiment, tell_whole
-
-
-@pytest.fixture
-def experiment(tmp_path: Path) -> Experiment:
-    """Make four runs."""
-    return make_experiment(tmp_path / "outputs/sft/now", *FOUR)
-
-
-@pytest.fixture
-def nowhere() -> str:
-    """Return an address where nobody answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
+from tests.tracking.story import Story, add_run, tell_whole
 
 
 class Deaf(Tracker):

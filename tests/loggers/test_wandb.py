@@ -15,7 +15,7 @@ import pytest
 from rfflow.errors import ConfigError
 from rfflow.runs.experiment import Experiment
 from rfflow.tracking.timeline import Timeline
-from tests.loggers.test_trackers import experiment, nowhere, tell_and_resume  # noqa: F401
+from tests.loggers.test_trackers import tell_and_resume
 from tests.tracking.story import Story, add_run, make_experiment
 
 wandb = pytest.importorskip("wandb", reason="NOT TESTED: Weights & Biases, which is not installed")
@@ -105,7 +105,7 @@ def of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     wandb.teardown()
 
 
-def test_wandb_has_a_run_for_each(experiment: Experiment, tmp_path: Path) -> None:  # noqa: F811
+def test_wandb_has_a_run_for_each(experiment: Experiment, tmp_path: Path) -> None:
     """In one group: settings, metrics by step and chunk, states, ops, files; the same ids after a crash."""
     tell_and_resume(experiment, lambda: logger(artifacts=["adapter", "timeline"]))
     runs = read_all(tmp_path)
@@ -182,7 +182,7 @@ def test_wandb_without_a_key_is_answered_before_training() -> None:
 
 
 def test_a_wandb_that_is_not_there_is_answered_before_training(
-    nowhere: str,  # noqa: F811
+    nowhere: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As one that takes no such key."""
@@ -212,7 +212,7 @@ def test_a_key_that_wandb_does_not_take_is_answered_before_training(monkeypatch:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-        with pytest.raises(ConfigError, match="user is not logged in.*WANDB_API_KEY") as said:
+        with pytest.raises(ConfigError, match=r"user is not logged in.*WANDB_API_KEY") as said:
             logger(mode="online")
         assert "a" * 40 not in str(said.value)
         server.shutdown()
@@ -220,5 +220,5 @@ def test_a_key_that_wandb_does_not_take_is_answered_before_training(monkeypatch:
 
 def test_a_mode_that_wandb_has_not_is_answered() -> None:
     """With the nearest."""
-    with pytest.raises(ConfigError, match="mode is 'ofline'. Did you mean 'offline'"):
+    with pytest.raises(ConfigError, match=r"mode is 'ofline'. Did you mean 'offline'"):
         logger(mode="ofline")
