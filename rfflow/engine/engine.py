@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from lightning_fabric import Fabric
 
 from rfflow.checkpointing.checkpointer import Checkpointer
-from rfflow.checkpointing.disk import is_disk_trouble, resume_command, unsaved
+from rfflow.checkpointing.disk import is_disk_trouble, unsaved
 from rfflow.checkpointing.experiment_file import OpOutcome, RunRecord, SavedExperiment
 from rfflow.config.spec import ExperimentSpec, RunSpec
 from rfflow.control.ownership import lock_of_experiment
@@ -21,7 +21,9 @@ from rfflow.engine.boundary import Boundaries
 from rfflow.engine.callbacks import Audience, make_fabric
 from rfflow.engine.cloning import Cloner, Composer
 from rfflow.engine.estimating import RunningEstimates, check_baselines
+from rfflow.engine.hearing import Hearing
 from rfflow.engine.interruption import Interruption
+from rfflow.engine.leaving import farewell, save_unsaved
 from rfflow.engine.lifecycle import Lifecycle
 from rfflow.engine.metrics_check import MetricsCheck
 from rfflow.engine.opening import Opening
@@ -29,20 +31,7 @@ from rfflow.engine.placement import Placement
 from rfflow.engine.steering import Steering
 from rfflow.errors import ConfigError, EngineError
 from rfflow.files import shown
-from rfflow.runs.events import (
-    Again,
-    Boundary,
-    Failed,
-    Heard,
-    Lost,
-    Progress,
-    Ready,
-    Refused,
-    Said,
-    Saved,
-    Unsaved,
-    Up,
-)
+from rfflow.runs.events import Heard
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.paths import ExperimentPaths, RunPaths
 from rfflow.runs.run import Run, RunState
@@ -108,15 +97,24 @@ class Engine:
         self._placement = Placement(
             self.slots, self._scheduler, self._checkpointer, lambda: self.experiment.runs, self._handle_meanwhile
         )
-        cloner = Cloner(self.experiment, composer, self._placement)
+        cloner = Cloner(self.experiment, composer, self._placement.builds)
         self.lifecycle = Lifecycle(
             self.experiment, self._scheduler, self._checkpointer, self._placement, cloner, self._call
         )
         self._metrics_check = MetricsCheck(spec.objective, spec.searched)
         self._opening = Opening(self._checkpointer, self._placement, self._scheduler, self._metrics_check)
-        self._estimates = RunningEstimates(self.experiment)
-        self._boundaries = Boundaries(self._audience, self.lifecycle, self._metrics_check)
-        self._interruption = Interruption(spec.checkpoint.grace, self._placement.hurry, self._farewell)
+        boundaries = Boundaries(self._audience, self.lifecycle, self._metrics_check)
+        self._hearing = Hearing(
+            self.lifecycle,
+            self._placement,
+            self._checkpointer,
+            boundaries,
+            RunningEstimates(self.experiment),
+            self._look_ahead,
+        )
+        self._interruption = Interruption(
+            spec.checkpoint.grace, self._placement.hurry, lambda: farewell(self.experiment)
+        )
         self._steering: Steering | None = None
         self._is_open = False
         self._trouble: BaseException | None = None
@@ -132,7 +130,7 @@ class Engine:
         paths = RunPaths(run_dir) if run_dir else self.experiment.paths.run(number)
         run = Run(number, spec, tuple(overrides), paths)
         _make_directory(paths.root)
-        self._placement.enrol(run, HydraConfig.instance().cfg)
+        self._placement.builds.enrol(run, HydraConfig.instance().cfg)
         self.experiment.runs.append(run)
         return run
 
@@ -144,7 +142,7 @@ class Engine:
         """
         self._hold()
         self._saved = saved
-        self._placement.check_rows = saved.check_data
+        self._placement.builds.check_rows = saved.check_data
         self._checkpointer.go_on(saved)
         self.experiment.started, self.experiment.id = saved.started, saved.id
 
@@ -218,7 +216,7 @@ class Engine:
             self._is_open, self._trouble = False, None
             is_disks = isinstance(error, OSError) or is_disk_trouble(error)
             if not isinstance(error, EngineError) and not is_disks:
-                self._save_unsaved()
+                save_unsaved(self.experiment, self._placement)
             try:
                 self._call("on_exception", error=error)
                 self._audience.finalize("failed")
@@ -290,103 +288,21 @@ class Engine:
     def _hear(self, timeout: float | None) -> bool:
         heard = self._placement.hear(timeout)
         if heard is not None:
-            self._handle(heard)
+            self._hearing.handle(heard)
         return heard is not None
 
     def _handle_meanwhile(self, heard: Heard) -> None:
         """Take an event while somebody awaits another: he may make little of errors that are not his."""
         try:
-            self._handle(heard)
+            self._hearing.handle(heard)
         except BaseException as error:
             self._trouble = error
             raise
 
-    def _handle(self, heard: Heard) -> None:
-        """Take an event that nobody in particular awaits."""
-        if heard.run is None:
-            self._handle_of_slot(heard)
-            return
-        run = self.experiment.run(heard.run)
-        match heard.event:
-            case Boundary() as boundary:
-                boundary = self._estimates.added(run, boundary)
-                self._boundaries.publish(run, boundary.logs)
-                run.step = boundary.step
-                if boundary.step > (run.chunks[-1].step if run.chunks else 0):
-                    assignment = self._placement.end(heard.slot, run.number)
-                    self._boundaries.come_to(run, assignment, boundary, self._placement.commit)
-            case Progress() as progress:
-                self._boundaries.publish(run, progress.logs)
-                run.step = progress.step
-                self._between_steps(run, heard.slot, progress)
-            case Again(recomputes=recomputes):
-                run.recomputes = run.recomputes or recomputes
-                self._boundaries.again(run, self._checkpointer.newest(run))
-            case Failed() as failed:
-                self._placement.end(heard.slot, run.number)
-                self._take_failure(run, failed)
-            case Saved(step):
-                self._checkpointer.sealed(run.number, step)
-            case Unsaved(what, error):
-                self._checkpointer.lost(run.number)
-                if not isinstance(error, Exception):  # it ends the process, and not the disk
-                    raise error
-                raise unsaved(what, error, self.experiment.paths.root) from error
-            case Ready():
-                pass  # it has moved, and trains now
-            case Refused(error):
-                self._placement.end(heard.slot, run.number)
-                self.lifecycle.fail(run, error)
-            case _:
-                raise AssertionError(f"nobody asked for {heard}")
-
-    def _handle_of_slot(self, heard: Heard) -> None:
-        match heard.event:
-            case Up(pid, device):
-                log.info("Slot %s: %s, process %s", heard.slot, device, pid)
-            case Said(logger, level, message):
-                logging.getLogger(logger).log(level, "%s", message)
-            case Lost() as lost:
-                self._lose(heard.slot, lost)
-            case _:
-                raise AssertionError(f"nobody asked for {heard}")
-
-    def _lose(self, slot: int, lost: Lost) -> None:
-        """A worker is gone: its runs go on elsewhere, from what of them is on the disk."""
-        there, doing = self._placement.lose(slot, lost)
-        runs = [run for run in self.experiment.runs if run.number in there and not run.state.is_final]
-        for run in runs:
-            self._boundaries.again(run, self._checkpointer.fall_back(run))
-        is_usable = slot in self._placement.usable
-        self.experiment.given_up = self.slots.count - len(self._placement.usable)
-        log.warning(
-            "The worker of slot %s is lost%s: %s.%s", slot, doing, lost.reason, "" if is_usable else " It is given up."
-        )
-        for run in runs:
-            if (failure := self._placement.losses.failure_of(run)) is not None:
-                self.lifecycle.fail(run, failure)
-        if not self._placement.usable:
-            raise EngineError(
-                f"Every slot was lost, the last one because {lost.reason}. "
-                f"{self._what_stands()}{resume_command(self.experiment.paths.root)}"
-            )
-
-    def _between_steps(self, run: Run, slot: int, progress: Progress) -> None:
-        """Use a pause in the middle of a chunk."""
-        if progress.is_left:
-            self._placement.end(slot, run.number)
-            self._placement.save_now(run)
-        elif self._placement.is_building:
-            return  # a clone, which would get the same number as the one made ahead
-        elif self._interruption.number is None and self._steering is not None and not self._behind():
+    def _look_ahead(self, run: Run) -> None:
+        """Use a pause in the middle of a chunk for what an op will ask when it has ended."""
+        if self._interruption.number is None and self._steering is not None and not self._behind():
             self._steering.look_ahead(run)
-
-    def _take_failure(self, run: Run, failed: Failed) -> None:
-        if isinstance(failed.error, EngineError):
-            raise failed.error
-        if failed.is_disk_trouble:  # the others would fail by it too, one after the other
-            raise unsaved(f"what run {run.number} saves", failed.error, self.experiment.paths.root) from failed.error
-        self.lifecycle.fail(run, failed.error)
 
     # --- before the first turn ----------------------------------------------------------------------------------------
 
@@ -407,9 +323,9 @@ class Engine:
         check_baselines(self.experiment.runs)
         self._metrics_check.check({} if self._steering is None else self._steering.read_metrics)
         before = {} if self._saved is None else self._saved.data
-        self._checkpointer.data = {**before, **self._placement.rows}
+        self._checkpointer.data = {**before, **self._placement.builds.rows}
         if self._saved is not None:
-            self._saved.check_data(self._placement.rows)
+            self._saved.check_data(self._placement.builds.rows)
             # All that was asked of it is done: it was opened for what somebody will ask now.
             are_over = all(run.state.is_final for run in self.experiment.runs)
             self._is_reopened = self._is_reopened or (self._saved.is_finished and are_over)
@@ -428,25 +344,6 @@ class Engine:
         """
         return {run.number for run in self.experiment.runs if run.state.is_live and self._checkpointer.is_behind(run)}
 
-    def _save_unsaved(self) -> None:
-        """Save what suspended runs have trained since their last checkpoint, as far as that can be."""
-        try:
-            for run in self.experiment.runs:
-                self._placement.wait_until_saved(run)
-                at_boundary = run.chunks and run.step == run.chunks[-1].step
-                if run.state is RunState.RUNNING and at_boundary and self._placement.holds(run):
-                    self._placement.save_now(run)
-                    self._placement.leave_device(run)  # so that the next one finds room there
-        except Exception:
-            log.exception("Not everything could be saved; the last checkpoints stand")
-
-    def _farewell(self) -> str:
-        return f"Left at once. {self._what_stands()}{resume_command(self.experiment.paths.root)}"
-
-    def _what_stands(self) -> str:
-        has_saved = any(run.chunks for run in self.experiment.runs)
-        return "What was saved stands: " if has_saved else "Nothing had been trained. To begin again: "
-
     def _job_of(self, number: int) -> tuple[str, ...] | None:
         overrides_of = getattr(self._composer, "overrides_of", None)
         return None if overrides_of is None else overrides_of(number)
@@ -457,7 +354,7 @@ class Engine:
             return False
         with self._interruption.raising():
             runs = self.experiment.runs
-            stopped = [run for run in runs if run.state is RunState.STOPPED and self._placement.holds(run)]
+            stopped = [run for run in runs if run.state is RunState.STOPPED and self._placement.builds.holds(run)]
             self._waits = self._waits or any(self._steering.is_awaited(run) for run in stopped)
             if self._waits or self._is_reopened:
                 return self._steering.wait()

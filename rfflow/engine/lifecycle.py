@@ -49,7 +49,7 @@ class Lifecycle:
 
     def save(self, answer: OpOutcome | None = None, *, is_finished: bool = False) -> None:
         """Write ``experiment.json``; once this returns, an op file that was answered is answered for good."""
-        self._arguments.write(self._placement.arguments)
+        self._arguments.write(self._placement.builds.arguments)
         self._checkpointer.imagined = self.imagined()
         self._checkpointer.write(self._scheduler.ahead, answer, is_finished=is_finished)
 
@@ -71,13 +71,13 @@ class Lifecycle:
 
     def holds(self, run: Run) -> bool:
         """Whether the run's trainer is there; not any more once the experiment has been closed."""
-        return self._placement.holds(run)
+        return self._placement.builds.holds(run)
 
     def delete(self, run: Run) -> None:
         """Give a run up; what it has saved stays."""
         run.move_to(RunState.DELETED)
         self._scheduler.remove(run.number)
-        self._placement.give_up(run)
+        self._placement.builds.give_up(run)
         self.tell("on_run_change", run=run)
 
     def admit(self, run: Run) -> None:
@@ -86,7 +86,7 @@ class Lifecycle:
         if run.paths.start.exists():
             self._checkpointer.started_warm(run)
         self.experiment.runs.append(run)
-        self._scheduler.add(run.number, chunks=len(run.plan), home=self._placement.homes.get(run.number))
+        self._scheduler.add(run.number, chunks=len(run.plan), home=self._placement.builds.homes.get(run.number))
         self.tell("on_run_change", run=run)
 
     def discard(self, run: Run) -> None:
@@ -95,7 +95,7 @@ class Lifecycle:
 
     def slot_of(self, number: int) -> int | None:
         """Return the slot where a run's trainer stands, where there are several."""
-        return self._placement.homes.get(number) if self.experiment.slots > 1 else None
+        return self._placement.builds.homes.get(number) if self.experiment.slots > 1 else None
 
     def leading(self) -> set[int]:
         """Return the runs that have had more turns than another that takes part."""
@@ -135,7 +135,7 @@ class Lifecycle:
     def end(self, run: Run) -> None:
         """Let go of a run that will not train any more."""
         self._placement.wait_until_saved(run)
-        self._placement.give_up(run)
+        self._placement.builds.give_up(run)
         self.tell("on_run_end", run=run)
 
     def clear_away(self, run: Run) -> None:

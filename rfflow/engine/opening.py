@@ -56,15 +56,15 @@ class Opening:
         """
         for start in range(0, len(runs), at_once):
             for run in runs[start : start + at_once]:
-                self._placement.ask_to_prepare(run, *self._begins_with(run))
+                self._placement.builds.ask_to_prepare(run, *self._begins_with(run))
             for run in runs[start : start + at_once]:
-                self._note_ready(run, self._placement.ready(run))
+                self._note_ready(run, self._placement.builds.ready(run))
 
     def let_in(self, run: Run) -> None:
         """Let a run that was built take part, where it was in the order of turns."""
         assert run.plan is not None
         record, _ = self._past.get(run.number, (None, None))
-        ahead, home = None if record is None else record.ahead, self._placement.homes.get(run.number)
+        ahead, home = None if record is None else record.ahead, self._placement.builds.homes.get(run.number)
         self._scheduler.add(run.number, len(run.plan), len(run.chunks), ahead, home)
         if run.state is RunState.STOPPED:
             self._scheduler.stop(run.number)

@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 
 from lightning_fabric import Fabric
 
-from rfflow.checkpointing.checkpoints import Checkpoint, Checkpoints, Draft, sync
+from rfflow.checkpointing.checkpoints import Checkpoint
 from rfflow.checkpointing.disk import is_disk_trouble
-from rfflow.checkpointing.writer import Writer
 from rfflow.config.spec import ExperimentSpec, RunSpec
 from rfflow.errors import EngineError, OpError
 from rfflow.runs.events import (
@@ -34,7 +33,6 @@ from rfflow.runs.events import (
     Progress,
     Ready,
     Refused,
-    Saved,
     SaveNow,
     Taken,
     Train,
@@ -42,6 +40,7 @@ from rfflow.runs.events import (
     Warm,
     WarmStart,
 )
+from rfflow.worker.drafts import Drafts, Tell, checkpoints_of
 from rfflow.worker.evaluation.pieces import wants_base
 from rfflow.worker.gangs.forming import Gangs
 from rfflow.worker.memory.memory import free_memory, is_out_of_memory, out_of_memory_advice
@@ -50,9 +49,6 @@ from rfflow.worker.session import Session, make_session
 from rfflow.worker.shared import Shared
 
 log = logging.getLogger(__name__)
-
-Tell = Callable[[int | None, Event], None]
-"""Takes the number of a run and what is told of it, from any thread."""
 
 
 @dataclass
@@ -110,10 +106,7 @@ class Worker:
         """The chunks that are going, by run."""
         self._gangs = Gangs(self.shared)
         self._is_hurried = False
-        self._writer = Writer()
-        self._drafts: dict[int, tuple[Draft, Callable[[], None]]] = {}
-        self._is_lost = False
-        """Whether a checkpoint could not be written."""
+        self._drafts = Drafts(tell)
 
     def do(self, command: Command) -> list[Event]:
         """Carry out a command, and return the events that it leads to; a chunk only begins, see :meth:`advance`."""
@@ -125,7 +118,7 @@ class Worker:
             case Warm():
                 return [self._warm(command)]
             case Commit():
-                self._commit(command)
+                self._drafts.commit(command)
             case SaveNow():
                 return self._save_now(command)
             case LeaveDevice():
@@ -178,7 +171,7 @@ class Worker:
 
     def close(self) -> None:
         """Let go of every run, once what is being written is on the disk."""
-        self._writer.close()  # what went wrong was told when it did
+        self._drafts.close()
         self._gangs.disband()
         while self.sessions:
             number, session = self.sessions.popitem()
@@ -187,11 +180,10 @@ class Worker:
             except Exception as error:  # a full disk must not keep the others from being closed
                 log.warning("While run %s is closed: %s: %s", number, type(error).__name__, error)
         self._prepared.clear()
-        self._drafts.clear()
         self._turns.clear()
         self._active.clear()
-        self._is_hurried = self._is_lost = False
-        self._writer = Writer()
+        self._is_hurried = False
+        self._drafts = Drafts(self._tell)
 
     # --- building -----------------------------------------------------------------------------------------------------
 
@@ -217,7 +209,7 @@ class Worker:
         if order.checkpoint is not None:
             session.keep_weights()
         if session.holdings is not None:
-            session.holdings.before_move = lambda: self._wait(order.run)
+            session.holdings.before_move = lambda: self._drafts.wait(order.run)
             self.shared.memory.keep_within_host(self._movable())
         return replace(ready, rows=self.shared.fingerprints(), held=self.shared.claims.held_by(order.run))
 
@@ -236,12 +228,11 @@ class Worker:
             return Refused(error)
 
     def _give_up(self, run: int) -> None:
-        self._wait(run)
+        self._drafts.wait(run)
         session = self.sessions.pop(run, None)
         if session is not None:
             session.close()
-        if (drafted := self._drafts.pop(run, None)) is not None:
-            self._checkpoints(run).discard(drafted[0])
+        self._drafts.discard(run)
         self._prepared.pop(run, None)
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -257,8 +248,8 @@ class Worker:
         if turn.trouble is not None:
             raise turn.trouble
         if not turn.has_begun:
-            self._wait(order.run)  # nothing of it may change while it is written
-            if self._is_lost:  # what would be trained now could not be saved either
+            self._drafts.wait(order.run)  # nothing of it may change while it is written
+            if self._drafts.is_lost:  # what would be trained now could not be saved either
                 self._end_turn(turn)
                 return None
             if not turn.is_second_try:
@@ -304,7 +295,7 @@ class Worker:
             session.keep_weights()
         else:
             try:
-                self._draft(turn.order.run, boundary.step)
+                self._drafts.begin(self._prepared[turn.order.run].card, session, boundary.step)
             except Exception as error:
                 self._end_turn(turn)
                 return Unsaved(f"the checkpoint of run {turn.order.run}", error)
@@ -324,7 +315,7 @@ class Worker:
         if recomputes:
             self._prepared[run] = replace(order, card=replace(order.card, recomputes=True))
         turn.is_second_try, turn.has_begun = True, False
-        turn.checkpoint = self._checkpoints(run).newest()
+        turn.checkpoint = checkpoints_of(order.card).newest()
         turn.is_to_build = True
         return Again(turn.checkpoint.step if turn.checkpoint else 0, recomputes)
 
@@ -362,57 +353,18 @@ class Worker:
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
-    def _draft(self, run: int, step: int) -> None:
-        checkpoints = self._checkpoints(run)
-        draft = checkpoints.begin(step)
-        try:
-            self._drafts[run] = draft, self.sessions[run].snapshot(draft.folder)
-        except BaseException:
-            checkpoints.discard(draft)  # a full disk needs the room
-            raise
-
-    def _commit(self, order: Commit | SaveNow) -> None:
-        draft, write = self._drafts.pop(order.run)
-        checkpoints, metrics = self._checkpoints(order.run), self._prepared[order.run].card.paths.metrics
-
-        def finish() -> None:
-            try:
-                try:
-                    write()
-                    if metrics.exists():
-                        sync(metrics)  # who goes on from the checkpoint will not log it again
-                    checkpoints.seal(draft, order.progress)
-                except BaseException:
-                    checkpoints.discard(draft)
-                    raise
-                checkpoints.keep_only(set(order.keep))
-            except BaseException as error:
-                self._is_lost = True
-                self._tell(order.run, Unsaved(f"the checkpoint of run {order.run}", error))
-            else:
-                self._tell(order.run, Saved(draft.step))
-
-        self._writer.submit(order.run, finish)
-
     def _save_now(self, order: SaveNow) -> list[Event]:
         try:
-            self._wait(order.run)
-            holdings = self.sessions[order.run].holdings
-            if holdings is not None:
-                holdings.move_to(Tier.DEVICE)
-            self._draft(order.run, order.step)
+            self._drafts.wait(order.run)
+            session = self.sessions[order.run]
+            if session.holdings is not None:
+                session.holdings.move_to(Tier.DEVICE)
+            self._drafts.begin(self._prepared[order.run].card, session, order.step)
         except Exception as error:
             return [Unsaved(f"the checkpoint of run {order.run}", error)]
-        self._commit(order)
-        self._wait(order.run)
+        self._drafts.commit(order)
+        self._drafts.wait(order.run)
         return []
-
-    def _checkpoints(self, run: int) -> Checkpoints:
-        card = self._prepared[run].card
-        return Checkpoints(card.paths.checkpoints, card.owner)
-
-    def _wait(self, run: int) -> None:
-        self._writer.wait(run)
 
     # --- memory -------------------------------------------------------------------------------------------------------
 

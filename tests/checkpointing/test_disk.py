@@ -180,7 +180,7 @@ def test_a_run_that_joins_does_not_fail_of_what_is_heard_of_another(
 ) -> None:
     engine = toy_engine(tmp_path, [toy_spec()], checkpoint=CheckpointSpec())
     late = engine.add(toy_spec(), 1)
-    monkeypatch.setattr(engine._placement, "ready", lambda *_: (_ for _ in ()).throw(EngineError("run 0's")))
+    monkeypatch.setattr(engine._placement.builds, "ready", lambda *_: (_ for _ in ()).throw(EngineError("run 0's")))
     with pytest.raises(EngineError, match="run 0's"):
         engine.join(late)
     engine.close()

@@ -121,7 +121,7 @@ def test_a_clone_does_not_start_from_weights_that_are_another_runs(tmp_path: Pat
     class Meddle(Callback):
         def on_chunk_start(self, experiment: Experiment, run: Run, chunk: int) -> None:
             if (run.number, chunk) == (0, 1):
-                engine.slots.worker._writer.wait_for_all()
+                engine.slots.worker._drafts.wait_for_all()
                 exchange(experiment.paths.run(0).weights, experiment.paths.run(1).weights)
                 op = {"op": "clone", "run": 1, "overrides": ["lr=2"], "warm_start": True}
                 put(experiment.paths.control, "a.yaml", op)

@@ -117,7 +117,7 @@ def test_rows_of_another_experiment_are_refused(tmp_path: Path) -> None:
     def check(rows: Any) -> None:
         raise ConfigError("The rows are others.")
 
-    engine._placement.check_rows = check
+    engine._placement.builds.check_rows = check
     assert len(finish(engine)) == 2
     (refused,) = (ExperimentPaths(tmp_path).control / "rejected").glob("*.error")
     assert "The rows are others." in refused.read_text()

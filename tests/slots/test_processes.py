@@ -237,7 +237,7 @@ def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"rfflow.engine.silence.{name}", 0.5)
     for name in ("MOST_LOSSES", "MOST_LOSSES_BY_A_BUILD"):
         monkeypatch.setattr(f"rfflow.engine.losses.{name}", 1000)
-    monkeypatch.setattr("rfflow.engine.placement._WATCH", 0.05)
+    monkeypatch.setattr("rfflow.engine.listening._WATCH", 0.05)
 
 
 def test_a_hung_worker_is_replaced(root: Path, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,7 +237,7 @@ def test_a_file_system_that_becomes_read_only(disk: Path) -> None:
     class Break(Callback):
         def on_chunk_end(self, experiment: Experiment, run: Run, result: ChunkResult) -> None:
             if (run.number, result.chunk) == (1, 1):
-                engine.slots.worker._writer.wait_for_all()  # nobody may hold a file open for writing
+                engine.slots.worker._drafts.wait_for_all()  # nobody may hold a file open for writing
                 engine._lock.release()
                 assert mount("-o", "remount,ro", str(disk))
 
@@ -531,7 +531,7 @@ def test_a_run_that_begins_again_twice_is_heard_once(tmp_path: Path) -> None:
             heard.append(step)
 
     engine = toy_engine(tmp_path, [toy_spec()], [Hears()])
-    run, boundaries = engine.experiment.run(0), engine._boundaries
+    run, boundaries = engine.experiment.run(0), engine._hearing._boundaries
     for last in (5, 2, 6):
         boundaries.publish(run, [(step, {"loss": 1.0}) for step in range(1, last + 1)])
         if last != 6:
