@@ -15,7 +15,7 @@ import pytest
 from rfflow.checkpointing.checkpoints import Checkpoints
 from rfflow.config.spec import RunSpec
 from rfflow.control.asking import drop
-from rfflow.engine.placement import Placement
+from rfflow.engine.building import Builds
 from rfflow.errors import EngineError
 from rfflow.runs.chunks import ChunkResult
 from rfflow.runs.experiment import Callback, Experiment
@@ -118,7 +118,7 @@ def test_what_is_heard_while_a_clone_is_made_early_is_not_the_clones(
 ) -> None:
     """A checkpoint that finds no room ends the experiment; taken for a clone that cannot be made, it would hang it."""
     waits = threading.Event()
-    seal, wait = Checkpoints.seal, Placement.wait_for_weights
+    seal, wait = Checkpoints.seal, Builds.wait_for_weights
 
     def no_room(checkpoints: Checkpoints, *args: Any) -> Path:
         if checkpoints.folder.parent.name != "1":
@@ -127,6 +127,6 @@ def test_what_is_heard_while_a_clone_is_made_early_is_not_the_clones(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Checkpoints, "seal", no_room)
-    monkeypatch.setattr(Placement, "wait_for_weights", lambda *args: (waits.set(), wait(*args))[1])
+    monkeypatch.setattr(Builds, "wait_for_weights", lambda *args: (waits.set(), wait(*args))[1])
     with pytest.raises(EngineError, match="checkpoint of run 1"):
         play(tmp_path, [spec(), spec()], {}, watch=[Watcher({8: asking(run=1)})])
