@@ -46,6 +46,8 @@ def read_evaluation(config: Node) -> EvaluationSpec:
         name = "retriever" if retriever else "prompt"
         raise ConfigError(f"pipeline and {name} are both set, and a pipeline has its own. Say {name}=none.")
     k, chunker = whole_number(retriever.pop("k", 3), "retriever.k"), retriever.pop("chunker", None)
+    reranker = dict(config.get("reranker") or {})
+    reranked = _read_candidates(reranker, k, bool(retriever))
     corpus = _read_corpus(config.get("corpus"))
     found = _callable(retriever, "retriever")
     metrics = _read_metrics(config.get("metrics"))
@@ -58,6 +60,8 @@ def read_evaluation(config: Node) -> EvaluationSpec:
         retriever=found,
         chunker=_callable(chunker, "retriever.chunker"),
         k=k,
+        reranker=_callable(reranker, "reranker"),
+        reranked=reranked,
         concurrency=concurrency,
         metrics=metrics,
         **_read_stats(config.get("stats"), config.get("search")),
@@ -84,6 +88,16 @@ def _callable(section: Any, name: str) -> dict[str, Any] | None:
             f"{name}._target_=my_code.my_function."
         )
     return {key: value for key, value in node.items() if value is not None}
+
+
+def _read_candidates(reranker: dict[str, Any], k: int, has_retriever: bool) -> int:
+    """Take out how many passages a reranker is given."""
+    candidates = whole_number(reranker.pop("candidates", max(20, k)), "reranker.candidates")
+    if reranker and not has_retriever:
+        raise ConfigError("reranker is set, and there is no retriever whose passages it could put in order.")
+    if reranker and candidates < k:
+        raise ConfigError(f"reranker.candidates is {candidates}, and retriever.k of them are kept, which is {k}.")
+    return candidates
 
 
 def _read_corpus(section: Any) -> DatasetSpec | None:

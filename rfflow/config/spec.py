@@ -163,6 +163,10 @@ class EvaluationSpec:
     """A function that cuts a document into passages; ``None`` leaves it whole."""
     k: int = 3
     """How many passages a question gets."""
+    reranker: Node | None = None
+    """What puts passages in order once more, by ``_target_``."""
+    reranked: int = 20
+    """How many it is given, of which the first ``k`` are kept."""
     concurrency: int = 8
     """How many questions an async generator or pipeline has at a time."""
     metrics: Mapping[str, Node] = field(default_factory=dict)

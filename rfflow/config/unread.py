@@ -18,7 +18,7 @@ from omegaconf import AnyNode, DictConfig, OmegaConf
 from rfflow.config.spec import EXPERIMENT_KEYS
 from rfflow.errors import ConfigError
 
-SECTIONS = ("corpus", "retriever", "prompt", "generator", "pipeline", "metrics", "stats")
+SECTIONS = ("corpus", "retriever", "reranker", "prompt", "generator", "pipeline", "metrics", "stats")
 """Of an evaluation."""
 ROOT = (
     *(*EXPERIMENT_KEYS, "lr", "seed", "chunks", "evaluate", "evaluation", "model", "dataset", "peft", "trainer"),

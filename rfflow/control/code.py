@@ -55,7 +55,8 @@ _CHOSEN: Mapping[str, str] = {
     "trainer.args.(dataset_text_field|length_column_name|label_names|metric_for_best_model|run_name)": _TEXT,
     "trainer.args.(optim_target_modules|eos_token|pad_token)": _TEXT,
     r"prompt\.(system|user|answer)": _TEXT,  # templates of Jinja, in its sandbox
-    "retriever.stopwords": _WORD,
+    "retriever.(stopwords|pooling)": _WORD,
+    "retriever.(query_prefix|document_prefix)": _TEXT,
     "stats.interval": _WORD,
     "evaluation.generate.(cache_implementation|stop_strings)": _TEXT,
 }
@@ -63,7 +64,7 @@ _FUNCTIONS = ("dataset.formatting_func", "trainer.reward_funcs", "evaluation.gen
 """Whose arguments may be sentences."""
 _OURS = (
     *(*EXPERIMENT_KEYS, "model", "dataset", "peft", "trainer", "evaluation"),
-    *("corpus", "retriever", "prompt", "generator", "stats"),
+    *("corpus", "retriever", "reranker", "prompt", "generator", "stats"),
 )
 """Sections in which a sentence may stand only where it is said above."""
 _LOADED = (
@@ -76,6 +77,10 @@ _SAME: Mapping[str, str] = {
     "trainer.ref_model": "model.name",
     "trainer.ref_model.name": "model.name",
     "trainer.ref_model.tokenizer": "model.name",
+    "retriever.model.name": "model.name",
+    "retriever.model.tokenizer": "model.name",
+    "reranker.model.name": "model.name",
+    "reranker.model.tokenizer": "model.name",
 }
 """Places that load in the same way as another."""
 

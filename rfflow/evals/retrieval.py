@@ -47,13 +47,14 @@ def make(node: Node, where: str, **given: Any) -> Any:
         raise ConfigError(f"{where}: cannot make {node['_target_']}: {type(error).__name__}: {error}") from error
 
 
-def make_retriever(node: Node, documents: Sequence[Document] | None, where: str = "retriever") -> Retriever:
-    """Return the retriever that a node names.
+def make_retriever(
+    node: Node, documents: Sequence[Document] | None, where: str = "retriever", **given: Any
+) -> Retriever:
+    """Return the retriever that a node names; it is given what no configuration can hold.
 
     Raises:
         ConfigError: if it cannot be made, or has no ``retrieve``.
     """
-    given: dict[str, Any] = {}
     if wants(node, "documents", where):
         if documents is None:
             raise ConfigError(f"{where} {node['_target_']} looks in documents. Say corpus=..., or retriever=none.")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rfflow.config.spec import DatasetSpec, EvaluationSpec, RunSpec, TrainerSpec
+from rfflow.config.spec import EvaluationSpec, RunSpec
 from rfflow.config.targets import import_object, resolve_function
 from rfflow.errors import ConfigError
-from rfflow.evals.chunking import passages
 from rfflow.evals.prompts import Prompt, hash_of
-from rfflow.evals.questions import Document, Question, permutation, read_documents, read_questions
-from rfflow.evals.retrieval import Retriever, make, make_retriever, retrieve, wants
+from rfflow.evals.questions import Question, permutation, read_questions
+from rfflow.evals.retrieval import make, wants
 from rfflow.worker.data.rows import Data
+from rfflow.worker.evaluation.finding import find
 from rfflow.worker.evaluation.replies import Asked, Batches, Replies, calls
 from rfflow.worker.shared import Shared
 
@@ -55,7 +54,7 @@ def make_pieces(spec: RunSpec, shared: Shared) -> Pieces:
         return Pieces(questions, asked, _hashes(asked, evaluation.pipeline), [()] * len(questions), replies)
     assert evaluation.prompt is not None and evaluation.generator is not None
     prompt = Prompt(evaluation.prompt, questions, pool)
-    found, of_examples = _retrieve(evaluation, shared, questions, prompt.examples)
+    found, of_examples = (find(evaluation, shared, each) for each in (questions, prompt.examples))
     asked = [prompt(question, each, of_examples) for question, each in zip(questions, found, strict=True)]
     generator = _generator(spec, shared)
     if callable(getattr(generator, "check", None)):
@@ -88,41 +87,6 @@ def in_order(data: Data, seed: int) -> tuple[list[Question], list[Question]]:
     others = [rest[place] for place in permutation(len(rest), seed)]
     order = permutation(len(scored), seed)
     return [scored[place] for place in order], [each for each in others if each.text not in taken]
-
-
-def _retrieve(
-    spec: EvaluationSpec, shared: Shared, questions: Sequence[Question], examples: Sequence[Question]
-) -> tuple[list[list[Document]], list[list[Document]]]:
-    if spec.retriever is None:
-        return [[] for _ in questions], [[] for _ in examples]
-    retriever, documents = _index(spec, shared)
-    if documents and spec.k > len(documents):
-        raise ConfigError(f"retriever.k is {spec.k}, and the corpus has {len(documents)} passages.")
-    found = retrieve(retriever, [each.text for each in (*questions, *examples)], spec.k, documents)
-    return found[: len(questions)], found[len(questions) :]
-
-
-def _index(spec: EvaluationSpec, shared: Shared) -> tuple[Retriever, list[Document]]:
-    """Return the retriever, made once for all runs that look in the same passages in the same way."""
-    node, corpus = spec.retriever, spec.corpus
-    assert node is not None
-
-    def made() -> tuple[Retriever, list[Document]]:
-        documents = [] if corpus is None else _passages(spec, corpus, shared)
-        return make_retriever(node, documents or None), documents
-
-    of = [None if corpus is None else corpus.key, spec.chunker, node]
-    return shared.made_once(f"index {json.dumps(of, sort_keys=True, default=str)}", made)
-
-
-def _passages(spec: EvaluationSpec, corpus: DatasetSpec, shared: Shared) -> list[Document]:
-    reads = "rfflow.evals.questions.Document"
-    try:
-        rows = shared.data(corpus, TrainerSpec(reads, reads)).train
-    except ConfigError as error:
-        raise ConfigError(f"corpus: {str(error).replace('dataset.', 'corpus.')}") from error
-    chunker = None if spec.chunker is None else resolve_function(spec.chunker, "retriever.chunker")
-    return passages(read_documents(rows), chunker)
 
 
 def _generator(spec: RunSpec, shared: Shared) -> Any:

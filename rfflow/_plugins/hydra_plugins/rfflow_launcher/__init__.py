@@ -80,7 +80,7 @@ _store.store(
 )
 _store.store(
     name="rfflow_evaluation_sections",
-    node=_open_sections("corpus", "retriever", "prompt", "generator", "pipeline", "metrics", "stats"),
+    node=_open_sections("corpus", "retriever", "reranker", "prompt", "generator", "pipeline", "metrics", "stats"),
     package="_global_",
     provider="rfflow",
 )
