@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 
 from rfflow.config.spec import MemorySpec
 from rfflow.errors import ConfigError
-from rfflow.worker.memory.allocator import give_back_freed_memory
+from rfflow.worker.memory.allocator import map_each_block
 from rfflow.worker.memory.offload import RunTensors, Tier
 from rfflow.worker.memory.sizes import Need, free_bytes, loaded_bytes, parse_bytes, show_bytes
 
@@ -231,7 +231,7 @@ def free_memory(device: torch.device) -> None:
     """Give back what nobody holds any more."""
     gc.collect()
     if device.type == "cpu":
-        give_back_freed_memory()
+        map_each_block()
     else:
         torch.get_device_module(device).empty_cache()
 

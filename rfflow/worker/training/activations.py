@@ -31,6 +31,8 @@ NAME = "trainer.args.activation_checkpointing"
 
 _SHARE = 0.75
 """Of what is free: the rest is for what is not counted, fragments above all."""
+_LOST = 1.5
+"""What a heap takes for one byte that is kept, by what it cannot use of the blocks that were freed between."""
 _EVERY = (4, 3, 2)
 """Recomputing every n-th layer, in the order in which that is tried: less is recomputed where n is larger."""
 _TOKENS = (8, 16, 24)
@@ -190,6 +192,11 @@ def choose(kept: Kept | None, batch: Batch | None, loss: float, free: float, ask
     if "every_n_layers" in asked:
         return int(asked["every_n_layers"])
     return next((n for n in _EVERY if kept.with_every(n, batch) <= room), 1)
+
+
+def is_tight(kept: Kept | None, batch: Batch | None, loss: float, free: float) -> bool:
+    """Whether what a heap loses between its blocks would be too much; arguments as for :func:`choose`."""
+    return kept is not None and (batch is None or _LOST * kept.all(batch) > _SHARE * free - loss)
 
 
 def recompute(trainer: Trainer, every: int) -> None:

@@ -22,6 +22,7 @@ from rfflow.files import replace_text
 from rfflow.runs.events import Boundary, Pause, Progress, Ready, WarmStart
 from rfflow.runs.run import RunCard
 from rfflow.worker.data.checks import what_is_dropped
+from rfflow.worker.memory.allocator import map_each_block
 from rfflow.worker.memory.offload import RunTensors, own_tensors, trained_bytes
 from rfflow.worker.memory.sizes import Need, lora_bytes
 from rfflow.worker.models.bases import Base
@@ -302,6 +303,8 @@ class TrainingSession:
         free = self._shared.memory.left(need.total)
         loss = 0.0 if batch is None else activations.loss_bytes(trainer, batch)
         asked = trainer.args.activation_checkpointing_kwargs or {}
+        if trainer.args.device.type == "cpu" and activations.is_tight(kept, batch, loss, free):
+            map_each_block()
         every = activations.choose(kept, batch, loss, free, asked)
         if every:
             activations.recompute(trainer, every)

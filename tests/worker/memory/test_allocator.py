@@ -34,6 +34,26 @@ for line in open("/proc/self/smaps"):  # where the block was: is it still there,
         print(*rest.split())
 """
 
+HOLES = """
+import ctypes
+from pathlib import Path
+from rfflow.worker.memory.allocator import keep_freed_memory, map_each_block
+assert keep_freed_memory()
+map_each_block()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+blocks = [libc.malloc(1 << 20) for _ in range(100)]
+for block in blocks:
+    ctypes.memset(ctypes.c_void_p(block), 1, 1 << 20)
+before = resident()
+for block in blocks[::2]:
+    libc.free(block)
+print((before - resident()) * 4)
+"""
+
 
 @pytest.mark.skipif("glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""), reason="for glibc")
 def test_what_is_freed_is_kept_and_in_huge_pages() -> None:
@@ -44,6 +64,13 @@ def test_what_is_freed_is_kept_and_in_huge_pages() -> None:
     assert int(kilobytes) > 23 << 10
     if Path("/sys/kernel/mm/transparent_hugepage").exists():
         assert "hg" in flags.split()
+
+
+@pytest.mark.skipif("glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""), reason="for glibc")
+def test_where_memory_is_short_what_is_freed_between_others_goes_back() -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    found = subprocess.run([sys.executable, "-c", HOLES], env=environ, capture_output=True, text=True, check=True)
+    assert int(found.stdout) > 45 << 10
 
 
 @pytest.mark.parametrize(

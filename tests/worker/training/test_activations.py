@@ -85,6 +85,13 @@ def test_less_is_recomputed_where_more_is_free(free: float, asked: dict[str, Any
     assert recomputed == sorted(recomputed, reverse=True) and recomputed[0] < KEPT.all(BATCH)
 
 
+def test_a_heap_loses_some_of_what_is_free() -> None:
+    """So that blocks are mapped one by one long before what is kept takes all of it."""
+    assert activations.is_tight(KEPT, BATCH, 0, 31_900) and not activations.is_tight(KEPT, BATCH, 0, 32_100)
+    assert activations.is_tight(KEPT, BATCH, 1_000, 32_100)
+    assert activations.is_tight(KEPT, None, 0, 1e12) and not activations.is_tight(None, BATCH, 0, 0)
+
+
 def test_what_is_not_known_is_recomputed_as_by_trl(deep_model: Path) -> None:
     assert choose(KEPT, None, 0, 1e12, {}) == 1
     assert choose(None, BATCH, 0, 0, {}) == 0  # a model that cannot
