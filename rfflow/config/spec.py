@@ -321,6 +321,6 @@ class ExperimentSpec:
     """Whether LoRA runs of one base go through it in one pass, and how their adapters are computed."""
 
 
-FUSIONS = ("off", "slice")
+FUSIONS = ("off", "auto", "slice")
 EXPERIMENT_KEYS = ("name", "objective", "engine", "control", "checkpoint", "policy", "search", "loggers", "callbacks")
 """What of a configuration belongs to the experiment: its runs cannot have their own."""

@@ -83,6 +83,7 @@ class Boundaries:
             answers=boundary.answers,
             started=boundary.started,
             ended=boundary.ended,
+            own=boundary.own,
             switch=boundary.switch,
             evaluation=self._evaluated.pop(run.number, 0.0),
         )

@@ -83,8 +83,10 @@ class ChunkResult:
     """The slot where it was trained."""
     answers: tuple[Answer, ...] = ()
     """Some of what the model generated where ``evaluation.generate`` asks for it."""
+    own: float | None = None
+    """Seconds that were the run's, where it had the device together with others; None where it had it alone."""
 
     @property
     def seconds(self) -> float:
         """Time on the device."""
-        return self.ended - self.started
+        return self.ended - self.started if self.own is None else self.own

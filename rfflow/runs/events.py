@@ -57,6 +57,8 @@ class Boundary:
     """Seconds since the epoch at which the chunk began..."""
     ended: float = 0.0
     """... and at which it ended."""
+    own: float | None = None
+    """Seconds of that which are the run's, where it had the device together with others."""
     switch: float = 0.0
     """Seconds of that spent on restoring and saving the run's context."""
 

@@ -21,7 +21,7 @@ class Context(Protocol):
     switch_seconds: float
     """What putting it in place and taking it away has taken so far."""
 
-    def active(self) -> contextlib.AbstractContextManager[None]:
+    def active(self) -> contextlib.AbstractContextManager[Any]:
         """Let all of it be in place inside."""
         ...
 

@@ -104,7 +104,7 @@ class Worker:
         self._upcoming: tuple[int, ...] = ()
         self._turns: dict[int, _Turn] = {}
         """The chunks that are going, by run."""
-        self._gangs = Gangs(self.shared)
+        self._gangs = Gangs(self.shared, spec.fusion)
         self._is_hurried = False
         self._drafts = Drafts(tell)
 
@@ -290,7 +290,8 @@ class Worker:
             return Progress(boundary.step, boundary.logs)
         self.shared.memory.observe()
         switch = max(0.0, session.context.switch_seconds - turn.switched)
-        boundary = replace(boundary, started=turn.started, ended=time.time(), switch=switch)
+        own = self._gangs.seconds(turn.order.run)
+        boundary = replace(boundary, started=turn.started, ended=time.time(), own=own, switch=switch)
         if isinstance(boundary, Finished) or not turn.order.is_saved:
             session.keep_weights()
         else:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
+import weakref
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from rfflow.worker.gangs.calibration import Choice, Choices
 from rfflow.worker.gangs.gang import Gang
 from rfflow.worker.gangs.member import AtBackward, AtForward, Member, Reply
 from rfflow.worker.gangs.qualifying import matching, recomputes, why_not
@@ -22,13 +25,20 @@ class Gangs:
 
     Args:
         shared: has the base models.
+        fusion: ``engine.fusion``.
     """
 
-    def __init__(self, shared: Shared):
+    def __init__(self, shared: Shared, fusion: str = "slice"):
         self._shared = shared
         self._gang: Gang | None = None
         self._replies: dict[int, Reply] = {}
+        self._own: dict[int, float] = {}
+        """Seconds that the own code has taken of each run that began this turn in a gang."""
+        self._choices = Choices() if fusion == "auto" else None
+        self._chosen: dict[frozenset[int], Choice] = {}
         self._told: set[tuple[int, str]] = set()
+        self._reasons: weakref.WeakKeyDictionary[Any, str | None] = weakref.WeakKeyDictionary()
+        self._built: weakref.WeakKeyDictionary[Any, Member] = weakref.WeakKeyDictionary()
 
     def form(self, sessions: Mapping[int, Any]) -> None:
         """Let those of some runs go together that can; the others are left as they are, and are told why."""
@@ -45,11 +55,12 @@ class Gangs:
             for run, session in others.items():
                 if len(members) < 2 or run not in members:
                     self._say(run, session, "no other run of its base has its device, precision and kind of weights")
-        if len(members) >= 2:
+        choice = self._chosen.get(frozenset(members))
+        if len(members) >= 2 and (choice is None or choice.is_fused is not False):
             self._gang = self._of(members)
 
     def __contains__(self, run: int) -> bool:
-        return self._gang is not None and run in self._gang
+        return run in self._own
 
     def next(self) -> int | None:
         """Return a member that can go on; what all of them wait for is done first. ``None`` where there is none."""
@@ -60,20 +71,43 @@ class Gangs:
             return None
         if not self._gang.ready:
             self._replies |= self._gang.serve()
+            if self._gang.refused is not None:
+                self._give_up(self._gang)
+                return None
         return self._gang.ready[0]
+
+    def _give_up(self, gang: Gang) -> None:
+        """Let all go on one by one, now and in later turns."""
+        for run in gang.members:
+            self._own[run] += gang.seconds[run]
+        gang.disband()
+        self._gang = None
 
     def go_on(self, run: int, session: Any) -> Any:
         """Let a member go on to its next pause; ``None`` where it waits for the others instead."""
-        assert self._gang is not None
-        pause = session.go_on(self._replies.pop(run, None))
-        if not isinstance(pause, AtForward | AtBackward):
-            return pause
-        self._gang.wait(run, pause)
-        return None
+        began = time.perf_counter()
+        try:
+            pause = session.go_on(self._replies.pop(run, None))
+        finally:
+            self._own[run] += time.perf_counter() - began
+        if isinstance(pause, AtForward | AtBackward):
+            assert self._gang is not None
+            self._gang.wait(run, pause)
+            return None
+        if self._gang is not None:
+            self._gang.disturb()
+        return pause
+
+    def seconds(self, run: int) -> float | None:
+        """Return what a member's turn has taken so far: its own code, and its share of the passes."""
+        if run not in self._own:
+            return None
+        return self._own[run] + (0 if self._gang is None else self._gang.seconds[run])
 
     def remove(self, run: int) -> None:
         """Let a run go on alone."""
         self._replies.pop(run, None)
+        self._own.pop(run, None)
         if self._gang is not None:
             self._gang.remove(run)
 
@@ -83,8 +117,15 @@ class Gangs:
             self._gang.disband()
         self._gang = None
         self._replies.clear()
+        self._own.clear()
 
     def _why_not(self, session: Any) -> str | None:
+        """Return why a run goes alone; that is looked at once, when it has been built."""
+        if session not in self._reasons:
+            self._reasons[session] = self._look(session)
+        return self._reasons[session]
+
+    def _look(self, session: Any) -> str | None:
         if not isinstance(session, TrainingSession):
             return "it trains nothing"
         if session.run.spec.build is not None:
@@ -102,9 +143,12 @@ class Gangs:
         trunk = self._trunk(next(iter(sessions.values())))
         layers = zip(*(recomputes(session.coroutine.trainer) for session in sessions.values()), strict=True)
         trunk.recompute([any(layer) for layer in layers])
-        gang = Gang(trunk)
+        gang = Gang(trunk, self._choices, self._chosen)
         for run, session in sessions.items():
-            gang.add(run, Member(session.coroutine))
+            if session not in self._built:
+                self._built[session] = Member(session.coroutine)
+            gang.add(run, self._built[session])
+            self._own[run] = 0.0
         return gang
 
     def _say(self, run: int, session: Any, reason: str) -> None:

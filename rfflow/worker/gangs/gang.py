@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rfflow.worker.gangs.calibration import Choice, Choices, now
 from rfflow.worker.gangs.member import AtBackward, AtForward, Meeting, Member, Reply
 from rfflow.worker.gangs.passes import Call, Pass, in_order
 from rfflow.worker.gangs.trunk import Trunk
@@ -29,6 +31,16 @@ class _Place:
     """Its last hidden states, of which its own code computes the gradient."""
 
 
+@dataclass(frozen=True)
+class _Round:
+    """From where all runs ask for the decoder to where they do so again."""
+
+    choice: Choice
+    is_fused: bool
+    began: float
+    tokens: int
+
+
 @dataclass
 class _Gone:
     """A pass that has gone forward."""
@@ -42,10 +54,23 @@ class Gang:
 
     Args:
         trunk: of the base model that they share.
+        choices: what was found out of gangs; without them, all goes together.
+        chosen: which of that holds for which runs; batches of theirs need not be of one size.
     """
 
-    def __init__(self, trunk: Trunk):
+    def __init__(
+        self, trunk: Trunk, choices: Choices | None = None, chosen: dict[frozenset[int], Choice] | None = None
+    ):
         self._trunk = trunk
+        self._choices = choices
+        self._chosen = {} if chosen is None else chosen
+        self._round: _Round | None = None
+        self.seconds: defaultdict[int, float] = defaultdict(float)
+        """Each run's share of what passes have taken, by its tokens."""
+        self._tokens: dict[int, int] = {}
+        """Those of each run's last call."""
+        self.refused: Choice | None = None
+        """Why the runs would rather go one by one, once that is known."""
         self._members: dict[int, Member] = {}
         self._waiting: dict[int, Meeting] = {}
         self._gone: list[_Gone] = []
@@ -83,6 +108,15 @@ class Gang:
             self.remove(run)
         self._gone.clear()
 
+    def disturb(self) -> None:
+        """Somebody did something else in this round: it is not timed."""
+        self._round = None
+
+    @property
+    def members(self) -> list[int]:
+        """The runs that are in it."""
+        return list(self._members)
+
     @property
     def ready(self) -> list[int]:
         """The runs that can go on."""
@@ -91,11 +125,52 @@ class Gang:
     def serve(self) -> dict[int, Reply]:
         """Do what all wait for, and return what each of them goes on with that can."""
         forward = {run: at.call for run, at in self._waiting.items() if isinstance(at, AtForward)}
+        self._tokens.update({run: call.tokens for run, call in forward.items()})
+        began = time.perf_counter()
         # Who goes backward waits for all that go forward: so they stay in step, whatever they accumulate.
-        replies = self._forward(forward) if forward else self._backward()
+        if not forward:
+            replies = self._backward()
+        elif self._goes_together(forward):
+            replies = self._forward(forward)
+        else:
+            replies = {run: Reply() for run in forward}
+        self._share(time.perf_counter() - began, list(replies))
         for run in replies:
             del self._waiting[run]
         return replies
+
+    def _share(self, seconds: float, runs: Sequence[int]) -> None:
+        tokens = sum(self._tokens.get(run, 0) for run in runs)
+        for run in runs:
+            self.seconds[run] += seconds * self._tokens.get(run, 0) / max(tokens, 1)
+
+    def _goes_together(self, calls: Mapping[int, Call]) -> bool:
+        """Whether calls are served by one pass; where all runs begin, time what has been and choose for what comes."""
+        if self._choices is None:
+            return True
+        if len(calls) < len(self._members) or not all(call.needs_grad for call in calls.values()):
+            return self._round is None or self._round.is_fused
+        moment = now(next(iter(calls.values())).ids.device)
+        if self._round is not None:
+            self._round.choice.add(self._round.is_fused, moment - self._round.began, self._round.tokens)
+            self._tell(self._round.choice)
+        tokens = sum(call.tokens for call in calls.values())
+        choice = self._chosen.setdefault(frozenset(calls), self._choices.of(id(self._trunk), len(calls), tokens))
+        if choice.is_fused is False:
+            self._tell(choice)
+            self.refused = choice
+        self._round = _Round(choice, choice.next(), moment, tokens)
+        return self._round.is_fused
+
+    def _tell(self, choice: Choice) -> None:
+        if choice.is_fused is not None and not choice.is_told:
+            choice.is_told = True
+            log.info("engine.fusion=auto: %s", choice)
+
+    @property
+    def _to_verify(self) -> Choice | None:
+        choice = None if self._round is None else self._round.choice
+        return choice if choice is not None and choice.is_exact is None else None
 
     # --- forward ------------------------------------------------------------------------------------------------------
 
@@ -122,6 +197,10 @@ class Gang:
             self._through(places[:half], replies)
             self._through(places[half:], replies)
             return
+        if self._to_verify is not None and not self._is_exact_forward(current, output, places):
+            self._to_verify.refuse(_INEXACT)
+            replies.update({place.run: Reply() for place in places})
+            return
         parts = output.detach().split(current.sizes, dim=1)
         for place, part, generator in zip(places, parts, current.generators, strict=True):
             hidden = part.reshape(*place.call.ids.shape, -1).clone()
@@ -139,6 +218,13 @@ class Gang:
             output = self._trunk.forward(current)
         self.passes += 1
         return current, output
+
+    def _is_exact_forward(self, current: Pass, output: torch.Tensor, places: Sequence[_Place]) -> bool:
+        """Whether each run has what a pass of its own gives it, to the bit."""
+        parts = output.detach().split(current.sizes, dim=1)
+        return all(
+            torch.equal(part, self._pass([place])[1].detach()) for part, place in zip(parts, places, strict=True)
+        )
 
     # --- backward -----------------------------------------------------------------------------------------------------
 
@@ -190,6 +276,8 @@ class Gang:
             found: Sequence[torch.Tensor | None] = torch.autograd.grad(
                 [gone.output], parameters, [into.view_as(gone.output)], allow_unused=True
             )
+        if (choice := self._to_verify) is not None and len(places) > 1:
+            found = self._verified(choice, gone, settings, parameters, found)
         for parameter, gradient in zip(parameters, found, strict=True):
             if gradient is None:
                 continue
@@ -197,6 +285,40 @@ class Gang:
                 parameter.grad = gradient
             else:
                 parameter.grad += gradient
+
+    def _verified(
+        self,
+        choice: Choice,
+        gone: _Gone,
+        settings: Mapping[int, Any],
+        parameters: Sequence[torch.Tensor],
+        found: Sequence[torch.Tensor | None],
+    ) -> Sequence[torch.Tensor | None]:
+        """Compute the gradients of each run alone as well; those are the ones that count."""
+        alone: dict[int, torch.Tensor | None] = {}
+        for place in gone.places:
+            if place.run not in self._members:
+                continue
+            own = self._members[place.run].parameters()
+            output = self._pass([place])[1]
+            with _as_set(settings.get(place.run, {})):
+                into = _gradient(place, output).view_as(output)
+                alone |= zip(map(id, own), torch.autograd.grad([output], own, [into], allow_unused=True), strict=True)
+        singly = [alone[id(parameter)] for parameter in parameters]
+        choice.is_exact = all(_are_equal(one, other) for one, other in zip(found, singly, strict=True))
+        if not choice.is_exact:
+            choice.refuse(_INEXACT)
+        self.disturb()
+        return singly
+
+
+_INEXACT = "a run would not have the bits that it has alone; engine.fusion=slice takes them together all the same"
+
+
+def _are_equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
 
 
 def _gradient(place: _Place, output: torch.Tensor) -> torch.Tensor:

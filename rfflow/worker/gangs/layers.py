@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from rfflow.worker.gangs.passes import Pass
@@ -58,9 +59,9 @@ class GangLinear(nn.Module):
 def part_of_run(layer: Any, x: torch.Tensor, result: torch.Tensor, current: Pass, index: int) -> torch.Tensor:
     """Add a run's adapter to its rows, as PEFT's layer does."""
     key = layer.active_adapters[0]
-    down, up = layer.lora_A[key], layer.lora_B[key]
-    x = dropped(layer.lora_dropout[key], x.to(down.weight.dtype), current.generators[index])
-    return (result + up(down(x)) * layer.scaling[key]).to(result.dtype)
+    down, up = layer.lora_A[key].weight, layer.lora_B[key].weight
+    x = dropped(layer.lora_dropout[key], x.to(down.dtype), current.generators[index])
+    return (result + F.linear(F.linear(x, down), up) * layer.scaling[key]).to(result.dtype)
 
 
 def dropped(dropout: nn.Module, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -79,7 +80,7 @@ def _dropped_on_device(p: float, x: torch.Tensor, generator: torch.Generator) ->
     before = device.get_rng_state(x.device)
     device.set_rng_state(generator.get_state(), x.device)
     try:
-        return nn.functional.dropout(x, p, training=True)
+        return F.dropout(x, p, training=True)
     finally:
         generator.set_state(device.get_rng_state(x.device))
         device.set_rng_state(before, x.device)

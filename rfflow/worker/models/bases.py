@@ -40,6 +40,8 @@ class Base:
         _leave_weights_alone(model)
         self._reload = reload
         self._tokenizer = SharedTokenizer(tokenizer)
+        self._all = [tensor for _, tensor in _tensors(model)]
+        self._versions = [tensor._version for tensor in self._all]
         self._marks = self._take_marks()
         self._checksums = {name: _checksum(tensor) for name, tensor in _tensors(model)}
 
@@ -130,6 +132,12 @@ class Base:
             raise EngineError(f"{said}; their results would be wrong, as it cannot be restored: {trouble} {advice}")
         self._marks = self._take_marks()
         raise RunFailed(f"{said}. They go on with the base as it was loaded. {advice}")
+
+    def was_written_to(self) -> bool:
+        """Whether a weight or buffer was, since this was last asked: a glance, for :meth:`check_untouched` to judge."""
+        versions = [tensor._version for tensor in self._all]
+        was, self._versions = self._versions, versions
+        return versions != was
 
     def _take_marks(self) -> dict[str, tuple[object, ...]]:
         # torch counts in-place writes to a tensor in `_version`; no weight needs to be read for this.

@@ -141,6 +141,13 @@ class GlobalState:
         self.random.restore(device)
 
 
+class Stay:
+    """How a run has the device for a while: set ``is_brief`` where it will be back soon, and has only waited."""
+
+    def __init__(self, is_brief: bool = False):
+        self.is_brief = is_brief
+
+
 class RunContext:
     """The global state of one run, and its log file.
 
@@ -185,18 +192,24 @@ class RunContext:
         return Path(self._inner.cwd or ".")
 
     @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        """Make everything global the run's own; on the way out, keep it and put back what was there before."""
+    def active(self, is_brief: bool = False) -> Iterator[Stay]:
+        """Make everything global the run's own; on the way out, keep it and put back what was there before.
+
+        Args:
+            is_brief: the run has left at a brief stay: it takes for granted that libraries' loggers are as they were,
+                as it does on the way out where the stay is set to be brief then.
+        """
+        stay = Stay()
         entering = time.perf_counter()
         outer, handlers = GlobalState.capture(self._device), read_handlers()
         seen = None
-        with self._log.attached(self._capture_output):
+        with self._log.attached(self._capture_output, is_brief, stay):
             try:
                 self._inner.restore(self._device, outer)
                 give_handlers(self._handlers, handlers)
                 self.switch_seconds += time.perf_counter() - entering
                 try:
-                    yield
+                    yield stay
                 finally:
                     leaving = time.perf_counter()
                     seen_handlers = read_handlers()
@@ -225,9 +238,11 @@ class _LogFile:
         """The root logger's level, once the run has had it."""
         self._manners: dict[logging.Logger, _Manner] = {}
         """What the run has changed of other loggers, as ``trainer.args.log_level`` does of transformers'."""
+        self._seen: tuple[dict[logging.Logger, _Manner], list[Any]] | None = None
+        """What libraries had set when the run last looked."""
 
     @contextlib.contextmanager
-    def attached(self, capture_output: bool) -> Iterator[None]:
+    def attached(self, capture_output: bool, is_brief: bool, stay: Stay) -> Iterator[None]:
         """Send the log, and with ``capture_output`` also what is printed, to the file.
 
         With ``capture_output`` only this file hears the log: the terminal belongs to the table of runs.
@@ -237,7 +252,7 @@ class _LogFile:
         given = [self._handler] if capture_output else [*handlers, self._handler]
         root.handlers[:] = [*given, *self._added]
         _set_level(root, self._level if self._level is not None else level)
-        manners, library_handlers = _libraries()
+        manners, library_handlers = self._seen = self._seen if is_brief and self._seen else _libraries()
         known = list(logging.root.manager.loggerDict)
         for logger, own in self._manners.items():
             _set_manner(logger, own)
@@ -253,11 +268,12 @@ class _LogFile:
             yield
         finally:
             sys.stdout, sys.stderr = stdout, stderr
-            now, library_handlers = _libraries()
+            now, library_handlers = self._seen if stay.is_brief else _libraries()
             for handler in library_handlers:
                 if handler.stream is self._stream:  # also those of libraries that were imported meanwhile
                     handler.stream = redirected.get(handler, stderr)
-            self._manners = _changes(manners, now, known) if now != manners else {}
+            if not stay.is_brief:
+                self._manners = _changes(manners, now, known) if now != manners else {}
             for logger in self._manners:
                 _set_manner(logger, manners.get(logger, _PLAIN))
             self._added = [handler for handler in root.handlers if handler not in given]

@@ -31,7 +31,7 @@ from rfflow.worker.training import activations
 from rfflow.worker.training.answers import Generation, Generations
 from rfflow.worker.training.build import build_trainer, call_builder, refusals
 from rfflow.worker.training.clients import claims_of_trainer, end_clients
-from rfflow.worker.training.context import RunContext
+from rfflow.worker.training.context import RunContext, Stay
 from rfflow.worker.training.coroutine import TrainerCoroutine
 from rfflow.worker.training.longest import longest_batch
 from rfflow.worker.training.warm_start import all_finite, load_weights, start_at_chunk, trained_weights
@@ -141,8 +141,9 @@ class TrainingSession:
             A :data:`Pause`, or what :meth:`.TrainerCoroutine.meet` was called with.
         """
         assert self._coroutine is not None and self.holdings is not None, "prepare() comes first"
-        with self._leaving_bases_alone(), self.context.active():
+        with self._leaving_bases_alone() as looking, self.context.active(is_brief=reply is not None) as stay:
             pause = self._coroutine.resume(reply)
+            stay.is_brief = looking.is_brief = not isinstance(pause, Ready | Progress | Boundary)
         if not isinstance(pause, Progress | Boundary):
             return pause
         self._step = pause.step
@@ -250,16 +251,19 @@ class TrainingSession:
         return [self._shared.bases.get(name) for name in names if name is not None]
 
     @contextlib.contextmanager
-    def _leaving_bases_alone(self) -> Iterator[None]:
-        """Look, whatever becomes of the run, whether it has changed what it shares with others."""
+    def _leaving_bases_alone(self) -> Iterator[Stay]:
+        """Look, whatever becomes of the run, whether it has changed what it shares with others; briefly where it is."""
+        stay = Stay()
         try:
-            yield
+            yield stay
         except BaseException:
             try:
                 self._check_bases()
             except RunFailed as changed:
                 log.warning("%s", changed)
             raise
+        if stay.is_brief and not any(base.was_written_to() for base in self._bases()):
+            return
         try:
             self._check_bases()
         except Exception:
