@@ -115,13 +115,14 @@ def test_what_auto_chooses_changes_nothing_but_time(
     monkeypatch.setattr(Choice, "add", add_as_told)
     if is_faster is None:
         monkeypatch.setattr(Gang, "_is_exact_forward", lambda self, current, output, places: False)
+    small = {"per_device_train_batch_size": 2}  # and no logs, for which a run would pause as the clock has it
     specs = [
         run_spec(
             tiny_model,
             tiny_data,
             chunks=2,
             evaluate=False,
-            args={"per_device_train_batch_size": 2, "max_steps": 40, "learning_rate": 1e-3 * (number + 1)},
+            args={"max_steps": 40, "learning_rate": 1e-3 * (number + 1), "logging_steps": 1000, **small},
             dataset={},
         )
         for number in range(2)
