@@ -172,9 +172,9 @@ def tracker(name: str) -> Iterator[Claim]:
         yield Claim(
             name,
             "",
-            f"both report to {name}, which {ONE_A_PROCESS[name]}: what they report would be mixed. TensorBoard has it "
-            "anyway (tb/ in the experiment's directory), and with trainer.args.report_to=wandb, mlflow, trackio, "
-            "neptune or tensorboard each run has its own.",
+            f"both report to {name}, which {ONE_A_PROCESS[name]}: what they report would be mixed. Say "
+            "'loggers=[default,wandb]' (or mlflow, trackio): each run has one of its own there. TensorBoard has it "
+            "anyway (tb/ in the experiment's directory).",
         )
 
 

@@ -165,6 +165,7 @@ class WandbLogger(Tracker):
                 finish_timeout=max(1.0, self._patience),
             ),
         )
+        self._wandb.setup().remove_active_run(theirs)  # else the next wandb.init() of a trainer or a user returns it
         for axis in (_STEP, _CHUNK):
             theirs.define_metric(axis, hidden=True)
         for names, axis in {"train/*": _STEP, "eval/*": _STEP, "chunk": _STEP, "by_chunk/*": _CHUNK}.items():

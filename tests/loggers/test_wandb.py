@@ -88,7 +88,7 @@ def read_all(folder: Path) -> dict[str, Seen]:
 def logger(**kwargs: Any) -> Any:
     from rfflow.loggers.wandb import WandbLogger
 
-    return WandbLogger(**{"mode": "offline", **kwargs})
+    return WandbLogger(**{"mode": "offline", "patience": 120.0, **kwargs})
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +173,23 @@ def test_a_run_that_an_op_takes_up_again_goes_on(tmp_path: Path) -> None:
     tracker.finalize("success")
     runs = read_all(tmp_path)
     assert {"0", "1", "2"} <= {*runs} and "020.yaml: cloned" in runs["0"].notes and runs["0"].tags == ["completed"]
+
+
+def test_a_run_that_others_begin_is_not_ours(tmp_path: Path) -> None:
+    """``wandb.init`` goes on with the last run there is, unless told otherwise."""
+    experiment = make_experiment(tmp_path / "outputs/sft/now", ("lr=1e-3",))
+    tracker = logger()
+    story = Story(experiment, Timeline(), tracker)
+    story.begin()
+    story.chunk(experiment.runs[0], {"loss": 1.0})
+    begun = threading.Event()
+    tracker._calls.put(begun.set)
+    assert begun.wait(120)
+    own = wandb.init(project="own", mode="offline")
+    assert own.id != f"{experiment.id}-0"
+    own.finish()
+    tracker.finalize("failed")
+    assert [value for _, value in read_all(tmp_path)["0"].points("train/loss")] == [1.0]
 
 
 def test_wandb_without_a_key_is_answered_before_training() -> None:
