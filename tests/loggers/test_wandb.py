@@ -78,6 +78,7 @@ def records(path: Path) -> Iterator[Any]:
 
 def read_all(folder: Path) -> dict[str, Seen]:
     """Return the runs by what stands behind the experiment's id."""
+    wandb.teardown()  # whatever W&B's own process still has goes to its files
     found: dict[str, Seen] = defaultdict(Seen)
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         for record in records(path):
