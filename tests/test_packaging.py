@@ -95,6 +95,8 @@ def test_the_tested_versions_lie_within_the_declared_ones() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
     for requirement in map(Requirement, [*project["dependencies"], *extras]):
+        if requirement.name == "vllm":  # it pins a torch of its own, and is tested with a stand-in
+            continue
         assert requirement.specifier.contains(tested[canonicalize_name(requirement.name)]), requirement
 
 

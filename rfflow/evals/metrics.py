@@ -10,9 +10,10 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_WORD = re.compile(r"[^\W_]+")
 _ARTICLES = frozenset(("a", "an", "the"))
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
@@ -43,6 +44,29 @@ def _f1(said: list[str], wanted: list[str]) -> float:
         return float(said == wanted)
     common = (Counter(said) & Counter(wanted)).total()
     return 2 * common / (len(said) + len(wanted))
+
+
+def rouge_l(answer: str, references: Sequence[str]) -> float:
+    """Return ROUGE-L: F1 of the longest sequence of words that answer and reference share, gaps allowed.
+
+    Precision and recall are its length over theirs, and weigh the same (Lin, 2004, section 3.1, with beta = 1); words
+    are letters and digits in lower case, without stemming. The reference where it is highest counts.
+    """
+    said = _WORD.findall(answer.lower())
+    return max((_rouge_l(said, _WORD.findall(reference.lower())) for reference in references), default=0.0)
+
+
+def _rouge_l(said: list[str], wanted: list[str]) -> float:
+    if not said or not wanted:
+        return 0.0
+    lengths = [0] * (len(wanted) + 1)  # of the longest common sequences with the first words of `wanted`
+    for word in said:
+        before = 0
+        for place, other in enumerate(wanted, 1):
+            here = lengths[place]
+            lengths[place] = before + 1 if word == other else max(here, lengths[place - 1])
+            before = here
+    return 2 * lengths[-1] / (len(said) + len(wanted))
 
 
 def number_match(answer: str, references: Sequence[str]) -> float:
@@ -81,3 +105,21 @@ def reciprocal_rank(found: Sequence[str], relevant: Collection[str], k: int) -> 
     if not wanted:
         return math.nan
     return next((1 / rank for rank, document in enumerate(found[:k], 1) if document in wanted), 0.0)
+
+
+# --- what an answer took, which has no upper bound (range: [0, null]) -------------------------------------------------
+
+
+def latency(latency: float) -> float:
+    """Return the seconds."""
+    return latency
+
+
+def tokens(usage: Mapping[str, float]) -> float:
+    """Return the tokens of prompt and answer; NaN where nobody has counted."""
+    return float(sum(usage.values())) if usage else math.nan
+
+
+def cost(cost: float) -> float:
+    """Return the cost, in the currency of the prices."""
+    return cost

@@ -18,6 +18,49 @@ Messages = list[dict[str, str]]
 """As chat templates and servers take them: each a role and a content."""
 
 
+class Template:
+    """One template of Jinja."""
+
+    def __init__(self, where: str, text: str):
+        """Compile it.
+
+        Raises:
+            ConfigError: if it cannot be read.
+        """
+        self._where = where
+        try:
+            self._wanted = meta.find_undeclared_variables(_ENVIRONMENT.parse(text)) - set(_ENVIRONMENT.globals)
+            self._template = _ENVIRONMENT.from_string(text)
+        except TemplateError as error:
+            raise ConfigError(f"{where} is no template of Jinja: {error}.") from error
+
+    def check(self, known: set[str]) -> None:
+        """Check that it uses nothing that is not there.
+
+        Raises:
+            ConfigError: naming what it uses, and what there is.
+        """
+        for variable in sorted(self._wanted - known):
+            raise ConfigError(
+                f"{self._where} has {{{{ {variable} }}}}, and there is no {variable!r}.{nearest(variable, known)} "
+                f"There {'is' if len(known) == 1 else 'are'}: {', '.join(sorted(known)) or 'nothing'}."
+            )
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """Fill it in.
+
+        Raises:
+            ConfigError: if an expression in it fails, or does what the sandbox forbids.
+        """
+        try:
+            return str(self._template.render(variables))
+        except Exception as error:  # whatever an expression in it leads to
+            raise ConfigError(f"{self._where} cannot be filled in: {type(error).__name__}: {error}.") from error
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+
+
 class Prompt:
     """Templates that were looked at."""
 
@@ -33,12 +76,11 @@ class Prompt:
         Raises:
             ConfigError: if a template cannot be read, or uses something that is not there.
         """
-        self._environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
         columns = {key for question in questions for key in question.row}
         known = {"question", "passages", *columns}
-        self._user = self._compile("user", spec.user, known)
-        self._system = None if spec.system is None else self._compile("system", spec.system, columns)
-        self._answer = self._compile("answer", spec.answer, {*known, "reference", "references"})
+        self._user = _looked_at("user", spec.user, known)
+        self._system = None if spec.system is None else _looked_at("system", spec.system, columns)
+        self._answer = _looked_at("answer", spec.answer, {*known, "reference", "references"})
         if spec.fewshot > len(pool):
             raise ConfigError(
                 f"prompt.fewshot is {spec.fewshot}, and there are {len(pool)} rows to take examples from: those that "
@@ -60,36 +102,42 @@ class Prompt:
         """
         messages: Messages = []
         if self._system is not None:
-            messages.append({"role": "system", "content": self._render("system", self._system, question.row)})
+            messages.append({"role": "system", "content": self._system.render(question.row)})
         for index, example in enumerate(self.examples):
             found = _variables(example, examples[index] if examples else ())
             answers = {"reference": example.references[0], "references": list(example.references)}
-            messages.append({"role": "user", "content": self._render("user", self._user, found)})
-            messages.append(
-                {"role": "assistant", "content": self._render("answer", self._answer, {**found, **answers})}
-            )
-        content = self._render("user", self._user, _variables(question, passages))
+            messages.append({"role": "user", "content": self._user.render(found)})
+            messages.append({"role": "assistant", "content": self._answer.render({**found, **answers})})
+        content = self._user.render(_variables(question, passages))
         return [*messages, {"role": "user", "content": content}]
 
-    def _compile(self, name: str, text: str, known: set[str]) -> Any:
-        try:
-            tree = self._environment.parse(text)
-            wanted = meta.find_undeclared_variables(tree)
-            template = self._environment.from_string(text)
-        except TemplateError as error:
-            raise ConfigError(f"prompt.{name} is no template of Jinja: {error}.") from error
-        for variable in sorted(wanted - known - set(self._environment.globals)):
-            raise ConfigError(
-                f"prompt.{name} has {{{{ {variable} }}}}, and there is no {variable!r}.{nearest(variable, known)} "
-                f"There {'is' if len(known) == 1 else 'are'}: {', '.join(sorted(known)) or 'nothing'}."
-            )
-        return template
 
-    def _render(self, name: str, template: Any, variables: Mapping[str, Any]) -> str:
-        try:
-            return str(template.render(variables))
-        except Exception as error:  # whatever an expression in it leads to
-            raise ConfigError(f"prompt.{name} cannot be filled in: {type(error).__name__}: {error}.") from error
+def _looked_at(name: str, text: str, known: set[str]) -> Template:
+    template = Template(f"prompt.{name}", text)
+    template.check(known)
+    return template
+
+
+def check_fit(lengths: Sequence[int], names: Sequence[str], answer: int, context: int) -> None:
+    """Check that every prompt, and an answer, fits into a model's context.
+
+    Args:
+        lengths: of the prompts, in tokens.
+        names: the ids of their questions.
+        answer: tokens of the longest answer.
+        context: how many tokens the model has room for.
+
+    Raises:
+        ConfigError: naming the longest.
+    """
+    over = sum(length + answer > context for length in lengths)
+    if over:
+        longest = max(range(len(lengths)), key=lengths.__getitem__)
+        raise ConfigError(
+            f"{over} of {len(lengths)} prompts are too long for the model: that of question {names[longest]!r} has "
+            f"{lengths[longest]} tokens, and with an answer of {answer} that is more than its context of {context}. "
+            "Fewer or shorter passages (retriever.k, retriever.chunker.size) or examples (prompt.fewshot) take less."
+        )
 
 
 def hash_of(content: Any) -> str:

@@ -12,10 +12,11 @@ from rfflow.config.spec import Node
 from rfflow.config.targets import resolve_function
 from rfflow.errors import ConfigError
 from rfflow.evals.items import Score
+from rfflow.evals.judging import parted
 from rfflow.evals.questions import Question, check_references
 from rfflow.evals.statistics import UNIT, Range
 
-GIVEN = ("answer", "references", "reference", "question", "found", "relevant", "k", "row", "usage")
+GIVEN = ("answer", "references", "reference", "question", "found", "relevant", "k", "row", "usage", "latency", "cost")
 """What a metric may ask for by the names of its parameters."""
 
 
@@ -42,13 +43,20 @@ class Metrics:
         Raises:
             ConfigError: if one asks for what nobody gives, or for references that are not there.
         """
-        self._metrics = [_load(name, node) for name, node in nodes.items()]
+        self._metrics = [_load(name, node) for name, node in parted(nodes)[0].items()]
         for metric in self._metrics:
             if {"references", "reference"} & set(metric.asks):
                 check_references(questions, f"metrics.{metric.name}")
 
     def __call__(
-        self, question: Question, answer: str, found: Sequence[str], k: int, usage: Mapping[str, float]
+        self,
+        question: Question,
+        answer: str,
+        found: Sequence[str],
+        k: int,
+        usage: Mapping[str, float],
+        latency: float = 0.0,
+        cost: float = 0.0,
     ) -> tuple[dict[str, Score], str | None]:
         """Return the scores of an answer, and why some are missing, if some are."""
         given = {
@@ -61,6 +69,8 @@ class Metrics:
             "k": k,
             "row": dict(question.row),
             "usage": dict(usage),
+            "latency": latency,
+            "cost": cost,
         }
         scores: dict[str, Score] = {}
         troubles = []

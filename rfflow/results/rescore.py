@@ -19,6 +19,7 @@ from rfflow.config.spec import TrainerSpec
 from rfflow.errors import ConfigError, RfflowError
 from rfflow.evals.estimates import running_metrics, shares
 from rfflow.evals.items import Item, read_items
+from rfflow.evals.judging import is_judge
 from rfflow.evals.questions import Question, shards
 from rfflow.evals.scoring import Metrics, range_of
 from rfflow.files import replace_text, shown, typed_command
@@ -62,7 +63,12 @@ def _read_metrics(words: Sequence[str]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{' '.join(words)} cannot be read: {error}") from error
     assert isinstance(read, dict)
-    return dict(read["metrics"])
+    given = dict(read["metrics"])
+    for name, node in given.items():
+        node = {"_target_": node} if isinstance(node, str) else node
+        if isinstance(node, Mapping) and node.get("_target_") and is_judge(node, f"metrics.{name}"):
+            raise ConfigError(f"metrics.{name} is a judge, who asks a model, and here nobody is asked.")
+    return given
 
 
 def _evaluations(opened: Opened) -> list[Run]:
@@ -94,8 +100,8 @@ def _scored(item: Item, questions: Sequence[Question], metrics: Metrics, k: int)
         raise ConfigError(f"The data set is not the one that was asked: there is no question {item.id!r} in its place.")
     if item.answer is None:
         return item
-    scores, trouble = metrics(question, item.answer, item.found, k, item.usage)
-    return replace(item, scores=scores, error=trouble)
+    scores, trouble = metrics(question, item.answer, item.found, k, item.usage, item.latency, item.cost)
+    return replace(item, scores={**item.scores, **scores}, error=trouble)
 
 
 def _questions(config: Mapping[str, Any]) -> list[Question]:

@@ -37,3 +37,25 @@ def test_documents_found() -> None:
 
 def test_where_nothing_is_relevant_there_is_no_score() -> None:
     assert all(math.isnan(score(["a"], (), 3)) for score in (metrics.recall, metrics.ndcg, metrics.reciprocal_rank))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        # Lin (2004), section 3.1: of "police killed the gunman", "police kill the gunman" has three words in order, and
+        # "the gunman kill police" two.
+        ("police kill the gunman", "police killed the gunman", 3 / 4),
+        ("the gunman kill police", "police killed the gunman", 2 / 4),
+        ("a b c d e", "a c e", 2 * 3 / 8),
+        ("A, b!", "a-b", 1.0),
+        ("x", "y", 0.0),
+        ("", "y", 0.0),
+    ],
+)
+def test_the_longest_sequence_of_words_counts(answer: str, reference: str, score: float) -> None:
+    assert metrics.rouge_l(answer, [reference, "q"]) == pytest.approx(score)
+
+
+def test_what_answers_took_can_be_scored() -> None:
+    assert (metrics.latency(0.5), metrics.tokens({"a": 2, "b": 3}), metrics.cost(0.25)) == (0.5, 5, 0.25)
+    assert math.isnan(metrics.tokens({})), "nobody has counted"

@@ -52,6 +52,13 @@ def steer():
 def length(answer):
     return len(answer) / 20
 
+async def marking(messages):
+    """A judge's model; what it is asked, it notes."""
+    with open("judged.txt", "a") as judged:
+        judged.write("x")
+    answer = messages[-1]["content"].rpartition(" ")[2]
+    return "Score: 4" if answer.isdigit() and int(answer) % 2 else "I like it."
+
 def plain(messages):
     return messages[-1]["content"]
 '''
@@ -179,6 +186,36 @@ def test_answers_are_scored_anew_without_asking(evaluate: Evaluate, capsys: pyte
     assert "'length=my_code.length' is no metric" in capsys.readouterr().err
 
 
+def test_a_judge_is_asked_after_each_shard_and_what_it_says_amiss_is_missing(
+    evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = [
+        "metrics=judged",
+        "generator@metrics.judge.generator=none",
+        "+metrics.judge.generator._target_=my_code.marking",
+    ]
+    (run,) = evaluate(
+        *PIPELINE, *judge, "metrics.judge.prompt='{{ question }} {{ reference }} {{ answer }}'", "chunks=2"
+    )
+    marked = {int(str(each["id"])): each for each in items(0)}  # the last line of each
+    # Answered with their number are those that no 4 divides, less 7 which has no answer.
+    right = [n for n in range(20) if n % 4 and n != 7]
+    scores = {n: each["scores"]["judge"] for n, each in marked.items()}  # type: ignore[index]
+    assert {n for n, score in scores.items() if score is not None} == {n for n in right if n % 2}
+    assert set(scores.values()) == {None, 0.75} and float(run["eval_judge"]) == 0.75
+    assert float(run["eval_judge_low"]) < 0.75 < float(run["eval_judge_high"]), "what is missing may be anything"
+    assert "there is no mark in what the judge has said: 'I like it.'" in str(marked[2]["error"])
+    assert len(Path("judged.txt").read_text()) == 19 and len(items(0)) == 20 + 19, "the answer first, then its mark"
+    from rfflow.results import commands
+
+    assert commands.main("rescore", [str(root()), "metrics.length=my_code.length"]) == 0
+    assert len(Path("judged.txt").read_text()) == 19, "nobody is asked"
+    with (root() / "rescored.csv").open() as file:
+        assert next(csv.DictReader(file))["eval_judge"] == run["eval_judge"]
+    assert commands.main("rescore", [str(root()), "metrics.other._target_=rfflow.evals.judging.Judge"]) == 1
+    assert "metrics.other is a judge, who asks a model" in capsys.readouterr().err
+
+
 def test_a_race_stops_who_is_surely_behind(evaluate: Evaluate, tmp_path: Path) -> None:
     rows = [{"question": f"What is {n}?", "reference": str(n)} for n in range(100, 180)]
     write_jsonl(tmp_path / "many.jsonl", [{"id": n, **row} for n, row in enumerate(rows, 100)])
@@ -221,6 +258,7 @@ def test_after_a_kill_nothing_is_asked_twice_but_what_was_on_its_way(evaluate: E
         ("stats.baseline=best", "stats.baseline is 'best'"),
         ("chunks=30", "chunks is 30, and there are 20 questions"),
         ("pipeline._target_=my_code.answr", "has no 'answr'. Did you mean 'answer'?"),
+        ("+metrics.judge={_target_:rfflow.evals.judging.Judge,prompt:x}", "metrics.judge.generator is None"),
         ("dataset.columns={question:text}", "no question in row 0"),
     ],
 )

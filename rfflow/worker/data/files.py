@@ -23,6 +23,7 @@ from datasets.exceptions import DatasetsError
 
 from rfflow.config.paths import PACKAGE, existing_path, listing, what_is_there
 from rfflow.errors import ConfigError
+from rfflow.evals.beir import is_beir, read_queries
 from rfflow.worker.data.joining import BUILDERS, Source, builder_of, joined, one, together
 from rfflow.worker.data.lines import COMPRESSED, Unreadable, check_packing
 from rfflow.worker.data.storing import store
@@ -90,6 +91,8 @@ def _read_rows(path: Path, builder: str, where: str, sample_by: str, separator: 
 
 
 def _read_folder(folder: Path, split: str, where: str, split_key: str, sample_by: str) -> Source:
+    if is_beir(folder):
+        return _read_beir(folder, split, where)
     names = sorted(entry.name for entry in folder.iterdir())
     with _refusals(f"{where} is {str(folder)!r}"):
         if "dataset_dict.json" in names or "state.json" in names:
@@ -113,6 +116,14 @@ def _read_folder(folder: Path, split: str, where: str, split_key: str, sample_by
             )
         # Named one by one: `datasets` would take what is called test.txt for a split of its own, and not train on it.
         return one([_read_file(Path(text), where, text, sample_by) for text in texts], str(folder))
+
+
+def _read_beir(folder: Path, split: str, where: str) -> Source:
+    rows = list(read_queries(folder, split, where))
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    if not any(columns["references"]):  # a column of empty lists has no type
+        del columns["references"]
+    return Source(store(Dataset.from_dict(columns), _same, batched=True), str(folder))
 
 
 def _read_splits(folder: Path, split: str, where: str, split_key: str, sample_by: str) -> Source:

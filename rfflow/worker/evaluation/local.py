@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from rfflow.errors import ConfigError
-from rfflow.evals.prompts import Messages
+from rfflow.evals.prompts import Messages, check_fit
 from rfflow.worker.evaluation.replies import Reply
 from rfflow.worker.models.bases import Base
 from rfflow.worker.training.answers import check_generation_arguments
@@ -69,16 +69,7 @@ class TransformersGenerator:
         context = getattr(self._model.config, "max_position_embeddings", None)
         if not isinstance(context, int):
             return
-        lengths = [len(self._ids(prompt)) for prompt in prompts]
-        longest = max(range(len(lengths)), key=lengths.__getitem__)
-        if lengths[longest] + self._max_new_tokens > context:
-            over = sum(length + self._max_new_tokens > context for length in lengths)
-            raise ConfigError(
-                f"{over} of {len(prompts)} prompts are too long for the model: that of question {names[longest]!r} has "
-                f"{lengths[longest]} tokens, and with an answer of {self._max_new_tokens} that is more than its "
-                f"context of {context}. Fewer or shorter passages (retriever.k, retriever.chunker.size) or examples "
-                "(prompt.fewshot) take less."
-            )
+        check_fit([len(self._ids(prompt)) for prompt in prompts], names, self._max_new_tokens, context)
 
     def generate(self, prompts: Sequence[Messages]) -> list[Reply]:
         """Answer a batch."""

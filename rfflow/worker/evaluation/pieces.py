@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rfflow.config.spec import EvaluationSpec, RunSpec
+from rfflow.config.spec import EvaluationSpec, Node, RunSpec
 from rfflow.config.targets import import_object, resolve_function
 from rfflow.errors import ConfigError
+from rfflow.evals.judging import parted
 from rfflow.evals.prompts import Prompt, hash_of
 from rfflow.evals.questions import Question, permutation, read_questions
 from rfflow.evals.retrieval import make, wants
 from rfflow.worker.data.rows import Data
 from rfflow.worker.evaluation.finding import find
+from rfflow.worker.evaluation.judges import Judging, make_judging
 from rfflow.worker.evaluation.replies import Asked, Batches, Replies, calls
 from rfflow.worker.shared import Shared
 
@@ -31,6 +33,8 @@ class Pieces:
     found: Sequence[tuple[str, ...]]
     """The documents found for each, best first, each once."""
     replies: Replies
+    judges: Sequence[Judging] = ()
+    """What is asked about the answers."""
 
 
 def wants_base(spec: EvaluationSpec) -> bool:
@@ -51,12 +55,13 @@ def make_pieces(spec: RunSpec, shared: Shared) -> Pieces:
         function = resolve_function(evaluation.pipeline, "pipeline")
         asked: list[Asked] = [_item(question) for question in questions]
         replies: Replies = calls(function, evaluation.concurrency)
-        return Pieces(questions, asked, _hashes(asked, evaluation.pipeline), [()] * len(questions), replies)
+        hashes, judges = _hashes(asked, evaluation.pipeline), _judges(spec, shared, questions)
+        return Pieces(questions, asked, hashes, [()] * len(questions), replies, judges)
     assert evaluation.prompt is not None and evaluation.generator is not None
     prompt = Prompt(evaluation.prompt, questions, pool)
     found, of_examples = (find(evaluation, shared, each) for each in (questions, prompt.examples))
     asked = [prompt(question, each, of_examples) for question, each in zip(questions, found, strict=True)]
-    generator = _generator(spec, shared)
+    generator = _generator(evaluation.generator, spec, shared)
     if callable(getattr(generator, "check", None)):
         generator.check(asked, [question.id for question in questions])
     if callable(getattr(generator, "generate", None)):
@@ -65,7 +70,18 @@ def make_pieces(spec: RunSpec, shared: Shared) -> Pieces:
         replies = calls(generator, evaluation.concurrency)
     documents = [tuple(dict.fromkeys(document.id for document in each)) for each in found]
     what = [evaluation.generator, spec.model.key if wants_base(evaluation) else None]
-    return Pieces(questions, asked, _hashes(asked, what), documents, replies)
+    judges = _judges(spec, shared, questions)
+    return Pieces(questions, asked, _hashes(asked, what), documents, replies, judges)
+
+
+def _judges(spec: RunSpec, shared: Shared, questions: Sequence[Question]) -> list[Judging]:
+    assert spec.evaluation is not None
+
+    def generator(section: Node, where: str) -> Any:
+        return _generator(section, spec, shared, where)
+
+    nodes = parted(spec.evaluation.metrics)[1]
+    return [make_judging(name, node, questions, generator) for name, node in nodes.items()]
 
 
 def _questions(spec: RunSpec, shared: Shared) -> tuple[list[Question], list[Question]]:
@@ -89,18 +105,18 @@ def in_order(data: Data, seed: int) -> tuple[list[Question], list[Question]]:
     return [scored[place] for place in order], [each for each in others if each.text not in taken]
 
 
-def _generator(spec: RunSpec, shared: Shared) -> Any:
+def _generator(node: Node, spec: RunSpec, shared: Shared, where: str = "generator") -> Any:
     """Return what answers prompts: an object made of a class, or a function with what stands beside it."""
-    assert spec.evaluation is not None and spec.evaluation.generator is not None
-    node = spec.evaluation.generator
-    if not isinstance(import_object(str(node["_target_"]), "generator"), type):
-        return resolve_function(node, "generator")
-    given: dict[str, Any] = {"base": shared.bases.get(spec.model)} if wants_base(spec.evaluation) else {}
-    if wants(node, "limiters", "generator"):
+    if not isinstance(import_object(str(node["_target_"]), where), type):
+        return resolve_function(node, where)
+    given: dict[str, Any] = {"base": shared.bases.get(spec.model)} if wants(node, "base", where) else {}
+    if wants(node, "limiters", where):
         given["limiters"] = shared.made_once("limiters", dict[str, Any])
-    made = make(node, "generator", **given)
+    if wants(node, "engines", where):
+        given["engines"] = shared.made_once("engines", dict[str, Any])
+    made = make(node, where, **given)
     if not callable(getattr(made, "generate", None)) and not callable(made):
-        raise ConfigError(f"generator: {node['_target_']} has no method generate(prompts), and cannot be called.")
+        raise ConfigError(f"{where}: {node['_target_']} has no method generate(prompts), and cannot be called.")
     return made
 
 

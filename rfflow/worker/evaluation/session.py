@@ -97,7 +97,8 @@ class EvaluationSession:
         """Ask nothing any more, and pause when what was asked is answered."""
         self._is_hurried = True
         if self._pieces is not None:
-            self._pieces.replies.hurry()
+            for replies in (self._pieces.replies, *(each.replies for each in self._pieces.judges)):
+                replies.hurry()
 
     def snapshot(self, folder: Path) -> Callable[[], None]:
         """The answers are the resume point: see to it that they are on the disk."""
@@ -106,7 +107,8 @@ class EvaluationSession:
     def close(self) -> None:
         """Let go of the generator and the file."""
         if self._pieces is not None:
-            self._pieces.replies.close()
+            for replies in (self._pieces.replies, *(each.replies for each in self._pieces.judges)):
+                replies.close()
             self._pieces = None
         self._file.close()
         if self.holdings is not None:
@@ -126,10 +128,22 @@ class EvaluationSession:
             if not count:  # there was hurry, and all that was asked is back
                 self._has_begun = self._is_hurried = False
             return Progress(self._done + there, (), can_checkpoint=pieces.replies.is_idle)
+        if not self._judged(pieces, end):
+            self._has_begun = self._is_hurried = False
+            return Progress(self._done + there, (), can_checkpoint=True)
         self._done, self._has_begun = end, False
         self._check_base()
         kind = Finished if end == self._ends[-1] else Boundary
         return kind(end, (), {}, answers=self._shown(pieces, end))
+
+    def _judged(self, pieces: Pieces, end: int) -> bool:
+        """Have the answers of the shard judged that are not yet; return whether all are."""
+        places = range(self._done, end)
+        for judging in pieces.judges:
+            open = {place: self._items[place] for place in places if judging.name not in self._items[place].scores}
+            if open and not self._is_hurried:
+                judging.ask(pieces.questions, open, self._keep)
+        return all(each.name in self._items[place].scores for each in pieces.judges for place in places)
 
     def _check_base(self) -> None:
         """Look whether a generator has changed what it shares with other runs."""
@@ -145,21 +159,27 @@ class EvaluationSession:
         scores: dict[str, Score] = {}
         trouble = reply.error
         if reply.text is not None:
-            scores, trouble = self._metrics(question, reply.text, found, self.run.spec.evaluation.k, reply.usage)
+            k, took = self.run.spec.evaluation.k, (reply.usage, reply.latency, reply.cost)
+            scores, trouble = self._metrics(question, reply.text, found, k, *took)
+        else:
+            scores = dict.fromkeys(self.run.spec.evaluation.metrics)
         item = Item(
             position=position,
             id=question.id,
             prompt=pieces.hashes[position],
             answer=reply.text,
             found=found,
-            scores=scores or dict.fromkeys(self.run.spec.evaluation.metrics),
+            scores=scores,
             usage=reply.usage,
             latency=round(reply.latency, 4),
             cost=reply.cost,
             error=trouble,
         )
+        self._keep(item)
+
+    def _keep(self, item: Item) -> None:
         self._file.put(item)
-        self._items[position] = item
+        self._items[item.position] = item
 
     def _is(self, item: Item) -> bool:
         """Whether an item of an earlier process stands; one without an answer is asked once more."""
