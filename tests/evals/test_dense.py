@@ -114,6 +114,18 @@ def test_passages_are_embedded_once(
     assert not list(cache.glob(".*")), "nothing is left of what was written aside"
 
 
+def test_who_comes_at_the_same_time_waits_for_the_index(
+    bases: Any, tiny_model: Path, embedded: list[list[str]]
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    dense(bases, tiny_model, DOCUMENTS[:1])  # the model is loaded
+    with ThreadPoolExecutor(2) as pool:
+        made = [pool.submit(dense, bases, tiny_model) for _ in range(2)]
+        assert [each.result().retrieve([TEXTS[3]], 1) for each in made] == [[[3]]] * 2
+    assert sum(texts == TEXTS for texts in embedded) == 1
+
+
 def test_an_index_of_another_corpus_is_refused(bases: Any, tiny_model: Path, tmp_path: Path) -> None:
     folder = str(tmp_path / "mine")
     found = dense(bases, tiny_model, index=folder).retrieve(["rain"], 1)
