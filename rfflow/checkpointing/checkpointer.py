@@ -23,8 +23,6 @@ from rfflow.runs.run import Run, RunState
 
 log = logging.getLogger(__name__)
 
-ENDED = (RunState.COMPLETED, RunState.FAILED, RunState.DELETED)
-
 
 class Checkpointer:
     """Writes what it takes to go on after a crash, and reads it back.
@@ -156,7 +154,7 @@ class Checkpointer:
         runs = []
         for run in self._experiment.runs:
             record = self._record(run, ahead(run.number))
-            if run.state in ENDED and run.number not in self._ended:
+            if run.state.is_final and run.number not in self._ended:
                 self._ended[run.number] = experiment_file.run_text(record)
             elif run.state is RunState.DELETED:
                 self._ended[run.number] = experiment_file.run_text(record)  # it may have ended in another way before
@@ -212,7 +210,7 @@ class Checkpointer:
         self._configs[run.number] = run.spec, record.config, dict(record.digests)
         if record.is_warm:
             self._warm[run.number] = record.start_step
-        if record.state in ENDED:
+        if record.state.is_final:
             run.chunks, run.metrics, run.plan = list(record.chunks), dict(record.metrics), record.plan
             run.logs = record.logs
             run.step = run.chunks[-1].step if run.chunks else 0
@@ -292,7 +290,7 @@ class Checkpointer:
         return min(there, key=lambda chunk: objective.sort_key(chunk.metrics)).step if there else None
 
     def _record(self, run: Run, ahead: float) -> RunRecord:
-        has_ended = run.state in ENDED
+        has_ended = run.state.is_final
         config, digests = self._config(run)
         self._reached[run.number] = max(len(run.chunks), self._reached.get(run.number, 0))
         return RunRecord(

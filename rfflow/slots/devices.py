@@ -97,7 +97,10 @@ def _cpus(asked: Literal["auto"] | int | tuple[int, ...], environ: Mapping[str, 
     if not isinstance(asked, int):
         if list(asked) == [0]:
             return [Device("cpu")]
-        raise ConfigError(f"engine.devices is {list(asked)}, which are GPUs, but none is visible. On a CPU: a number.")
+        raise ConfigError(
+            f"engine.devices is {list(asked)}, which are GPUs, but none is visible. "
+            "On a CPU: how many workers, as in engine.devices=2."
+        )
     if asked > cores:
         raise ConfigError(f"engine.devices is {asked}, but this process has {cores} cores, and a worker takes one.")
     if asked == 1:
