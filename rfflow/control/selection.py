@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from rfflow.config.spec import Objective
 from rfflow.errors import OpError, nearest
+from rfflow.runs.ranking import Standing, best_first
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 120
@@ -214,6 +215,8 @@ def _rank(op: _Op, target: Ranked, able: Sequence[Candidate], objective: Objecti
             f"Cannot {op.verb} the {target.end} by {by}: none of the runs {spans(values)} has logged it."
             f"{nearest(by, seen)} Metrics seen: {', '.join(seen) or 'none yet'}."
         )
+    if any(standing_of(run).past for run in able):
+        return _rank_evaluations(target, able, values, objective)
     toward_worst = 1.0 if objective.direction == "minimize" else -1.0
 
     def key(run: Candidate) -> tuple[bool, float, int]:
@@ -224,6 +227,23 @@ def _rank(op: _Op, target: Ranked, able: Sequence[Candidate], objective: Objecti
         return (False, badness if target.end == "best" else -badness, run.number)
 
     return sorted(able, key=key)
+
+
+def _rank_evaluations(
+    target: Ranked, able: Sequence[Candidate], values: Mapping[int, float | None], objective: Objective
+) -> list[Candidate]:
+    """Rank where some are evaluations: on the questions that both of any two have had."""
+    known = [run for run in able if values[run.number] is not None]
+    order = best_first([standing_of(run) for run in known], objective)
+    there = {run.number: run for run in known}
+    ranked = [there[number] for number in (order if target.end == "best" else reversed(order))]
+    return ranked + [run for run in able if values[run.number] is None]
+
+
+def standing_of(run: Candidate) -> Standing:
+    """Return what ranks a run, whose questions may be known."""
+    found = getattr(run, "standing", None)
+    return found if isinstance(found, Standing) else Standing(run.number, run.metrics)
 
 
 def _direction(target: Ranked, by: str, objective: Objective) -> Any:

@@ -45,6 +45,8 @@ class RunStatus:
     """The slot where it trains, or has trained last; None before its first chunk."""
     since: str | None = None
     """Since when it trains there, ISO 8601; None while it waits."""
+    rank: int | None = None
+    """Its place by the objective; 1 is the best."""
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,11 @@ class Experiment:
         chunks = (self._timeline.get() or {}).get("chunks", [])
         runs = _timed(status.get("runs") or [], chunks)
         standing = settings.objective.standing(run.get("metrics") or {} for run in runs)
-        ranked = sorted(runs, key=lambda run: (*settings.objective.sort_key(_numbers(run)), run["number"]))
+        places = [run.get("rank") for run in runs]
+        if None in places:  # an older experiment's
+            ranked = sorted(runs, key=lambda run: (*settings.objective.sort_key(_numbers(run)), run["number"]))
+        else:
+            ranked = sorted(runs, key=lambda run: run["rank"])
         for rank, run in enumerate((run for run in ranked if run["state"] != "deleted"), 1):
             run["rank"] = rank
         for run in runs:

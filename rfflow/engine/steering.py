@@ -322,7 +322,8 @@ class Steering:
         if self._inbox is None:
             return
         experiment = self._lifecycle.experiment
-        runs = tuple(_status(run) for run in experiment.runs)
+        places = {run.number: place for place, run in enumerate(experiment.ranked(), start=1)}
+        runs = tuple(replace(_status(run), rank=places[run.number]) for run in experiment.runs)
         status = Status(str(experiment.paths.root), runs, waiting=self._is_idle, slots=experiment.slots)
         self._status.write(status)
 

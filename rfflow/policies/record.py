@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -15,14 +15,40 @@ from omegaconf import DictConfig, OmegaConf
 
 from rfflow.checkpointing import experiment_file
 from rfflow.checkpointing.experiment_file import SavedExperiment
-from rfflow.config.spec import Node
+from rfflow.config.evaluation import is_evaluation, read_evaluation
+from rfflow.config.spec import EvaluationSpec, Node
 from rfflow.control.journal import Journal
 from rfflow.errors import ConfigError, nearest
+from rfflow.evals.comparison import Candidate
+from rfflow.evals.estimates import scores_of, shares
+from rfflow.evals.items import Item, read_items
+from rfflow.evals.questions import shards
+from rfflow.evals.scoring import range_of
 from rfflow.files import shown
 from rfflow.policies.simulation import Curve
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import RunState
 from rfflow.tracking.reading import read_history, read_timeline
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What an evaluation has answered."""
+
+    spec: EvaluationSpec
+    items: Mapping[int, Item]
+    looks: tuple[int, ...]
+    share: float
+    """Of what may go wrong."""
+
+    def candidate(self, number: int, metric: str) -> Candidate | None:
+        """Return what is known of it by a metric; ``None`` where it was not scored by that."""
+        if metric not in self.spec.metrics:
+            return None
+        end = next((place for place in range(self.looks[-1]) if place not in self.items), self.looks[-1])
+        ids, scores = [self.items[place].id for place in range(end)], scores_of(self.items, metric, end)
+        bounds = range_of(self.spec.metrics[metric])
+        return Candidate(number, scores, self.looks, bounds, self.spec.level, self.share, ids)
 
 
 @dataclass(frozen=True)
@@ -43,6 +69,8 @@ class Record:
     """Runs that have not ended a chunk, so that nothing is known of them."""
     live: tuple[int, ...] = ()
     """Runs that were queued or running when it was read."""
+    answered: Mapping[int, Answered] = field(default_factory=dict)
+    """Of the runs that are evaluations."""
 
 
 def read_record(root: Path) -> Record:
@@ -95,7 +123,31 @@ def read_record(root: Path) -> Record:
         (asdict(state.objective) if state and state.objective else curves[0].config.get("objective")) or {},
         tuple(silent),
         tuple(int(row["run"]) for row in rows if row.get("state") in (RunState.QUEUED.value, RunState.RUNNING.value)),
+        _answered(paths, rows, curves),
     )
+
+
+def _answered(
+    paths: ExperimentPaths, rows: Sequence[Mapping[str, str]], curves: Sequence[Curve]
+) -> dict[int, Answered]:
+    planned = {int(row["run"]): (int(row["steps"] or 0), int(row["chunks"] or 0)) for row in rows}
+    directories = {int(row["run"]): row.get("directory") for row in rows}
+    specs = {curve.number: _evaluation(curve.config) for curve in curves if is_evaluation(curve.config)}
+    parents = {curve.number: curve.parent for curve in curves if curve.number in specs}
+    parts = shares(parents, max((spec.candidates or 0 for spec in specs.values()), default=0))
+    return {
+        number: Answered(
+            spec, read_items(paths.found(number, directories[number]).items), shards(*planned[number]), parts[number]
+        )
+        for number, spec in specs.items()
+        if all(planned[number])
+    }
+
+
+def _evaluation(config: Node) -> EvaluationSpec:
+    """Read what was checked when it ran; the objective was the experiment's, and may be another in a replay."""
+    metric = next(iter(config.get("metrics") or {}), "")
+    return read_evaluation({**config, "objective": {"metric": f"eval_{metric}"}})
 
 
 def _why_not(root: Path) -> str:

@@ -11,6 +11,7 @@ import itertools
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,8 @@ from rfflow.files import shown, typed_command
 from rfflow.policies.record import Record, read_record
 from rfflow.policies.runner import make_policy
 from rfflow.policies.scene import Decision, Policy, RunView
-from rfflow.policies.simulation import Outcome, simulate
+from rfflow.policies.simulation import Curve, Outcome, simulate
+from rfflow.runs.ranking import Standing, best_first
 
 _USAGE = """usage: {rfflow} replay EXPERIMENT policy=NAME [policy.KEY=VALUE ...] [objective.metric=NAME ...]
 
@@ -56,11 +58,18 @@ def main(argv: Sequence[str], conf: Path) -> int:
 def replay(record: Record, policy: Node, objective: Objective) -> Outcome:
     """Let a policy decide over a record; clones that it asks for are noted and not made."""
     made, name, _ = make_policy(policy)
-    _check(made, record, objective)
-    return simulate(record.curves, made, objective, name, clones=False)
+    metric = objective.metric.removeprefix("eval_")
+    curves = [
+        curve
+        if (known := record.answered.get(curve.number)) is None
+        else replace(curve, candidate=known.candidate(curve.number, metric))
+        for curve in record.curves
+    ]
+    _check(made, record, objective, curves)
+    return simulate(curves, made, objective, name, clones=False)
 
 
-def _check(policy: Policy, record: Record, objective: Objective) -> None:
+def _check(policy: Policy, record: Record, objective: Objective, curves: Sequence[Curve]) -> None:
     """Check, as before training, that what a policy ranks by and reads has been logged.
 
     Raises:
@@ -69,8 +78,11 @@ def _check(policy: Policy, record: Record, objective: Objective) -> None:
     logged = sorted({name for curve in record.curves for metrics in curve.metrics for name in metrics})
     if objective.value(dict.fromkeys(logged, 0.0)) is None:
         raise ConfigError(f"objective.metric is {_unknown(objective.metric, logged)}")
-    if getattr(policy, "reads_scores", False):
-        raise ConfigError("The policy reads the scores of single answers, which a replay does not have.")
+    if getattr(policy, "reads_scores", False) and all(curve.candidate is None for curve in curves):
+        raise ConfigError(
+            "The policy reads the scores of single answers, and no run is an evaluation that was scored by "
+            f"{objective.metric}."
+        )
     views = [RunView(c.number, "queued", len(c.metrics), (), c.config, c.parent, c.age) for c in record.curves]
     if any(view.config for view in views) and (check := getattr(policy, "check", None)) is not None:
         check(views)
@@ -113,9 +125,6 @@ def _replayed(root: Path, record: Record, overrides: Sequence[str], conf: Path) 
     return report(root, record, outcome, objective, " ".join(overrides))
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
 # --- saying -----------------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +141,15 @@ def report(root: Path, record: Record, outcome: Outcome, objective: Objective, w
         )
         spent = sum(record.seconds.get(key, 0) for key in outcome.order)
         lines[-1] += f", {_share(seconds - spent, seconds)} of the time on the device ({seconds - spent:.0f} s)"
+    if record.answered:
+        lengths = {
+            number: [b - a for a, b in itertools.pairwise((0, *known.looks))]
+            for number, known in record.answered.items()
+        }
+        curves = {curve.number: curve for curve in record.curves if curve.number in lengths}
+        asked = sum(sum(lengths[number][: len(curve.metrics)]) for number, curve in curves.items())
+        taken = sum(lengths[number][chunk] for number, chunk in outcome.order if number in lengths)
+        lines[-1] += f", {_share(asked - taken, asked)} of the answers ({asked - taken} of {asked})"
     lines[-1] += "."
     lines.append(_loss(record, outcome, objective))
     short = [c.number for c in record.curves if len(c.metrics) < record.planned.get(c.number, 0)]
@@ -156,7 +174,8 @@ def report(root: Path, record: Record, outcome: Outcome, objective: Objective, w
 
 def _loss(record: Record, outcome: Outcome, objective: Objective) -> str:
     ended = [curve for curve in record.curves if curve.fails_at is None] or record.curves
-    best = min(ended, key=lambda c: (*objective.sort_key(c.metrics[-1]), c.number))
+    by_number = {curve.number: curve for curve in ended}
+    best = by_number[best_first([_standing(curve, record) for curve in ended], objective)[0]]
     objective = objective.standing(curve.metrics[-1] for curve in ended)
     is_whole = all(len(c.metrics) >= record.planned.get(c.number, 0) for c in ended)
     among = "of all runs trained to the end" if is_whole else "of all runs, each as far as it was trained"
@@ -173,6 +192,14 @@ def _loss(record: Record, outcome: Outcome, objective: Objective) -> str:
         return text + f"It is the best {among}: nothing lost."
     share = f" ({100 * lost / abs(value):.2g} %)" if value else ""
     return text + f"Lost: {_number(lost)}{share} against run {best.number} with {_number(value)}, the best of all."
+
+
+def _standing(curve: Curve, record: Record) -> Standing:
+    known = record.answered.get(curve.number)
+    if known is None:
+        return Standing(curve.number, curve.metrics[-1])
+    past = tuple(zip(known.looks, curve.metrics, strict=False))
+    return Standing(curve.number, curve.metrics[-1], past, len(past) < len(known.looks))
 
 
 def _line(decision: Decision) -> str:

@@ -15,7 +15,9 @@ from rfflow.control.ops import Clone, Op
 from rfflow.control.overrides import expand
 from rfflow.control.selection import select
 from rfflow.errors import OpError
+from rfflow.evals.comparison import Candidate
 from rfflow.policies.scene import Decision, Policy, RunView, Scene
+from rfflow.runs.ranking import Standing, best_first
 from rfflow.scheduling.scheduler import Scheduler
 
 
@@ -35,6 +37,8 @@ class Curve:
     """Chunks that runs had done when it was made: it takes part once its parent has, and the others have or are out."""
     age: int = 0
     """Chunks behind its weights when it begins."""
+    candidate: Candidate | None = None
+    """Of an evaluation, the scores of its answers by the objective."""
 
 
 @dataclass
@@ -53,9 +57,9 @@ class Outcome:
     @property
     def chosen(self) -> RunView | None:
         """The run that is best by the objective when all is over, as the runs table ranks them."""
-        key = self.scene.objective.sort_key
         runs = [run for run in self.scene.runs if run.history and run.state not in ("failed", "deleted")]
-        return min(runs, key=lambda run: (*key(run.metrics), run.number), default=None)
+        order = best_first([_standing(run) for run in runs], self.scene.objective)
+        return self.scene.run(order[0]) if order else None
 
 
 def simulate(
@@ -127,7 +131,10 @@ class _Simulation:
             return
         history = (*view.history, curve.metrics[view.chunk])
         state = "completed" if len(history) == view.chunks else "running"
-        self._views[number] = replace(view, history=history, state=state, age=view.age + 1)
+        candidate = curve.candidate
+        if candidate is not None:
+            candidate = replace(candidate, scores=candidate.scores[: candidate.looks[len(history) - 1]])
+        self._views[number] = replace(view, history=history, state=state, age=view.age + 1, candidate=candidate)
 
     def _steer(self) -> None:
         for op in self._person.pop(len(self._order), ()):
@@ -206,6 +213,14 @@ class _Candidate:
         self.number = view.number
         self.state = _State(view.state)
         self.metrics = view.metrics
+        self.standing = _standing(view)
+
+
+def _standing(view: RunView) -> Standing:
+    if view.candidate is None:
+        return Standing(view.number, view.metrics)
+    is_rough = view.state in ("stopped", "failed", "deleted") and view.chunk < view.chunks
+    return Standing(view.number, view.metrics, tuple(zip(view.candidate.looks, view.history, strict=False)), is_rough)
 
 
 def _with(parent: RunView, overrides: Sequence[str]) -> dict[str, Any]:

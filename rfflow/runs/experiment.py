@@ -12,7 +12,8 @@ from pathlib import Path
 from rfflow.config.spec import ExperimentSpec
 from rfflow.runs.chunks import ChunkResult
 from rfflow.runs.paths import ExperimentPaths
-from rfflow.runs.run import Run, RunState
+from rfflow.runs.ranking import best_first
+from rfflow.runs.run import Run
 
 
 @dataclass
@@ -45,10 +46,11 @@ class Experiment:
     def ranked(self) -> list[Run]:
         """Return the runs from best to worst by the objective.
 
-        An evaluation that was stopped knows its value only roughly: it comes behind those that were not.
+        Evaluations are compared on the questions that both have had. One that was stopped knows its value only
+        roughly: it comes behind those that were not.
         """
-        key = self.spec.objective.sort_key
-        return sorted(self.runs, key=lambda run: (_is_rough(run), *key(run.metrics), run.number))
+        runs = {run.number: run for run in self.runs}
+        return [runs[number] for number in best_first([run.standing for run in self.runs], self.spec.objective)]
 
     def seconds_left(self) -> float:
         """Estimate the seconds until every live run is through, from the time of the chunks so far; NaN before any."""
@@ -62,11 +64,6 @@ class Experiment:
             if run.state.is_live and run.plan is not None
         ]
         return max(sum(left) / max(1, self.slots - self.given_up), max(left, default=0.0))
-
-
-def _is_rough(run: Run) -> bool:
-    has_ended_early = run.state in (RunState.STOPPED, RunState.FAILED, RunState.DELETED)
-    return run.is_evaluation and has_ended_early and (run.plan is None or run.step < run.plan.steps)
 
 
 class Callback:

@@ -10,6 +10,7 @@ from rfflow.config.spec import RunSpec
 from rfflow.runs.chunks import ChunkPlan, ChunkResult
 from rfflow.runs.owner import Owner
 from rfflow.runs.paths import RunPaths
+from rfflow.runs.ranking import Standing
 
 
 class RunState(enum.Enum):
@@ -137,6 +138,17 @@ class Run:
     def seconds(self) -> float:
         """Time spent on the device so far."""
         return sum(chunk.seconds for chunk in self.chunks)
+
+    @property
+    def standing(self) -> Standing:
+        """What ranks it."""
+        if not self.is_evaluation:
+            return Standing(self.number, self.metrics)
+        has_ended_early = self.state in (RunState.STOPPED, RunState.FAILED, RunState.DELETED)
+        past = tuple((chunk.step, chunk.metrics) for chunk in self.chunks) or ((0, {}),)
+        return Standing(
+            self.number, self.metrics, past, has_ended_early and (self.plan is None or self.step < self.plan.steps)
+        )
 
     def note(self, metrics: Mapping[str, float], step: int) -> None:
         """Take in what was logged at a step. At step 0 nothing is trained: that says nothing of the configuration."""

@@ -25,6 +25,7 @@ COLUMNS = (
     "seconds",
     "slot",
     "objective",
+    "rank",
     "checkpoint",
     "directory",
     "error",
@@ -37,7 +38,7 @@ class RunsTable:
     The columns are ``COLUMNS``, then one for every metric that any run has logged, in the order in which they were
     first seen; so the header only ever grows at its end. ``chunk`` and ``step`` count what is done, ``chunks`` and
     ``steps`` what there is to do, ``seconds`` is time on the device, ``slot`` the device where
-    it trained last, ``objective`` the value that ranks the run,
+    it trained last, ``objective`` the value that ranks the run, ``rank`` its place (1 is the best),
     ``checkpoint`` the trained adapter or else the newest checkpoint, ``directory`` the run's own, relative to the
     experiment's where it lies inside. A metric that has the name of one of these columns gets the prefix ``metric.``.
     """
@@ -84,8 +85,9 @@ class RunsTable:
         text = io.StringIO()
         writer = csv.DictWriter(text, [*COLUMNS, *self._metrics.values()], restval="", lineterminator="\n")
         writer.writeheader()
+        places = {run.number: place for place, run in enumerate(experiment.ranked(), start=1)}
         for run in experiment.runs:
-            writer.writerow(_row(experiment, run) | self._metric_cells(run.metrics))
+            writer.writerow(_row(experiment, run, places[run.number]) | self._metric_cells(run.metrics))
         replace_text(experiment.paths.runs_table, text.getvalue())
 
     def _metric_cells(self, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -100,10 +102,10 @@ def columns_before(table: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     names = {f"metric.{name}": name for name in COLUMNS}
-    return {names.get(column, column): column for column in columns[len(COLUMNS) :]}
+    return {names.get(column, column): column for column in columns if column not in COLUMNS}
 
 
-def _row(experiment: Experiment, run: Run) -> dict[str, Any]:
+def _row(experiment: Experiment, run: Run, place: int) -> dict[str, Any]:
     return {
         "run": run.number,
         "state": run.state.value,
@@ -116,6 +118,7 @@ def _row(experiment: Experiment, run: Run) -> dict[str, Any]:
         "seconds": round(run.seconds, 3),
         "slot": run.chunks[-1].slot if run.chunks else "",
         "objective": experiment.spec.objective.value(run.metrics),
+        "rank": place,
         "checkpoint": newest_checkpoint(run) or "",
         "directory": experiment.paths.relative(run.paths),
         "error": error_line(run) if run.error is not None else "",

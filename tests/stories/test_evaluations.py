@@ -216,7 +216,9 @@ def test_a_judge_is_asked_after_each_shard_and_what_it_says_amiss_is_missing(
     assert "metrics.other is a judge, who asks a model" in capsys.readouterr().err
 
 
-def test_a_race_stops_who_is_surely_behind(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_a_race_stops_who_is_surely_behind(
+    evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [{"question": f"What is {n}?", "reference": str(n)} for n in range(100, 180)]
     write_jsonl(tmp_path / "many.jsonl", [{"id": n, **row} for n, row in enumerate(rows, 100)])
     words = [word for word in PIPELINE if not word.startswith(("dataset.path", "metrics.recall"))]
@@ -225,6 +227,19 @@ def test_a_race_stops_who_is_surely_behind(evaluate: Evaluate, tmp_path: Path) -
     assert int(runs[0]["step"]) <= int(runs[1]["step"]) < 80 == int(runs[2]["step"])
     ops = [json.loads(line) for line in (root() / "ops.jsonl").read_text().splitlines()]
     assert {op["by"] for op in ops} == {"policy/race"} and all("to run 2 on" in json.dumps(op) for op in ops)
+    assert [run["rank"] for run in runs] == ["3", "2", "1"]
+    from rfflow.config.files import CONF
+    from rfflow.policies.replay import main as replay
+
+    data = ["dataset.path=many.jsonl", "chunks=8", "hydra.sweep.dir=whole"]
+    evaluate(*words, "pipeline.wrong=1,2,500", *data)
+    capsys.readouterr()
+    assert replay(["whole", "policy=race"], CONF) == 0
+    said = capsys.readouterr().out
+    assert "stop run 0: " in said and "to run 2 on" in said
+    assert " of the answers (" in said and "Chosen: run 2 with eval_contains" in said and "nothing lost" in said
+    assert replay([str(root()), "policy=race"], CONF) == 0
+    assert "Chosen: run 2" in capsys.readouterr().out, "those that the race had stopped are still behind"
 
 
 def test_after_a_kill_nothing_is_asked_twice_but_what_was_on_its_way(evaluate: Evaluate) -> None:
