@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 from lightning_fabric.loggers import Logger
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
 
 from rfflow.config.spec import Objective
 from rfflow.loggers import hparams
+from rfflow.loggers.event_files import CurvesWriter
 from rfflow.loggers.events import BY_CHUNK, STATE, Said, read_said
 from rfflow.runs.chunks import Answer, ChunkResult
 from rfflow.runs.experiment import Experiment
@@ -55,7 +55,7 @@ class TensorBoardLogger(Logger):
         self._experiment: Experiment | None = None
         self._runs: dict[str, Run] = {}
         """Runs that have a row in the HParams table, by name."""
-        self._writers: dict[str, SummaryWriter] = {}
+        self._writers: dict[str, CurvesWriter] = {}
         self._removed: set[str] = set()
         self._metrics: dict[str, None] = {}
         """Tags of all runs, as an ordered set."""
@@ -277,12 +277,12 @@ class TensorBoardLogger(Logger):
     def _shared_name(self) -> str:
         return f"{SHARED}-{self._shared_number}" if self._shared_number > 1 else SHARED
 
-    def _shared_writer(self) -> SummaryWriter:
+    def _shared_writer(self) -> CurvesWriter:
         return self._writer(self._shared_name)
 
-    def _writer(self, name: str, purge_step: int | None = None) -> SummaryWriter:
+    def _writer(self, name: str, purge_step: int | None = None) -> CurvesWriter:
         if name not in self._writers:
-            self._writers[name] = SummaryWriter(
+            self._writers[name] = CurvesWriter(
                 str(self._directory(name)),
                 purge_step=purge_step,
                 max_queue=self._max_queue,
@@ -298,7 +298,7 @@ class TensorBoardLogger(Logger):
         there = self._experiment.paths.curves(run.number)
         return there if there.exists() else there.with_name(directory_name(run.number, run.overrides))
 
-    def _write(self, writer: SummaryWriter, record: Summary, step: int = 0) -> None:
+    def _write(self, writer: CurvesWriter, record: Summary, step: int = 0) -> None:
         file = writer._get_file_writer()
         file.add_summary(record, step)
         file.flush()
@@ -308,7 +308,7 @@ class TensorBoardLogger(Logger):
         _each(writers, methodcaller("close"))
 
 
-def _each(writers: Sequence[SummaryWriter], do: Callable[[SummaryWriter], None]) -> None:
+def _each(writers: Sequence[CurvesWriter], do: Callable[[CurvesWriter], None]) -> None:
     """Do something with every writer, and only then raise what the first had to say that failed."""
     failures = []
     for writer in writers:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tensorboard import context
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
@@ -16,7 +17,6 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
-from tensorboard.summary.writer import event_file_writer
 from tensorboard.util.tensor_util import make_ndarray
 
 from rfflow.config.spec import Objective
@@ -69,12 +69,6 @@ class Board:
             )
             for group in answer.session_groups
         }
-
-
-@pytest.fixture(autouse=True)
-def processes_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorBoard reads files by their names, which hold the second, and behind it a number that "10" < "9" orders."""
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(1000))
 
 
 @pytest.fixture
@@ -364,21 +358,31 @@ def test_one_run_that_cannot_be_written_takes_no_curves_of_others(
     story.end()
 
 
-def test_a_full_disk_is_not_silent(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer works in a thread of its own; its error has to come out where people look."""
-    from tensorboard.summary.writer.record_writer import RecordWriter
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_not_silent_and_loses_nothing(experiment: Experiment) -> None:
+    """Its error comes out where people look; what could not be written is, once there is room."""
+    logger = TensorBoardLogger()
+    story = Story(experiment, logger)
+    story.begin()
+    file = logger._writers["0"]._get_file_writer().event_writer
+    there, file._path = file._path, Path("/dev/full")
+    logger.log_metrics({"0/train/loss": 1.0}, 1)
+    with pytest.raises(OSError, match="No space left"):
+        logger.save()
+    file._path = there
+    logger.save()
+    assert [value for _, value in _points(_read(experiment, 0), "train/loss")] == [1.0]
 
+
+def test_many_runs_need_no_threads_and_no_open_files(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path, *FOUR)
+    process = psutil.Process()
+    before = process.num_threads(), process.num_fds()
     story = Story(experiment, TensorBoardLogger())
     story.begin()
-
-    def full(self: RecordWriter, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(RecordWriter, "write", full)
-    monkeypatch.setattr("threading.excepthook", lambda args: None)
-    with pytest.raises(OSError, match="No space left"):
-        story.chunk(experiment.runs[0], {"loss": 1.0})
-    story.call("on_exception", error=OSError(28, "No space left on device"))
+    for run in experiment.runs:
+        story.chunk(run, {"loss": 1.0})
+    assert (process.num_threads(), process.num_fds()) == before
 
 
 def test_ops_and_parents_are_shown(experiment: Experiment) -> None:
