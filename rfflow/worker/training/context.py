@@ -27,6 +27,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from hydra.core.hydra_config import HydraConfig
 
+from rfflow.confidential import without_secrets
 from rfflow.worker.training.clients import Clients, read_clients, set_clients
 from rfflow.worker.training.signals import Handlers, give_handlers, own_handlers, read_handlers, set_handlers
 from rfflow.worker.training.torch_settings import of_a_new_run, read_torch_settings, set_torch_settings
@@ -225,11 +226,19 @@ class RunContext:
         self._log.close()
 
 
+class _Masked(io.TextIOWrapper):
+    """A file of text in which secrets that this process has read from a configuration are not written as they are."""
+
+    def write(self, text: str, /) -> int:
+        super().write(without_secrets(text))
+        return len(text)
+
+
 class _LogFile:
     """A run's log: what it logs, and what libraries print while it has the device."""
 
     def __init__(self, path: Path):
-        self._stream: TextIO = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - lives as long as the run
+        self._stream: TextIO = _Masked(open(path, "ab"), encoding="utf-8", line_buffering=True)  # noqa: SIM115 - as long as the run
         self._handler = logging.StreamHandler(self._stream)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._added: list[logging.Handler] = []

@@ -23,6 +23,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from hydra.core.hydra_config import HydraConfig
 from transformers import modelcard
 
+from rfflow import confidential
 from rfflow.worker.training.context import GlobalState, RunContext, unmoved_random_state
 
 CPU = torch.device("cpu")
@@ -391,3 +392,16 @@ def test_the_random_numbers_of_a_gpu_are_the_runs_own(tmp_path: Path) -> None:
     with context.active():
         together.append(torch.rand(1, device=cuda).item())
     assert together == alone
+
+
+def test_a_log_holds_no_secret_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither printed by a callback nor logged, nor where a library has kept the stream."""
+    monkeypatch.setattr(confidential, "_seen", {"hf_clear"})
+    context = RunContext(torch.device("cpu"), tmp_path / "run.log")
+    with context.active():
+        print("I use hf_clear", "twice: hf_clear")
+        logging.getLogger("a.library").warning("cannot log in with %s", "hf_clear")
+        sys.stderr.write("hf_clear\n")
+    context.close()
+    text = (tmp_path / "run.log").read_text()
+    assert "hf_clear" not in text and text.count("(hidden)") == 4
