@@ -116,6 +116,43 @@ def test_preference_runs_share_the_pass_of_their_reference(
         assert not outcome.differences(train_alone(one, tmp_path / "alone" / str(number))), number
 
 
+def vowels(completions: list[str], **_: object) -> list[float]:
+    """Reward what chance writes now and then."""
+    return [float(sum(letter in "aeiou" for letter in completion)) for completion in completions]
+
+
+def test_the_losses_of_grpo_share_a_pass(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """What it generates, and the log-probabilities that it compares with, are its own business."""
+    base = {
+        "per_device_train_batch_size": 4,
+        "num_generations": 4,
+        "max_completion_length": 12,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+    }
+    specs = []
+    for more in ({"beta": 0.0}, {"beta": 0.1, "learning_rate": 3e-3}, {"num_iterations": 2}):
+        one = run_spec(
+            tiny_model,
+            tiny_data,
+            args={**base, **more},
+            chunks=1,
+            evaluate=False,
+            trainer="trl.GRPOTrainer",
+            args_target="trl.GRPOConfig",
+        )
+        args = {name: value for name, value in one.trainer.args.items() if name != "max_length"}
+        rewards = {"reward_funcs": ["tests.worker.gangs.test_exactness.vowels"]}
+        specs.append(replace(one, trainer=replace(one.trainer, args=args, kwargs=rewards)))
+    with prepared(specs, tmp_path) as sessions:
+        together, gang = train(sessions)
+    assert gang.passes >= 4
+    for number, one in enumerate(specs):
+        outcome = together[number]
+        assert not isinstance(outcome, BaseException), outcome
+        assert not outcome.differences(train_alone(one, tmp_path / "alone" / str(number))), number
+
+
 def test_one_that_fails_leaves_the_others_as_they_were(spec: Make, tmp_path: Path) -> None:
     """Its rows are in passes that the others have yet to go back through."""
     specs = [spec(args={"max_steps": 8, "gradient_accumulation_steps": 1 + number % 2}) for number in range(3)]
