@@ -43,7 +43,7 @@ def made_up(hint: Any, draw: random.Random) -> Any:
     match str(hint):
         case "<class 'int'>":
             return draw.randrange(1, 1000)
-        case "<class 'float'>":
+        case "<class 'float'>" | "float | None":
             return draw.random()
         case "collections.abc.Mapping[str, float]" | "dict[str, float]":
             return {name: draw.uniform(-9, 9) for name in draw.sample(["loss", "reward", "eval_loss", "a b", "ä"], 3)}
