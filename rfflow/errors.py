@@ -33,6 +33,10 @@ class EngineError(RfflowError):
     """The experiment cannot go on."""
 
 
+class Paused(EngineError):
+    """The experiment waits for more money, in another process; everything is saved."""
+
+
 class WorkerError(RfflowError):
     """What a library raised in another process, of which only its kind and its words travel."""
 

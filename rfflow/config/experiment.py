@@ -13,6 +13,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from rfflow.config.fields import boolean, plain, settings_of, whole_number
+from rfflow.config.quotas import read_quotas
 from rfflow.config.spec import (
     FUSIONS,
     KEEP,
@@ -60,6 +61,7 @@ def read_experiment(cfg: DictConfig) -> ExperimentSpec:
         control=_check_control(ControlSpec(**control)),
         checkpoint=_read_checkpoint(config.get("checkpoint")),
         policy=_read_policy(config.get("policy")),
+        quotas=read_quotas(config),
         **engine,
     )
 

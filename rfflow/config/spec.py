@@ -273,6 +273,42 @@ class ControlSpec:
     """Look at the directory from time to time instead of being told (NFS needs it)."""
 
 
+@dataclass(frozen=True)
+class LimitSpec:
+    """What one quota of a server allows to all runs together; ``None`` is no limit."""
+
+    rpm: float | None = None
+    """Requests a minute."""
+    tpm: float | None = None
+    """Tokens a minute, those of the prompt and of the longest answer together."""
+    concurrency: int | None = None
+    """Requests on their way at a time."""
+    usd: float | None = None
+    """What the experiment may spend."""
+
+
+@dataclass(frozen=True)
+class PriceSpec:
+    """What a million tokens cost, in USD."""
+
+    input: float
+    output: float
+
+    def of(self, prompt: float, answer: float) -> float:
+        """Return what so many tokens cost."""
+        return (prompt * self.input + answer * self.output) / 1e6
+
+
+@dataclass(frozen=True)
+class QuotasSpec:
+    """What servers allow and cost, by model, by host, or by ``host/model``."""
+
+    limits: Mapping[str, LimitSpec] = field(default_factory=dict)
+    prices: Mapping[str, PriceSpec] = field(default_factory=dict)
+    cache: bool = False
+    """Whether answers are kept for other experiments, and taken from there."""
+
+
 KEEP = ("last", "best", "final")
 
 
@@ -319,8 +355,12 @@ class ExperimentSpec:
     """What becomes of a run whose loss or weights are not numbers any more."""
     fusion: Literal["auto", "off", "slice", "cat", "grouped"] = "off"
     """Whether LoRA runs of one base go through it in one pass, and how their adapters are computed."""
+    quotas: QuotasSpec = field(default_factory=QuotasSpec)
 
 
 FUSIONS = ("off", "auto", "slice")
-EXPERIMENT_KEYS = ("name", "objective", "engine", "control", "checkpoint", "policy", "search", "loggers", "callbacks")
+EXPERIMENT_KEYS = (
+    *("name", "objective", "engine", "control", "checkpoint", "policy", "search", "loggers", "callbacks"),
+    *("limits", "prices", "cache"),
+)
 """What of a configuration belongs to the experiment: its runs cannot have their own."""

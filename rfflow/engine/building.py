@@ -72,6 +72,8 @@ class Builds:
         """Fingerprints of the rows that were read so far, by data set."""
         self.check_rows: Callable[[Mapping[str, str]], None] = lambda rows: None
         """Refuses rows that are not those of the experiment that is gone on with."""
+        self.spent: Callable[[], Mapping[str, float]] = dict
+        """Returns the USD that the experiment has spent, by the keys of its limits."""
         self.arguments: dict[str, Mapping[str, Any]] = {}
         """What the classes of the runs' configurations take."""
 
@@ -152,7 +154,8 @@ class Builds:
         hydra, upcoming = self._hydra.get(run.number), self.upcoming(slot)
         step = run.step if checkpoint is not None else 0
         card = run.card(self._checkpointer.owner(run))
-        order = Prepare(card, hydra, start, checkpoint, step, is_at_boundary, only_if_light, upcoming)
+        spent = self.spent()
+        order = Prepare(card, hydra, start, checkpoint, step, is_at_boundary, only_if_light, upcoming, spent)
         self._listener.send(slot, order, "build")
         self.homes[run.number] = slot
         self._orphans.discard(run.number)

@@ -26,6 +26,7 @@ from rfflow.engine.interruption import Interruption
 from rfflow.engine.leaving import farewell, save_unsaved
 from rfflow.engine.lifecycle import Lifecycle
 from rfflow.engine.metrics_check import MetricsCheck
+from rfflow.engine.money import Money
 from rfflow.engine.opening import Opening
 from rfflow.engine.placement import Placement
 from rfflow.engine.steering import Steering
@@ -101,6 +102,8 @@ class Engine:
         self.lifecycle = Lifecycle(
             self.experiment, self._scheduler, self._checkpointer, self._placement, cloner, self._call
         )
+        self._money = Money(self.experiment)
+        self._placement.builds.spent = self._money.spent
         self._metrics_check = MetricsCheck(spec.objective, spec.searched)
         self._opening = Opening(self._checkpointer, self._placement, self._scheduler, self._metrics_check)
         boundaries = Boundaries(self._audience, self.lifecycle, self._metrics_check)
@@ -111,6 +114,7 @@ class Engine:
             boundaries,
             RunningEstimates(self.experiment),
             self._look_ahead,
+            self._money.pause,
         )
         self._interruption = Interruption(
             spec.checkpoint.grace, self._placement.hurry, lambda: farewell(self.experiment)
@@ -244,6 +248,7 @@ class Engine:
         if self._placement.busy or self._checkpointer.is_busy:
             self._hear(_LOOK_AGAIN if self._placement.free else None)
             return True
+        self._money.raise_if_paused()
         return self._wait_for_ops()
 
     def _take_ops(self) -> None:

@@ -42,6 +42,7 @@ class Hearing:
         boundaries: publishes what runs log and where they have come to.
         estimates: carries the estimates of evaluations on.
         look_ahead: called in the middle of a run's chunk, between two steps.
+        pause: called with a run that has no money left, and what there is to say of it.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Hearing:
         boundaries: Boundaries,
         estimates: RunningEstimates,
         look_ahead: Callable[[Run], None],
+        pause: Callable[[Run, str], None],
     ):
         self._experiment = lifecycle.experiment
         self._lifecycle = lifecycle
@@ -60,6 +62,7 @@ class Hearing:
         self._boundaries = boundaries
         self._estimates = estimates
         self._look_ahead = look_ahead
+        self._pause = pause
 
     def handle(self, heard: Heard) -> None:
         """Take an event that nobody in particular awaits.
@@ -140,6 +143,8 @@ class Hearing:
         if progress.is_left:
             self._placement.end(slot, run.number)
             self._placement.save_now(run)
+            if progress.paused:
+                self._pause(run, progress.paused)
         elif not self._placement.builds.is_building:  # a clone would get the same number as the one made ahead
             self._look_ahead(run)
 

@@ -78,6 +78,15 @@ def read_items(path: Path) -> dict[int, Item]:
     return found
 
 
+def costs(path: Path) -> list[float]:
+    """Return what each answer has cost, those that were asked for once more with their first."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    return [float(json.loads(line).get("cost", 0.0)) for line in lines if line.endswith(b"\n") and line.strip()]
+
+
 def _item(content: dict[str, Any]) -> Item:
     scores = {name: tuple(score) if isinstance(score, list) else score for name, score in content["scores"].items()}
     return Item(**{**content, "scores": scores, "found": tuple(content["found"])})

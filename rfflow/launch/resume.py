@@ -129,10 +129,10 @@ def _become(root: Path, program: Sequence[str], arguments: Sequence[str]) -> Non
     os.execv(sys.executable, [sys.executable, *program, *arguments])
 
 
-_ALLOWED = ("control.", "checkpoint.", "engine.", "callbacks", "loggers", "hydra.")
+_ALLOWED = ("control.", "checkpoint.", "engine.", "callbacks", "loggers", "limits", "prices", "hydra.")
 
 
-_ALLOWED_TO_APPS = (*(f"rfflow.{key}" for key in _ALLOWED[:-1]), "hydra.")
+_ALLOWED_TO_APPS = (*(f"rfflow.{key}" for key in _ALLOWED[:-3]), "hydra.")
 
 
 def _why_not(root: Path) -> str:

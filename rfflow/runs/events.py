@@ -38,7 +38,9 @@ class Progress:
     can_checkpoint: bool = False
     """Whether a resume from here is exact."""
     is_left: bool = False
-    """Whether the turn is over here, because there was hurry."""
+    """Whether the turn is over here, because there was hurry, or no money."""
+    paused: str | None = None
+    """Why it cannot go on before somebody changes the experiment's limits."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,8 @@ class Prepare:
     """Refuse what brings more than an adapter to a base that is there: another run is in the middle of its chunk."""
     upcoming: tuple[int, ...] = ()
     """The runs that will train there, the next one first."""
+    spent: Mapping[str, float] = field(default_factory=dict)
+    """USD that the experiment has spent so far, by the keys of its limits."""
 
     @property
     def run(self) -> int:

@@ -17,6 +17,7 @@ from rfflow.confidential import redacted
 from rfflow.config.claims import Claims
 from rfflow.config.spec import DatasetSpec, MemorySpec, RunSpec, TrainerSpec
 from rfflow.config.targets import import_object
+from rfflow.evals.quotas import Quotas
 from rfflow.runs.owner import SECTION
 from rfflow.runs.run import RunCard
 from rfflow.worker.data.preparing import alone_with
@@ -45,6 +46,8 @@ class Shared:
         self.bases = Bases(functools.partial(load_base, before=self.memory.require_base), fabric.to_device)
         self.claims = Claims()
         self.first_evaluations = FirstEvaluations()
+        self.quotas = Quotas()
+        """What the servers allow that runs ask."""
         self._data: dict[str, Data] = {}
         self._rows_of_apps: dict[int, str] = {}
         """Fingerprints of the rows that apps have built trainers with, by run."""

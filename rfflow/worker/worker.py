@@ -19,6 +19,7 @@ from rfflow.checkpointing.checkpoints import Checkpoint
 from rfflow.checkpointing.disk import is_disk_trouble
 from rfflow.config.spec import ExperimentSpec, RunSpec
 from rfflow.errors import EngineError, OpError
+from rfflow.evals.quotas import Quotas
 from rfflow.runs.events import (
     Again,
     Boundary,
@@ -96,6 +97,7 @@ class Worker:
         self._make_session = make_session
         self.shared = Shared(fabric, spec.memory, spec.seed, _sharers(spec, fabric.device.type))
         self.shared.memory.suspended = self._movable
+        self.shared.quotas = Quotas(spec.quotas)
         self.sessions: dict[int, Session] = {}
         """By the numbers of their runs."""
         self._prepared: dict[int, Prepare] = {}
@@ -203,6 +205,7 @@ class Worker:
             order.card, self.shared, capture_output=self._spec.capture_output, hydra=order.hydra
         )
         self._prepared[order.run] = order
+        self.shared.quotas.begin(order.spent)
         ready = session.prepare(
             order.start, checkpoint=order.checkpoint, step=order.step, is_at_boundary=order.is_at_boundary
         )
@@ -269,7 +272,7 @@ class Worker:
         turn.step = pause.step
         if isinstance(pause, Boundary) and pause.step > order.done:
             return self._come_to(turn, session, pause)
-        if self._is_hurried and isinstance(pause, Progress) and pause.can_checkpoint:
+        if isinstance(pause, Progress) and pause.can_checkpoint and (self._is_hurried or pause.paused):
             self._end_turn(turn)
             return replace(pause, is_left=True)
         return pause  # a boundary that lies behind is tried again: the last checkpoint was before it

@@ -69,7 +69,9 @@ def make_pieces(spec: RunSpec, shared: Shared) -> Pieces:
     else:
         replies = calls(generator, evaluation.concurrency)
     documents = [tuple(dict.fromkeys(document.id for document in each)) for each in found]
-    what = [evaluation.generator, spec.model.key if wants_base(evaluation) else None]
+    beside = getattr(generator, "asked_by_arguments", ())
+    node = {key: value for key, value in evaluation.generator.items() if key not in beside}
+    what = [node, spec.model.key if wants_base(evaluation) else None]
     judges = _judges(spec, shared, questions)
     return Pieces(questions, asked, _hashes(asked, what), documents, replies, judges)
 
@@ -110,8 +112,8 @@ def _generator(node: Node, spec: RunSpec, shared: Shared, where: str = "generato
     if not isinstance(import_object(str(node["_target_"]), where), type):
         return resolve_function(node, where)
     given: dict[str, Any] = {"base": shared.bases.get(spec.model)} if wants(node, "base", where) else {}
-    if wants(node, "limiters", where):
-        given["limiters"] = shared.made_once("limiters", dict[str, Any])
+    if wants(node, "quotas", where):
+        given["quotas"] = shared.quotas
     if wants(node, "engines", where):
         given["engines"] = shared.made_once("engines", dict[str, Any])
     made = make(node, where, **given)

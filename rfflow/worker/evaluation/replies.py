@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import functools
 import inspect
 import queue
 import threading
@@ -11,6 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rfflow.evals.limiter import BudgetSpent
 from rfflow.evals.prompts import Messages
 from rfflow.evals.questions import shortened
 
@@ -55,6 +58,11 @@ class Replies(Protocol):
         """Whether nothing is on its way."""
         ...
 
+    @property
+    def paused(self) -> str | None:
+        """Why nothing more is asked, although something is left: there is no money."""
+        ...
+
     def begin(self, asked: Mapping[int, Asked], put: Put) -> None:
         """Take up these, by position."""
         ...
@@ -76,6 +84,7 @@ class Batches:
     """Answers by a generator that takes many at once."""
 
     is_idle = True  # a batch is answered before `next` returns
+    paused = None
 
     def __init__(self, generator: BatchGenerator):
         self._generator = generator
@@ -107,6 +116,7 @@ class OneByOne:
     """Answers by a function that takes one."""
 
     is_idle = True
+    paused = None
 
     def __init__(self, function: Callable[[Asked], Any]):
         self._function = function
@@ -136,9 +146,11 @@ class OneByOne:
 
 
 class Concurrent:
-    """Answers by an async function, so many at a time.
+    """Answers by an async function, so many at a time, on the one loop that all runs of the process have.
 
-    They run in a thread of their own: in a notebook, a loop is running in the one that we are in.
+    Args:
+        function: takes what is asked.
+        concurrency: how many at a time.
     """
 
     def __init__(self, function: Callable[[Asked], Coroutine[Any, Any, Any]], concurrency: int):
@@ -148,36 +160,40 @@ class Concurrent:
         self._put: Put = lambda position, reply: None
         self._told: queue.Queue[bool | BaseException] = queue.Queue()
         """True for an answer, false for a task that has ended, and what it has ended by if that was an error."""
-        self._tasks = 0
+        self._tasks: set[concurrent.futures.Future[None]] = set()
         self._is_hurried = False
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.paused: str | None = None
+        self.ring: Callable[[], None] = lambda: None
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is on its way."""
         return not self._tasks
 
+    @property
+    def has_news(self) -> bool:
+        """Whether :meth:`next` returns at once."""
+        return not self._tasks or not self._told.empty()
+
     def begin(self, asked: Mapping[int, Asked], put: Put) -> None:
         """Take up these."""
         while self._tasks:  # all has been answered, and they have yet to say that they end
             self.next()
-        self._waiting, self._put, self._is_hurried = list(asked.items()), put, False
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="rfflow-answers", daemon=True).start()
-        self._tasks = min(self._concurrency, len(asked))
-        for _ in range(self._tasks):
-            asyncio.run_coroutine_threadsafe(self._work(), self._loop)
+        self._waiting, self._put, self._is_hurried, self.paused = list(asked.items()), put, False, None
+        for _ in range(min(self._concurrency, len(asked))):
+            self._tasks.add(asyncio.run_coroutine_threadsafe(self._work(), answering_loop()))
 
     def next(self) -> int:
         """Wait for an answer, and take what is there besides."""
-        count = 0
-        while self._tasks and not (count and self._told.empty()):
+        count, ended = 0, 0
+        while ended < len(self._tasks) and not (count and self._told.empty()):
             told = self._told.get()
             if isinstance(told, BaseException):
                 raise told
             count += told
-            self._tasks -= not told
+            ended += not told
+        for _ in range(ended):
+            self._tasks.pop()
         return count
 
     def hurry(self) -> None:
@@ -185,10 +201,13 @@ class Concurrent:
         self._is_hurried = True
 
     def close(self) -> None:
-        """End the loop, and with it what is on its way."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._loop = None
+        """End what is on its way."""
+        self._is_hurried = True
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+        if (close := getattr(self._function, "close", None)) is not None and inspect.iscoroutinefunction(close):
+            asyncio.run_coroutine_threadsafe(close(), answering_loop())
 
     async def _work(self) -> None:
         end: bool | BaseException = False
@@ -197,9 +216,21 @@ class Concurrent:
                 position, asked = self._waiting.pop(0)
                 self._put(position, await _timed_async(self._function, asked))
                 self._told.put(True)
+                self.ring()
+        except BudgetSpent as spent:
+            self.paused, self._is_hurried = str(spent), True
         except BaseException as error:  # the disk is full, say
             end = error
         self._told.put(end)
+        self.ring()
+
+
+@functools.cache
+def answering_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop on which everything async is awaited; it has a thread of its own, for notebooks have theirs."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="rfflow-answers", daemon=True).start()
+    return loop
 
 
 def calls(function: Callable[[Asked], Any], concurrency: int) -> Replies:
@@ -225,6 +256,8 @@ async def _timed_async(function: Callable[[Asked], Any], asked: Asked) -> Reply:
     try:
         returned = await function(asked)
         return _reply(returned, time.monotonic() - began)
+    except BudgetSpent:
+        raise
     except Exception as error:
         return Reply(None, latency=time.monotonic() - began, error=f"{type(error).__name__}: {error}")
 

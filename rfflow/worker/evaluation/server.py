@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from rfflow.config.fields import whole_number
+from rfflow.config.quotas import host_of, url_of
 from rfflow.config.targets import check_arguments
 from rfflow.errors import ConfigError, nearest
-from rfflow.evals.limiter import Limiter, retry_after
+from rfflow.evals.limiter import BudgetSpent, Leave, retry_after
 from rfflow.evals.prompts import Messages
+from rfflow.evals.quotas import Quotas
 from rfflow.worker.evaluation.replies import Reply
 
 _REFUSED = 12
 """How often a request is sent again that was refused for the quota's sake."""
+_MOVED = {"rpm": "limits", "tpm": "limits", "usd": "limits", "prices": "prices"}
 
 
 class ServerGenerator:
@@ -23,27 +29,25 @@ class ServerGenerator:
 
     Args:
         model: as the server calls it.
-        limiters: those of this process, by server and model: runs that ask the same share one.
+        quotas: what servers allow and cost, the same for all runs.
         base_url: the server; ``None`` is OpenAI's, or what ``OPENAI_BASE_URL`` says.
         api_key_variable: the variable of the environment that holds the key.
-        max_tokens: the longest answer.
-        rpm, tpm: requests and tokens a minute that the server allows; ``None`` is no limit.
-        prices: of a million tokens: ``{input: 0.15, output: 0.6}``.
+        max_tokens: the longest answer; ``max_completion_tokens`` takes its place, for models that want that.
         attempts: how often a request is sent that the server could not answer, or that took too long.
         timeout: seconds for one.
         kwargs: other arguments of ``chat.completions.create`` (``temperature``, ``seed``, ...).
     """
 
+    asked_by_arguments = ("attempts", "timeout", "api_key_variable")
+    """Arguments on which no answer depends."""
+
     def __init__(
         self,
         model: str,
-        limiters: dict[str, Limiter],
+        quotas: Quotas,
         base_url: str | None = None,
         api_key_variable: str = "OPENAI_API_KEY",
         max_tokens: int = 64,
-        rpm: float | None = None,
-        tpm: float | None = None,
-        prices: dict[str, float] | None = None,
         attempts: int = 4,
         timeout: float = 60.0,
         **kwargs: Any,
@@ -54,22 +58,29 @@ class ServerGenerator:
             raise ConfigError("generator=openai wants the package openai: pip install 'rfflow[api]'.") from error
         for name in ("httpx", "httpx2", "openai"):
             logging.getLogger(name).setLevel(logging.WARNING)  # a line a request otherwise
-        for name, value in (("rpm", rpm), ("tpm", tpm)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
-                raise ConfigError(f"generator.{name} is {value!r}. Allowed: a number above 0, or null for no limit.")
+        for name in kwargs:
+            if name in _MOVED:
+                raise ConfigError(
+                    f"generator.{name} is {kwargs[name]!r}, and stands at the root: {_MOVED[name]}.{model}..."
+                )
         self._openai = openai
-        self._url = base_url
-        self._given = {"model": model, "max_tokens": max_tokens, **kwargs}
+        self.model = model
+        url = url_of(base_url)
+        self._where, self.server = base_url or "OpenAI's server", host_of(url)
+        self._most = whole_number(kwargs.get("max_completion_tokens", max_tokens), "generator.max_tokens")
+        self._attempts = whole_number(attempts, "generator.attempts")
+        self._given = {"model": model, **kwargs}
+        if "max_completion_tokens" not in kwargs:
+            self._given["max_tokens"] = max_tokens
         create = openai.resources.chat.completions.AsyncCompletions.create
         check_arguments(create, {"_target_": "chat.completions.create", **kwargs}, "generator")
-        self._prices = _checked(prices)
-        self._attempts = attempts
         key = os.environ.get(api_key_variable)
         if key is None and base_url is None:
             raise ConfigError(f"generator=openai wants a key in {api_key_variable}, which is not set.")
-        self._settings: dict[str, Any] = {"base_url": base_url, "api_key": key or "none", "timeout": timeout}
+        self._settings: dict[str, Any] = {"base_url": url, "api_key": key or "none", "timeout": timeout}
         self._client: Any = None
-        self._limiter = limiters.setdefault(f"{base_url} {model} {rpm} {tpm}", Limiter(rpm, tpm))
+        self._price = quotas.price(self.server, model)
+        self._limiter = quotas.limiter(self.server, model)
 
     def check(self, prompts: Sequence[Messages], names: Sequence[str]) -> None:
         """Ask the server whether it is there, takes the key and has the model: that costs nothing.
@@ -78,10 +89,10 @@ class ServerGenerator:
             ConfigError: if not, or if a prompt alone is more than the limit.
         """
         for prompt in prompts:
-            self._limiter.check(self._most(prompt))
-        openai, where = self._openai, self._url or "OpenAI's server"
+            self._limiter.check(self._tokens(prompt), self._cost(prompt))
+        openai, where = self._openai, self._where
         try:
-            models = [each.id for each in openai.OpenAI(**self._settings, max_retries=1).models.list()]
+            models = [each.id for each in openai.OpenAI(**self._settings, max_retries=0).models.list()]
         except openai.APIConnectionError as error:
             raise ConfigError(f"generator: {where} cannot be reached: {error.__cause__ or error}.") from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -97,61 +108,98 @@ class ServerGenerator:
             )
 
     async def __call__(self, messages: Messages) -> Reply:
-        """Answer one."""
+        """Answer one.
+
+        Raises:
+            BudgetSpent: if there is no money left for it, or the server says so.
+        """
+        tries = _Tries()
+        while True:
+            async with self._limiter.leave(self, self._tokens(messages), self._cost(messages)) as leave:
+                reply = await self._try(messages, leave, tries)
+            tries.paid += leave.paid
+            if reply is not None:
+                return Reply(reply.text, reply.usage, tries.paid, reply.latency, error=reply.error)
+            if tries.wait:
+                await asyncio.sleep(tries.wait)
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def _try(self, messages: Messages, leave: Leave, tries: _Tries) -> Reply | None:
+        """Send a request; ``None`` is for another try."""
         openai = self._openai
         if self._client is None:
             self._client = openai.AsyncOpenAI(**self._settings, max_retries=0)
-        failures = refusals = 0
-        while True:
-            await self._limiter.acquire(self._most(messages))
-            began = time.monotonic()
-            try:
-                answered = await self._client.chat.completions.create(messages=messages, **self._given)
-                return self._read(answered, time.monotonic() - began)
-            except openai.RateLimitError as error:
-                refusals += 1
-                if refusals > _REFUSED:
-                    return Reply(None, error=f"refused {refusals} times: {error}")
-                self._limiter.refused(retry_after(error.response.headers, refusals))
-            except (openai.APIConnectionError, openai.InternalServerError, _Unreadable, ValueError) as error:
-                failures += 1
-                if failures >= self._attempts:
-                    return Reply(None, error=f"{type(error).__name__.lstrip('_')} ({failures} times): {error}")
-                headers = error.response.headers if isinstance(error, openai.APIStatusError) else None
-                await self._limiter.wait(retry_after(headers, failures) if headers else 0.25 * 2**failures)
-            except openai.APIError as error:  # not for a second try: the request is wrong
-                return Reply(None, error=f"{type(error).__name__}: {error}")
-
-    def _read(self, answered: Any, seconds: float) -> Reply:
+        began, tries.wait = time.monotonic(), 0.0
         try:
-            text, usage = answered.choices[0].message.content, answered.usage
-        except (AttributeError, IndexError, TypeError) as error:
-            raise _Unreadable(f"the server's answer cannot be read: {str(answered)[:80]!r}") from error
-        if not isinstance(text, str):
-            raise _Unreadable("the server's answer has no text")
+            answered = await self._client.chat.completions.create(messages=messages, **self._given)
+            return self._read(answered, leave, time.monotonic() - began)
+        except openai.RateLimitError as error:
+            leave.paid = 0.0
+            if error.code == "insufficient_quota":
+                raise BudgetSpent(f"{self._where} says that there is no money left: {error}") from error
+            tries.refusals += 1
+            if tries.refusals > _REFUSED:
+                return Reply(None, error=f"refused {tries.refusals} times: {error}")
+            self._limiter.refused(retry_after(error.response.headers, tries.refusals))
+            return None
+        except (openai.APIConnectionError, openai.InternalServerError, _Unreadable, ValueError) as error:
+            if not isinstance(error, openai.APITimeoutError | _Unreadable | ValueError):
+                leave.paid = 0.0  # the others may have been answered, and paid for
+            tries.failures += 1
+            if tries.failures >= self._attempts:
+                return Reply(None, error=f"{type(error).__name__.lstrip('_')} ({tries.failures} times): {error}")
+            headers = error.response.headers if isinstance(error, openai.APIStatusError) else None
+            tries.wait = retry_after(headers, tries.failures) if headers else 0.25 * 2**tries.failures
+            return None
+        except openai.APIError as error:  # not for a second try: the request is wrong
+            leave.paid = 0.0
+            return Reply(None, error=f"{type(error).__name__}: {error}")
+
+    def _read(self, answered: Any, leave: Leave, seconds: float) -> Reply:
+        usage = getattr(answered, "usage", None)
         tokens = {
             name: value
             for name in ("prompt_tokens", "completion_tokens")
             if isinstance(value := getattr(usage, name, None), int)
         }
-        paid = tokens.get("prompt_tokens", 0) * self._prices.get("input", 0.0)
-        paid += tokens.get("completion_tokens", 0) * self._prices.get("output", 0.0)
-        return Reply(text, tokens, cost=paid / 1e6, latency=seconds)
+        if len(tokens) == 2 and self._price is not None:
+            leave.paid = self._price.of(tokens["prompt_tokens"], tokens["completion_tokens"])
+        try:
+            text = answered.choices[0].message.content
+        except (AttributeError, IndexError, TypeError) as error:
+            raise _Unreadable(f"the server's answer cannot be read: {str(answered)[:80]!r}") from error
+        if not isinstance(text, str):
+            raise _Unreadable("the server's answer has no text")
+        return Reply(text, tokens, latency=seconds)
 
-    def _most(self, messages: Messages) -> int:
-        """Return how many tokens a request may take: a token has three characters or more."""
-        return sum(len(message["content"]) for message in messages) // 3 + int(self._given["max_tokens"])
+    def _tokens(self, messages: Messages) -> int:
+        """Return how many tokens a request may take."""
+        return _prompt_tokens(messages) + self._most
+
+    def _cost(self, messages: Messages) -> float:
+        """Return what a request may cost, in USD; 0 where nobody has said."""
+        return 0.0 if self._price is None else self._price.of(_prompt_tokens(messages), self._most)
+
+
+@dataclass
+class _Tries:
+    """How an item has fared so far."""
+
+    failures: int = 0
+    refusals: int = 0
+    wait: float = 0.0
+    """Seconds before the next try, besides what the limiter says."""
+    paid: float = 0.0
 
 
 class _Unreadable(Exception):
     """The server has answered, and not what was asked for."""
 
 
-def _checked(prices: dict[str, float] | None) -> dict[str, float]:
-    for name, value in (prices or {}).items():
-        is_price = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-        if name not in ("input", "output") or not is_price:
-            raise ConfigError(
-                f"generator.prices.{name} is {value!r}. Allowed: input and output, each what a million tokens cost."
-            )
-    return dict(prices or {})
+def _prompt_tokens(messages: Messages) -> int:
+    """Return the most tokens that a prompt may have: one has three bytes or more, and a message a few besides."""
+    return sum(len(message["content"].encode()) // 3 + 8 for message in messages)

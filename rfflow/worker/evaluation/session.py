@@ -127,10 +127,12 @@ class EvaluationSession:
         if self._done + there < end:
             if not count:  # there was hurry, and all that was asked is back
                 self._has_begun = self._is_hurried = False
-            return Progress(self._done + there, (), can_checkpoint=pieces.replies.is_idle)
+            replies = pieces.replies
+            return Progress(self._done + there, (), can_checkpoint=replies.is_idle, paused=replies.paused)
         if not self._judged(pieces, end):
             self._has_begun = self._is_hurried = False
-            return Progress(self._done + there, (), can_checkpoint=True)
+            paused = next((each.replies.paused for each in pieces.judges if each.replies.paused), None)
+            return Progress(self._done + there, (), can_checkpoint=True, paused=paused)
         self._done, self._has_begun = end, False
         self._check_base()
         kind = Finished if end == self._ends[-1] else Boundary

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from rfflow.config.quotas import read_quotas
 from rfflow.errors import ConfigError
-from rfflow.evals.limiter import Limiter
+from rfflow.evals.quotas import Quotas
 from rfflow.worker.evaluation.replies import Reply, calls
 from tests.support.tiny import write_jsonl
 
@@ -85,10 +86,17 @@ def url() -> Iterator[str]:
     server.server_close()
 
 
-def make(url: str, limiters: dict[str, Limiter] | None = None, **given: Any) -> Any:
+PRICE = {"input": 1e6, "output": 2e6}
+
+
+def quotas(**given: Any) -> Quotas:
+    return Quotas(read_quotas(given))
+
+
+def make(url: str, quotas: Quotas | None = None, **given: Any) -> Any:
     from rfflow.worker.evaluation.server import ServerGenerator
 
-    return ServerGenerator("small", {} if limiters is None else limiters, base_url=url, attempts=2, **given)
+    return ServerGenerator("small", quotas or Quotas(), base_url=url, attempts=2, **given)
 
 
 def ask(generator: Any, *words: str) -> dict[str, Reply]:
@@ -103,12 +111,14 @@ def ask(generator: Any, *words: str) -> dict[str, Reply]:
 
 
 def test_answers_come_and_what_fails_for_a_while_is_sent_again(url: str) -> None:
-    found = ask(make(url, prices={"input": 1e6, "output": 2e6}), "good", "busy", "flaky", "cut")
+    found = ask(make(url, quotas(prices={"small": PRICE})), "good", "busy", "flaky", "cut")
     assert {word: reply.text for word, reply in found.items()} == {
         word: f"It is {word}" for word in ("good", "busy", "flaky", "cut")
     }
     assert found["good"].usage == {"prompt_tokens": 7, "completion_tokens": 3} and found["good"].cost == 13
     assert Handler.seen == {"good": 1, "busy": 2, "flaky": 2, "cut": 2}
+    assert found["flaky"].cost == 13, "what the server could not do it does not charge"
+    assert found["cut"].cost > 13, "what nobody could read was answered, and may have been paid for"
 
 
 def test_what_fails_for_good_is_missing_with_its_reason(url: str) -> None:
@@ -120,26 +130,51 @@ def test_what_fails_for_good_is_missing_with_its_reason(url: str) -> None:
 
 
 def test_runs_that_ask_the_same_share_a_limiter(url: str) -> None:
-    limiters: dict[str, Limiter] = {}
-    make(url, limiters, rpm=600), make(url, limiters, rpm=600), make(url, limiters, rpm=60)
-    assert len(limiters) == 2
+    host = url.split("/")[2]
+    shared = quotas(limits={"small": {"rpm": 600}, host: {"rpm": 60}})
+    small = shared.limiter(host, "small")
+    assert small.limit.rpm == 600 and shared.limiter("elsewhere", "small") is small
+    assert (
+        shared.limiter(host, "large") is shared.limiter(host, "larger") and shared.limiter(host, "large") is not small
+    )
+    assert shared.limiter("elsewhere", "large").limit.rpm is None
+    assert make(url, shared)._limiter is make(url, shared)._limiter is small
+
+
+def test_a_budget_holds_and_what_is_left_is_not_answered(url: str) -> None:
+    """A request may cost 10 prompt tokens and 64 of an answer, 138 USD; it costs 13."""
+    shared = quotas(limits={"small": {"usd": 200}}, prices={"small": PRICE})
+    replies = calls(make(url, shared), concurrency=1)
+    found: dict[int, Reply] = {}
+    replies.begin({n: [{"role": "user", "content": "good?"}] for n in range(20)}, found.__setitem__)
+    while replies.next():
+        pass
+    assert replies.paused is not None and replies.paused.startswith("limits.small.usd is 200, of which 65 are spent")
+    assert len(found) == Handler.seen["good"] == 5 and sum(reply.cost for reply in found.values()) == 65
+    replies.close()
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"rpm": 0}, "generator.rpm is 0"),
-        ({"prices": {"inptu": 1}}, "generator.prices.inptu is 1"),
+        ({"rpm": 500}, "generator.rpm is 500, and stands at the root: limits.small..."),
+        ({"max_tokens": 0}, "generator.max_tokens is 0"),
         (
             {"temprature": 0},
             "generator.temprature is 0, but chat.completions.create takes no",
         ),
-        ({"tpm": 20}, "A request may take"),
+        ({"quotas": {"limits": {"small": {"tpm": 20}}}}, "A request may take"),
+        ({"quotas": {"limits": {"small": {"usd": 20}}}}, "limits.small.usd is 20, and prices does not say what small"),
+        (
+            {"quotas": {"limits": {"small": {"usd": 20}}, "prices": {"small": {"input": 1e6, "output": 2e6}}}},
+            "A request may cost 1.4e+02 USD",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(url: str, given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        make(url, **given).check([[{"role": "user", "content": "What?"}]], ["0"])
+        made = make(url, **{**given, "quotas": quotas(**given.get("quotas", {}))})
+        made.check([[{"role": "user", "content": "What?"}]], ["0"])
     assert said in str(refused.value)
 
 
@@ -149,7 +184,7 @@ def test_a_server_that_cannot_answer_is_refused_before_anything_is_sent(
     from rfflow.worker.evaluation.server import ServerGenerator
 
     with pytest.raises(ConfigError, match=r"'smal', and .* has no such model\. Did you mean 'small'\?"):
-        ServerGenerator("smal", {}, base_url=url).check([], [])
+        ServerGenerator("smal", Quotas(), base_url=url).check([], [])
     with pytest.raises(ConfigError, match=r"http://127.0.0.1:9/v1 cannot be reached"):
         make("http://127.0.0.1:9/v1").check([], [])
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
@@ -157,7 +192,7 @@ def test_a_server_that_cannot_answer_is_refused_before_anything_is_sent(
         make(url).check([], [])
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ConfigError, match="wants a key in OPENAI_API_KEY"):
-        ServerGenerator("small", {})
+        ServerGenerator("small", Quotas())
     assert not Handler.seen
 
 
@@ -169,8 +204,8 @@ def test_by_command(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     words = ["good", "busy", "flaky", "wrong", *"abcdefgh"]
     write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {word}?", "reference": word} for word in words])
     given = ["generator=openai", "generator.model=small", f"generator.base_url={url}", "metrics=qa", "chunks=3"]
-    given += ["dataset=questions", "dataset.path=q.jsonl", "objective.metric=eval_contains", "generator.rpm=6000"]
-    given += ["generator.prices.input=1.0", "generator.prices.output=2.0"]
+    given += ["dataset=questions", "dataset.path=q.jsonl", "objective.metric=eval_contains", "limits.small.rpm=6000"]
+    given += ["prices.small.input=1.0", "prices.small.output=2.0"]
     monkeypatch.setattr(sys, "argv", ["rfflow", "+recipe=prompts", "--multirun", "prompt=question,short", *given])
     cli.main()
     (root,) = Path("outputs/prompts").iterdir()
@@ -181,3 +216,39 @@ def test_by_command(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with (root / "differences.csv").open() as file:
         (gap,) = csv.DictReader(file)
     assert (gap["run"], gap["against"], gap["questions"], gap["difference"]) == ("1", "0", "12", "0.0")
+
+
+@pytest.mark.usefixtures("hydra_restore_singletons")
+def test_a_budget_pauses_the_experiment_and_a_higher_one_goes_on(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is asked twice, and what the first process has spent counts in the second."""
+    from rfflow import __main__ as cli
+
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n}?", "reference": str(n)} for n in range(12)])
+    given = ["generator=openai", "generator.model=small", f"generator.base_url={url}", "metrics=qa", "chunks=2"]
+    given += ["dataset=questions", "dataset.path=q.jsonl", "objective.metric=eval_contains", "generator.concurrency=2"]
+    given += ["prices.small={input: 1e6, output: 2e6}", "limits.small.usd=320", "hydra.sweep.dir=out"]
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["rfflow", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert left.value.code == 1
+        return " ".join(capsys.readouterr().err.split())
+
+    said = call("+recipe=prompts", "--multirun", "prompt=question,short", *given)
+    assert "Paused: limits.small.usd is 320, of which" in said and "resume=out limits.small.usd=..." in said
+    paid = sum(Handler.seen.values())
+    assert 4 <= paid < 24 and paid * 13 <= 320
+    said = call("resume=out", "limits.small.usd=320")
+    assert "Paused" in said and sum(Handler.seen.values()) == paid, "there is nothing left"
+    monkeypatch.setattr(sys, "argv", ["rfflow", "resume=out", "limits.small.usd=1000"])
+    cli.main()
+    assert sum(Handler.seen.values()) == 24
+    with Path("out/runs.csv").open() as file:
+        runs = list(csv.DictReader(file))
+    assert [(run["state"], run["eval_missing"], run["eval_cost"]) for run in runs] == [
+        ("completed", "0.0", "156.0")
+    ] * 2

@@ -86,6 +86,8 @@ _store.store(
 )
 _store.store(
     name="rfflow_open_sections",
-    node=_open_sections("model", "dataset", "peft", "trainer", "evaluation", "objective", "engine", "control"),
+    node=_open_sections(
+        "model", "dataset", "peft", "trainer", "evaluation", "objective", "engine", "control", "limits", "prices"
+    ),
     provider="rfflow",
 )
