@@ -1,4 +1,4 @@
-"""Read and check what servers allow and cost: ``limits``, ``prices`` and ``cache``."""
+"""Read and check what servers allow and cost: ``limits`` and ``prices``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from rfflow.config.fields import boolean, settings_of, whole_number
+from rfflow.config.fields import settings_of, whole_number
 from rfflow.config.spec import LimitSpec, Node, PriceSpec, QuotasSpec
 from rfflow.errors import ConfigError
 
@@ -21,7 +21,7 @@ _KEYS = "Its keys are models, hosts of servers, or both as host/model."
 
 
 def read_quotas(config: Node) -> QuotasSpec:
-    """Read and check the three.
+    """Read and check both.
 
     Raises:
         ConfigError: naming the setting that cannot be.
@@ -29,7 +29,6 @@ def read_quotas(config: Node) -> QuotasSpec:
     return QuotasSpec(
         limits={key: _limit(node, f"limits.{key}") for key, node in _nodes(config.get("limits"), "limits").items()},
         prices={key: _price(node, f"prices.{key}") for key, node in _nodes(config.get("prices"), "prices").items()},
-        cache=boolean(config.get("cache") or False, "cache"),
     )
 
 

@@ -305,8 +305,6 @@ class QuotasSpec:
 
     limits: Mapping[str, LimitSpec] = field(default_factory=dict)
     prices: Mapping[str, PriceSpec] = field(default_factory=dict)
-    cache: bool = False
-    """Whether answers are kept for other experiments, and taken from there."""
 
 
 KEEP = ("last", "best", "final")
@@ -361,6 +359,6 @@ class ExperimentSpec:
 FUSIONS = ("off", "auto", "slice")
 EXPERIMENT_KEYS = (
     *("name", "objective", "engine", "control", "checkpoint", "policy", "search", "loggers", "callbacks"),
-    *("limits", "prices", "cache"),
+    *("limits", "prices"),
 )
 """What of a configuration belongs to the experiment: its runs cannot have their own."""
