@@ -125,13 +125,24 @@ class MLflowLogger(Tracker):
 
     def end(self, group: Group, run: TrackedRun) -> None:
         """Set a run's status; one that was deleted is KILLED, and stays to be seen."""
-        self._client.set_terminated(self._ids[run.number], _STATUS.get(run.state, "KILLED"))
+        self._terminate(self._ids[run.number], _STATUS.get(run.state, "KILLED"))
 
     def close(self, group: Group, status: str) -> None:
         """Set the status of the run of all."""
         if self._parent:
-            self._client.set_terminated(self._parent, "FINISHED" if status == "success" else "KILLED")
+            self._terminate(self._parent, "FINISHED" if status == "success" else "KILLED")
         self._parent = ""
+
+    def _terminate(self, run_id: str, status: str) -> None:
+        """Set a run's last status.
+
+        The client's own ``set_terminated`` also shuts down the process's one queue of what is logged asynchronously: a
+        trainer that MLflow's autologging watches would fail if it logged in that moment.
+        """
+        from mlflow.entities import RunStatus
+
+        store = self._client._tracking_client.store
+        store.update_run_info(run_id, RunStatus.from_string(status), int(time.time() * 1000), None)
 
     def _open(self, group: Group) -> None:
         name = self._named or group.name

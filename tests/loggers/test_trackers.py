@@ -146,6 +146,25 @@ def test_mlflow_has_a_run_for_each(experiment: Experiment, tmp_path: Path, monke
     check_mlflow(experiment, uri)
 
 
+def test_ending_runs_stops_no_logging_of_others(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer under MLflow's autologging logs by a queue of the process, and would fail where it is shut down."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    logger = mlflow_logger(tracking_uri=uri)
+    from mlflow import MlflowClient
+    from mlflow.store.tracking.abstract_store import AbstractStore
+
+    shut: list[Any] = []
+    monkeypatch.setattr(AbstractStore, "shut_down_async_logging", lambda store: shut.append(store))
+    tell_whole(experiment, logger)
+    logger.finalize("success")
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("sft").experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED", "FAILED", "KILLED"} and not shut
+    assert all(run.info.end_time for run in runs)
+
+
 def test_an_mlflow_that_is_not_there_is_answered_before_training(nowhere: str) -> None:
     """With what to start, and what to type instead."""
     with pytest.raises(ConfigError, match=r"MLflow at http://127.*does not answer.*mlflow server --port 5000"):
