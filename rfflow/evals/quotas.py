@@ -1,4 +1,4 @@
-"""What servers allow, cost the same for all runs of a process."""
+"""What servers allow and cost: the same for all runs of a process."""
 
 from __future__ import annotations
 
