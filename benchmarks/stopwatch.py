@@ -23,16 +23,16 @@ from rfflow.engine.steering import Steering
 from rfflow.runs.chunks import ChunkResult
 from rfflow.runs.experiment import Experiment
 from rfflow.scheduling.scheduler import Scheduler
+from rfflow.worker.drafts import Drafts
 from rfflow.worker.memory.offload import RunTensors
 from rfflow.worker.models.bases import Base
 from rfflow.worker.training.coroutine import TrainerCoroutine
 from rfflow.worker.training.session import TrainingSession
-from rfflow.worker.worker import Worker
 
 TIMED: dict[str, tuple[type, str]] = {
     "training": (TrainerCoroutine, "resume"),
     "resume": (TrainingSession, "resume"),
-    "draft": (Worker, "_draft"),
+    "draft": (Drafts, "begin"),
     "saved": (Checkpointer, "write"),
     "waiting": (Writer, "wait"),
     "fingerprint": (Base, "check_untouched"),

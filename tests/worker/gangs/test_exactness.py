@@ -57,7 +57,12 @@ def spec(tiny_model: Path, tiny_data: Path) -> Make:
 
 @pytest.mark.parametrize(
     "args",
-    [{}, {"activation_checkpointing": True}, {"bf16": True}, {"bf16": True, "activation_checkpointing": True}],
+    [
+        {},
+        pytest.param({"activation_checkpointing": True}, marks=pytest.mark.slow),
+        pytest.param({"bf16": True}, marks=pytest.mark.slow),
+        {"bf16": True, "activation_checkpointing": True},
+    ],
     ids=["", "recomputed", "autocast", "both"],
 )
 def test_weights_and_losses_are_those_of_the_runs_alone(spec: Make, tmp_path: Path, args: dict[str, object]) -> None:
@@ -121,6 +126,7 @@ def vowels(completions: list[str], **_: object) -> list[float]:
     return [float(sum(letter in "aeiou" for letter in completion)) for completion in completions]
 
 
+@pytest.mark.slow
 def test_the_losses_of_grpo_share_a_pass(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
     """What it generates, and the log-probabilities that it compares with, are its own business."""
     base = {
@@ -167,7 +173,9 @@ def test_one_that_fails_leaves_the_others_as_they_were(spec: Make, tmp_path: Pat
         assert not outcome.differences(train_alone(specs[number], tmp_path / "alone" / str(number)))
 
 
-@pytest.mark.parametrize(("forward", "backward"), [(2, 9), (9, 3), (1, 9), (3, 1)])
+@pytest.mark.parametrize(
+    ("forward", "backward"), [(2, 9), *(pytest.param(*at, marks=pytest.mark.slow) for at in ((9, 3), (1, 9), (3, 1)))]
+)
 def test_a_pass_that_does_not_fit_changes_nothing(
     spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forward: int, backward: int
 ) -> None:

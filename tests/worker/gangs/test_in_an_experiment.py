@@ -95,7 +95,11 @@ def test_what_qualifies_goes_together_and_the_rest_beside(
     assert "alone: peft.use_dora" in runs[3].paths.log.read_text()
 
 
-@pytest.mark.parametrize("is_faster", [True, False, None], ids=["faster", "slower", "other bits"])
+@pytest.mark.parametrize(
+    "is_faster",
+    [True, *(pytest.param(each, marks=pytest.mark.slow) for each in (False, None))],
+    ids=["faster", "slower", "other bits"],
+)
 def test_what_auto_chooses_changes_nothing_but_time(
     tiny_model: Path,
     tiny_data: Path,
