@@ -30,12 +30,14 @@ def read_evaluation(config: Node) -> EvaluationSpec:
     Raises:
         ConfigError: naming the setting that cannot be.
     """
-    if config.get("trainer"):
+    trainer = config.get("trainer") or {}
+    if "_target_" in trainer:  # arguments alone are what a clone's parent was trained with
         raise ConfigError(
             "The configuration has a generator (or a pipeline) and a trainer: a run is evaluated or trained. Say "
             "trainer=none peft=none to evaluate."
         )
-    _check_given()
+    if not config.get("peft"):  # else it may be a clone, by its parent's overrides, that answers with what was trained
+        _check_given()
     generator, pipeline = (_callable(config.get(name), name) for name in ("generator", "pipeline"))
     if generator and pipeline:
         raise ConfigError("generator and pipeline are both set. A pipeline answers by itself: say generator=none.")

@@ -41,7 +41,7 @@ def read_run(cfg: DictConfig) -> RunSpec:
             model=_read_model(section_of(config, "model")),
             dataset=read_dataset(section_of(config, "dataset")),
             trainer=TrainerSpec(READS_QUESTIONS, READS_QUESTIONS),
-            peft=None,
+            peft=_read_peft(config.get("peft")),  # of a clone that answers with its parent's weights
             chunks=whole_number(config.get("chunks", 1), "chunks"),
             config=shown.config,
             hidden=shown.hidden,

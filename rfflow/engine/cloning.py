@@ -105,7 +105,8 @@ class Cloner:
             OpError: if it cannot be made; nothing is left of it then.
         """
         run = self._made(parent, overrides, number, warm_start=warm_start)
-        run.chunks_before = parent.chunks_before + len(parent.chunks) if warm_start else 0
+        goes_on = warm_start and not run.is_evaluation
+        run.chunks_before = parent.chunks_before + len(parent.chunks) if goes_on else 0
         return run
 
     def _made(self, parent: Run, overrides: tuple[str, ...], number: int, *, warm_start: bool) -> Run:
@@ -170,6 +171,7 @@ class Cloner:
         with self._refusing(run, parent):
             places.make(place)
             run.spec, run.overrides, hydra = self._composer.compose_clone(parent, order.overrides, order.number, place)
+            run.is_evaluation = run.spec.evaluation is not None
             start = None if order.place is None else self._start(run, parent, order.place)
             run.first_chunk = start.first_chunk if start else 0
             self._builder.enrol(run, hydra)

@@ -180,7 +180,16 @@ class Composer:
         return result
 
     def started_with(self, spec: RunSpec) -> None:
-        """Take note of a run that no op has asked for: what it names, clones may name."""
+        """Take note of a run that no op has asked for: what it names, clones may name.
+
+        Raises:
+            ConfigError: if it is an evaluation that has an adapter to train.
+        """
+        if spec.evaluation is not None and spec.peft is not None:
+            raise ConfigError(
+                f"peft._target_ is {spec.peft['_target_']!r}, and this run is an evaluation, in which nothing is "
+                "trained. Say peft=none; generator.adapter=DIR/runs/N answers with what a run has trained."
+            )
         self._admission.started_with(spec.config)
 
     def compose_clone(

@@ -52,6 +52,14 @@ def steer():
 def length(answer):
     return len(answer) / 20
 
+def fatal(answer):
+    """A metric of a user's that ends the process, where it is asked to."""
+    with open("scored.txt", "a") as scored:
+        scored.write("x")
+    if len(pathlib.Path("scored.txt").read_text()) == int(os.environ.get("KILL_SCORING_AT", 0)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 0.0
+
 async def marking(messages):
     """A judge's model; what it is asked, it notes."""
     with open("judged.txt", "a") as judged:
@@ -216,6 +224,47 @@ def test_a_judge_is_asked_after_each_shard_and_what_it_says_amiss_is_missing(
     assert "metrics.other is a judge, who asks a model" in capsys.readouterr().err
 
 
+def test_what_a_run_has_trained_answers_beside_its_base(
+    evaluate: Evaluate, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two runs the better one is evaluated after a chunk, beside the base; meanwhile the process is killed."""
+    write_jsonl(tmp_path / "sums.jsonl", make_rows(40))
+    overrides = ["trainer=none", "+generator=transformers_short", "+prompt=question", "+metrics=qa"]
+    overrides += ["generator.max_new_tokens=4", "dataset.columns={prompt: question, completion: reference}"]
+    rule = {"at_chunk": 1, "select": {"best": 1}, "do": "clone", "overrides": overrides}
+    warm = {**rule, "warm_start": True, "overrides": [*overrides, "+metrics.mine=my_code.fatal"]}
+    rules = [{"name": "adapter", **warm}, {"name": "base", **rule}]
+    (tmp_path / "rules.yaml").write_text(json.dumps({"rules": rules}))
+    words = [
+        "+recipe=sft",
+        "--multirun",
+        "lr=1e-2,1e-4",
+        "model=hub",
+        f"model.name={tiny_model}",
+        "model.dtype=float32",
+    ]
+    words += ["dataset=local", "dataset.path=sums.jsonl", "dataset.eval_size=12", "chunks=2", "policy=rules"]
+    words += ["policy.file=rules.yaml", "trainer.args.max_steps=4", "trainer.args.use_cpu=true"]
+    words += ["evaluation.generate.samples=4", "evaluation.generate.max_new_tokens=4"]
+    words += ["objective.metric=eval_exact_match", "objective.direction=maximize"]
+    environment = {**os.environ, "KILL_SCORING_AT": "9", "PYTHONPATH": os.pathsep.join([p for p in sys.path if p])}
+    command = [sys.executable, "-m", "rfflow", *words]
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    runs = evaluate(f"resume={root()}")
+    assert [(run["state"], run["parent"]) for run in runs][2:] == [("completed", runs[2]["parent"])] * 2, runs
+    from rfflow.results.opened import open_experiment
+
+    warm, cold = items(2), items(3)
+    assert len(warm) == len(cold) == 12 and [each["id"] for each in warm] == [each["id"] for each in cold]
+    for before, beside in ((warm[:6], cold[:6]), (warm[6:], cold[6:])):  # of the first process, and of the second
+        assert [each["answer"] for each in before] != [each["answer"] for each in beside], "what was trained answers"
+    with (root() / "differences.csv").open() as file:
+        (row,) = list(csv.DictReader(file))
+    assert {row["run"], row["against"]} == {"2", "3"} and row["questions"] == "12"
+    assert open_experiment(str(root())).experiment.run(2).is_evaluation
+
+
 def test_a_race_stops_who_is_surely_behind(
     evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,6 +311,7 @@ def test_after_a_kill_nothing_is_asked_twice_but_what_was_on_its_way(evaluate: E
     ("change", "said"),
     [
         ("lr=1e-3", "this run is an evaluation, in which nothing is trained. Leave lr out."),
+        ("peft=lora", "this run is an evaluation, in which nothing is trained. Say peft=none;"),
         ("trainer=sft", "a generator (or a pipeline) and a trainer"),
         ("prompt=question", "pipeline and prompt are both set"),
         ("objective.metric=eval_loss", "objective.metric is 'eval_loss', and an evaluation has none. There are: "),

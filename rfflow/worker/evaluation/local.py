@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from transformers import GenerationConfig
 
-from rfflow.errors import ConfigError
+from rfflow.config.spec import Node
+from rfflow.errors import ConfigError, OpError
 from rfflow.evals.prompts import Messages, check_fit
 from rfflow.worker.evaluation.replies import Reply
 from rfflow.worker.models.bases import Base
 from rfflow.worker.training.answers import check_generation_arguments
+from rfflow.worker.training.build import build_peft_config, rewrites_base
+from rfflow.worker.training.warm_start import load_weights
 
 
 class TransformersGenerator:
@@ -59,6 +62,27 @@ class TransformersGenerator:
             **kwargs,
         )
         self._ends = set(eos) if isinstance(eos, list) else {eos}
+
+    def take_weights(self, peft: Node, weights: Mapping[str, torch.Tensor], run: int) -> None:
+        """Answer from now on with an adapter that a run has trained.
+
+        Args:
+            peft: what adapter that is.
+            weights: those it had at its last boundary, by name.
+            run: its number.
+
+        Raises:
+            OpError: if the adapter has other weights, or its method rewrites its base.
+        """
+        if not isinstance(self._model, PeftModel):
+            config = build_peft_config(peft)
+            if rewrites_base(config):
+                raise OpError(
+                    f"peft.init_lora_weights={config.init_lora_weights} rewrites the base, which all evaluations share."
+                )
+            self._model = get_peft_model(self._model, config)
+        load_weights(self._model, weights, run)
+        self._model.eval()
 
     def check(self, prompts: Sequence[Messages], names: Sequence[str]) -> None:
         """Check that every prompt, and an answer, fits into the model's context.

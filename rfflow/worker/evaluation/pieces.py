@@ -35,6 +35,8 @@ class Pieces:
     replies: Replies
     judges: Sequence[Judging] = ()
     """What is asked about the answers."""
+    generator: Any = None
+    """What answers prompts; ``None`` of a pipeline."""
 
 
 def wants_base(spec: EvaluationSpec) -> bool:
@@ -73,7 +75,7 @@ def make_pieces(spec: RunSpec, shared: Shared) -> Pieces:
     node = {key: value for key, value in evaluation.generator.items() if key not in beside}
     what = [node, spec.model.key if wants_base(evaluation) else None]
     judges = _judges(spec, shared, questions)
-    return Pieces(questions, asked, _hashes(asked, what), documents, replies, judges)
+    return Pieces(questions, asked, _hashes(asked, what), documents, replies, judges, generator)
 
 
 def _judges(spec: RunSpec, shared: Shared, questions: Sequence[Question]) -> list[Judging]:

@@ -57,16 +57,16 @@ class EvaluationSession:
 
         Raises:
             ConfigError: if the run cannot be made, naming it.
-            OpError: for a warm start.
+            OpError: for a warm start that cannot be.
         """
-        if warm_start is not None:
-            raise OpError("it is an evaluation, which has no weights to start from.")
         spec = self.run.spec
         assert spec.evaluation is not None
         try:
             with self.context.active():
                 self._pieces = self.context.variables.run(make_pieces, spec, self._shared)
                 self._metrics = Metrics(spec.evaluation.metrics, self._pieces.questions)
+                if warm_start is not None:
+                    self.load_weights(warm_start)
             self._ends = shards(len(self._pieces.questions), spec.chunks)
         except (ConfigError, RunFailed) as error:
             raise ConfigError(f"{self.run.called}: {error}") from error
@@ -88,7 +88,18 @@ class EvaluationSession:
             return self.context.variables.run(self._answer, self._pieces, end)
 
     def load_weights(self, warm_start: WarmStart) -> None:
-        """An evaluation has none; :meth:`prepare` has said so."""
+        """Answer with the weights of a run that is trained: those of its last boundary.
+
+        Raises:
+            OpError: if what answers has no place for them.
+        """
+        take = None if self._pieces is None else getattr(self._pieces.generator, "take_weights", None)
+        if take is None or self.run.spec.peft is None:
+            raise OpError(
+                "an evaluation answers with its parent's weights only by generator=transformers, and with the parent's "
+                "peft section. Clone it without warm_start, or leave peft as it is."
+            )
+        take(self.run.spec.peft, self._shared.fabric.load(warm_start.weights)["weights"], warm_start.parent)
 
     def keep_weights(self) -> None:
         """There are none."""

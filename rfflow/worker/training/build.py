@@ -54,7 +54,7 @@ def build_trainer(
     trainer_class = _class(spec.trainer.target, Trainer, "trainer._target_")
     place = Place(spec, device, base.model.config.to_dict(), evaluates=data.eval is not None)
     args = _build_args(place, output_dir)
-    peft_config = _build_peft_config(spec.peft) if spec.peft else None
+    peft_config = build_peft_config(spec.peft) if spec.peft else None
     check_misplaced(spec.unread, {"trainer.args": args} | ({"peft": peft_config} if peft_config else {}))
     if peft_config is not None and "ForSequenceClassification" in type(base.model).__name__:
         peft_config.task_type = TaskType.SEQ_CLS  # so that the new head is trained too, beside the adapter
@@ -202,7 +202,7 @@ def _build_args(place: Place, output_dir: Path) -> TrainingArguments:
     return args
 
 
-def _build_peft_config(node: Node) -> PeftConfig:
+def build_peft_config(node: Node) -> PeftConfig:
     config_class = _class(node["_target_"], PeftConfig, "peft._target_")
     values = {key: value for key, value in node.items() if key != "_target_"}
     check_values(config_class, values, "peft")
