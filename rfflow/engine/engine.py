@@ -123,6 +123,8 @@ class Engine:
         self._is_open = False
         self._trouble: BaseException | None = None
         """What ends the experiment, and was heard while something else was done."""
+        self._heard_meanwhile = False
+        """Whether anything was heard since ops were last looked for: who saw it may have asked for something."""
         self._saved: SavedExperiment | None = None
         self._is_reopened = False
         """Whether it was finished, and is open again for ops."""
@@ -240,7 +242,10 @@ class Engine:
         if self._placement.free:
             behind = self._behind()
             if self._interruption.number is None and not behind:
+                self._heard_meanwhile = False
                 self._take_ops()
+                if self._heard_meanwhile:  # while a clone was built, perhaps: a run that has come to a boundary
+                    return True
             if not self._placement.busy:
                 self._interruption.raise_if_asked()
             if self._interruption.number is None and self._begin_all(behind):
@@ -268,6 +273,8 @@ class Engine:
             if assignment is not None:
                 self.lifecycle.begin([assignment, *self._beside(assignment, behind, held | ahead)])
                 has_begun, self._waits = True, False
+                if self._heard_meanwhile:
+                    break
         if has_begun and self._interruption.number is not None:
             self._placement.hurry()
         if self._steering is not None:
@@ -298,6 +305,7 @@ class Engine:
 
     def _handle_meanwhile(self, heard: Heard) -> None:
         """Take an event while somebody awaits another: he may make little of errors that are not his."""
+        self._heard_meanwhile = True
         try:
             self._hearing.handle(heard)
         except BaseException as error:
