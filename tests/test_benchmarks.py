@@ -48,6 +48,7 @@ def test_a_part_that_is_measured_again_replaces_only_itself(tmp_path: Path) -> N
     assert rows == [["ratio", "0.7", "0.5", "0.9", "3", "< 1", "yes"], ["ratio", "1.5", "1.5", "1.5", "1", "< 1", "no"]]
 
 
+@pytest.mark.slow
 def test_the_report_is_measured_in_slices_and_made_of_what_there_is(tmp_path: Path) -> None:
     """The same command goes on where it was; a figure above 1 is told as what it is; different bits fail it."""
     small = ["--model", "tiny", "--runs", "2", "--steps", "4", "--repeat", "1", "--out", str(tmp_path)]

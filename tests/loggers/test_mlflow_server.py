@@ -39,6 +39,7 @@ def experiment(tmp_path: Path) -> Experiment:
     return make_experiment(tmp_path / "outputs/sft/now", *FOUR)
 
 
+@pytest.mark.slow
 def test_a_server_has_a_run_for_each(server: Server, experiment: Experiment) -> None:
     """Cloned, stopped, deleted, gone on with after a crash in the same runs; files are kept by the server."""
     tell_and_resume(experiment, lambda: mlflow_logger(artifacts=["adapter", "timeline"], tracking_uri=server.uri))
@@ -69,6 +70,7 @@ def test_what_is_no_mlflow_is_answered_too() -> None:
         mlflow_logger(tracking_uri=uri)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_midway_costs_a_warning(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

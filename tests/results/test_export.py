@@ -150,9 +150,12 @@ def test_a_quantised_base_is_dequantised_first(
     final = str(root / "runs/0/checkpoints/final")
     four = AutoModelForCausalLM.from_pretrained(tiny_model, quantization_config=settings, device_map="cpu")
     trained_with = PeftModel.from_pretrained(four, final)(IDS).logits
-    assert torch.allclose(whole(IDS).logits, trained_with, atol=1e-4)
+    # Where the CPU has instructions for it, bitsandbytes computes with four bits in bfloat16.
+    assert torch.allclose(whole(IDS).logits, trained_with, atol=5e-3)
     again = AutoModelForCausalLM.from_pretrained(tiny_model, quantization_config=settings, device_map="cpu")
-    merged = PeftModel.from_pretrained(again.dequantize(), final).merge_and_unload().state_dict()
+    adapted = PeftModel.from_pretrained(again.dequantize(), final)
+    assert torch.allclose(whole(IDS).logits, adapted(IDS).logits, atol=1e-4)
+    merged = adapted.merge_and_unload().state_dict()
     assert not differing(dict(whole.state_dict()), dict(merged))
 
 
@@ -306,6 +309,7 @@ def test_a_model_is_pushed(left: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "the hub cannot be reached" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_trls_own_way_of_pushing_works_beside_it(tiny_model: Path, tiny_data: Path) -> None:
     """Each run of a sweep into a repository of its own, while they take turns; and no token goes along.
 

@@ -42,6 +42,7 @@ from tests.support.toy import STEPS_A_CHUNK, Dies, ToyTrainee, put, settle_at_on
 
 pytestmark = pytest.mark.usefixtures("hydra_restore_singletons")
 
+SAMPLERS = ["tpe", "gp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("random", "cmaes", "nsga2"))]
 PARABOLA = "x=interval(-2.0,2.0)"
 
 
@@ -133,7 +134,7 @@ def test_a_search_of_any_application_goes_on_in_its_directory(tmp_path: Path, na
     assert killed.sweep(PARABOLA) == []
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes", "nsga2"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_seed_asks_for_the_same_again(tmp_path: Path, sampler: str) -> None:
     seen = []
     for folder in ("one", "two"):
@@ -313,7 +314,7 @@ class Copies(Callback):
         self.done += 1
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes", "nsga2"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_search_that_was_killed_asks_for_what_it_would_have_asked_for(
     tmp_path: Path, engines: Any, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:

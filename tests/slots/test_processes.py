@@ -255,7 +255,7 @@ def test_a_hung_worker_is_replaced(root: Path, expected: list[str], monkeypatch:
     assert states(engine) == [RunState.COMPLETED] * 4 and ends(root) == expected
 
 
-@pytest.mark.parametrize("where", ["here", "there"])
+@pytest.mark.parametrize("where", ["here", pytest.param("there", marks=pytest.mark.slow)])
 def test_what_cannot_travel_is_refused_before_training(root: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An app may build its trainers with a function that no other process can import."""
 

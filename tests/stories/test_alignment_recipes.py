@@ -74,7 +74,7 @@ def test_it_trains(
     assert all(run["objective"] == run[metric] for run in runs)
 
 
-@pytest.mark.parametrize("recipe", ["dpo", "grpo"])
+@pytest.mark.parametrize("recipe", ["dpo", pytest.param("grpo", marks=pytest.mark.slow)])
 def test_every_command_of_its_page_composes(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

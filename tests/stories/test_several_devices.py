@@ -74,7 +74,7 @@ def _end(root: Path, specs: Sequence[RunSpec], number: signal.Signals) -> None:
 @pytest.mark.parametrize(
     ("number", "devices"),
     [
-        (signal.SIGKILL, 1),
+        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 2, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow),

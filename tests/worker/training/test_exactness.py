@@ -79,7 +79,9 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("evaluate", [False, True], ids=["", "evaluated at boundaries"])
+@pytest.mark.parametrize(
+    "evaluate", [pytest.param(False, marks=pytest.mark.slow), True], ids=["", "evaluated at boundaries"]
+)
 def test_interleaved_runs_equal_the_same_scripts_alone(spec: Spec, tmp_path: Path, evaluate: bool) -> None:
     """All variants at once on one base: weights, logged losses and the whole log history, bit for bit."""
     specs = [spec(evaluate=evaluate, chunks=4, **variant) for variant in VARIANTS.values()]

@@ -122,8 +122,9 @@ def batches(tmp_path: Path, rows: int, first_chunk: int, chunks: int, **args: An
     return seen
 
 
-@pytest.mark.parametrize("first_chunk", [0, 1, 2, 3])
-@pytest.mark.parametrize(("rows", "accumulation"), [(32, 1), (48, 3), (36, 2)])
+@pytest.mark.parametrize(
+    ("rows", "accumulation", "first_chunk"), [(32, 1, 1), (48, 3, 0), (48, 3, 2), (36, 2, 1), (36, 2, 3)]
+)
 def test_it_begins_with_the_chunk_asked_for_and_wraps_round(
     tmp_path: Path, first_chunk: int, rows: int, accumulation: int
 ) -> None:
