@@ -35,6 +35,8 @@ class Item:
     """What it cost, in the currency of the prices."""
     error: str | None = None
     """Why there is no answer, or no score."""
+    is_kept: bool = False
+    """Whether the answer is one of an earlier experiment (``generator.cache``), for which nothing was paid now."""
 
 
 class ItemsFile:

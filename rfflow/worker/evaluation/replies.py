@@ -34,6 +34,8 @@ class Reply:
     found: tuple[str, ...] | None = None
     """The documents that a pipeline says it has used, best first."""
     error: str | None = None
+    is_kept: bool = False
+    """Whether it was answered in an earlier experiment, and nobody was asked now."""
 
 
 class BatchGenerator(Protocol):

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rfflow.config.fields import whole_number
+from rfflow.config.paths import cache_folder
 from rfflow.config.quotas import host_of, url_of
 from rfflow.config.targets import check_arguments
 from rfflow.errors import ConfigError, nearest
+from rfflow.evals.kept_answers import KeptAnswer, KeptAnswers, Keys
 from rfflow.evals.limiter import BudgetSpent, Leave, retry_after
 from rfflow.evals.prompts import Messages
 from rfflow.evals.quotas import Quotas
@@ -35,10 +37,11 @@ class ServerGenerator:
         max_tokens: the longest answer; ``max_completion_tokens`` takes its place, for models that want that.
         attempts: how often a request is sent that the server could not answer, or that took too long.
         timeout: seconds for one.
+        cache: whether answers are kept on disk, and taken from there, across experiments; errors never are.
         kwargs: other arguments of ``chat.completions.create`` (``temperature``, ``seed``, ...).
     """
 
-    asked_by_arguments = ("attempts", "timeout", "api_key_variable")
+    asked_by_arguments = ("attempts", "timeout", "api_key_variable", "cache")
     """Arguments on which no answer depends."""
 
     def __init__(
@@ -50,6 +53,7 @@ class ServerGenerator:
         max_tokens: int = 64,
         attempts: int = 4,
         timeout: float = 60.0,
+        cache: bool = False,
         **kwargs: Any,
     ):
         try:
@@ -79,6 +83,10 @@ class ServerGenerator:
             raise ConfigError(f"generator=openai wants a key in {api_key_variable}, which is not set.")
         self._settings: dict[str, Any] = {"base_url": url, "api_key": key or "none", "timeout": timeout}
         self._client: Any = None
+        if not isinstance(cache, bool):
+            raise ConfigError(f"generator.cache is {cache!r}. Allowed: true or false.")
+        self._kept = KeptAnswers(cache_folder("answers")) if cache else None
+        self._keys = Keys(url, self._given)
         self._price = quotas.price(self.server, model)
         self._limiter = quotas.limiter(self.server, model)
 
@@ -113,6 +121,21 @@ class ServerGenerator:
         Raises:
             BudgetSpent: if there is no money left for it, or the server says so.
         """
+        key = "" if self._kept is None else self._keys.of(messages)
+        if self._kept is not None and (kept := self._kept.get(key)) is not None:
+            return Reply(kept.text, kept.usage, latency=kept.latency, is_kept=True)
+        reply = await self._ask(messages)
+        if self._kept is not None and reply.text is not None:
+            usage = {name: int(count) for name, count in reply.usage.items()}
+            self._kept.put(key, KeptAnswer(reply.text, usage, reply.latency))
+        return reply
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def _ask(self, messages: Messages) -> Reply:
         tries = _Tries()
         while True:
             async with self._limiter.leave(self, self._tokens(messages), self._cost(messages)) as leave:
@@ -122,11 +145,6 @@ class ServerGenerator:
                 return Reply(reply.text, reply.usage, tries.paid, reply.latency, error=reply.error)
             if tries.wait:
                 await asyncio.sleep(tries.wait)
-
-    async def close(self) -> None:
-        """Let go of the connections."""
-        if self._client is not None:
-            await self._client.close()
 
     async def _try(self, messages: Messages, leave: Leave, tries: _Tries) -> Reply | None:
         """Send a request; ``None`` is for another try."""

@@ -187,6 +187,7 @@ class EvaluationSession:
             latency=round(reply.latency, 4),
             cost=reply.cost,
             error=trouble,
+            is_kept=reply.is_kept,
         )
         self._keep(item)
 

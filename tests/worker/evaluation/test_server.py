@@ -76,7 +76,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("RFFLOW_CACHE", str(tmp_path))
     Handler.seen = Counter()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -154,11 +155,52 @@ def test_a_budget_holds_and_what_is_left_is_not_answered(url: str) -> None:
     replies.close()
 
 
+def test_what_was_answered_is_not_asked_again(url: str) -> None:
+    """In an experiment after it; but what failed is, and what differs in anything that is sent."""
+    priced = quotas(prices={"small": PRICE})
+    first = ask(make(url, priced, cache=True), "good", "broken")
+    again = ask(make(url, priced, cache=True, timeout=5), "good", "broken")
+    assert Handler.seen == {"good": 1, "broken": 4}
+    assert (again["good"].text, again["good"].usage) == (first["good"].text, first["good"].usage)
+    assert again["good"].latency == first["good"].latency
+    assert [(reply["good"].is_kept, reply["good"].cost) for reply in (first, again)] == [(False, 13), (True, 0)]
+    ask(make(url, cache=True, temperature=1.0), "good")
+    ask(make(url), "good")
+    assert Handler.seen["good"] == 3, "other arguments, and one that wants no kept answers"
+
+
+def test_equal_questions_of_a_run_are_samples_of_their_own(url: str) -> None:
+    assert len(ask(make(url, cache=True), "twice", "twice")) == 1  # by word; both were asked
+    assert Handler.seen["twice"] == 2
+    ask(make(url, cache=True), "twice", "twice", "twice")
+    assert Handler.seen["twice"] == 3, "two are there, and the third is new"
+
+
+def test_a_damaged_answer_is_asked_for_and_a_full_disk_costs_a_warning(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RFFLOW_CACHE", str(tmp_path))
+    ask(make(url, cache=True), "good")
+    (file,) = (tmp_path / "answers").rglob("*.json")
+    assert file.stat().st_mode & 0o077 == 0, "others have no business with it"
+    file.write_text(file.read_text()[:20])
+    assert ask(make(url, cache=True), "good")["good"].text == "It is good" and Handler.seen["good"] == 2
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rfflow.evals.kept_answers.os.replace", full)
+    assert ask(make(url, cache=True), "new", "other")["new"].text == "It is new"
+    assert len([line for line in caplog.messages if "no longer kept" in line and "No space left" in line]) == 1
+    assert [path for path in (tmp_path / "answers").rglob("*") if path.is_file()] == [file]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"rpm": 500}, "generator.rpm is 500, and stands at the root: limits.small..."),
         ({"max_tokens": 0}, "generator.max_tokens is 0"),
+        ({"cache": "yes"}, "generator.cache is 'yes'. Allowed: true or false."),
         (
             {"temprature": 0},
             "generator.temprature is 0, but chat.completions.create takes no",
