@@ -342,6 +342,8 @@ class Engine:
             # All that was asked of it is done: it was opened for what somebody will ask now.
             are_over = all(run.state.is_final for run in self.experiment.runs)
             self._is_reopened = self._is_reopened or (self._saved.is_finished and are_over)
+        if (forecast := self._opening.forecast()) is not None:
+            log.info("%s", forecast)
         if not self._is_open:
             self._is_open = True
             self._call("on_experiment_start")

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from rfflow.checkpointing.disk import resume_command
 from rfflow.config.quotas import asked_of, key_for
 from rfflow.errors import Paused
-from rfflow.evals.items import costs
+from rfflow.evals.items import paid_in
+from rfflow.evals.judging import parted
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import Run
 
@@ -19,19 +20,22 @@ class Money:
     def __init__(self, experiment: Experiment):
         self._experiment = experiment
         self._paused: dict[int, str] = {}
-        """Why runs do not go on."""
+        """Why runs do not go on; who was paused last comes last."""
 
     def spent(self) -> dict[str, float]:
         """Return the USD that all runs have spent so far, whatever became of them, by the keys that have a budget."""
         limits = {key: limit for key, limit in self._experiment.spec.quotas.limits.items() if limit.usd is not None}
         found: defaultdict[str, float] = defaultdict(float)
         for run in self._experiment.runs if limits else ():
-            if (key := _key(run, limits)) is not None:
-                found[key] += sum(costs(run.paths.items))
+            keys = _keys(run, limits)
+            for section, usd in paid_in(run.paths.items).items() if keys else ():
+                if section in keys:
+                    found[keys[section]] += usd
         return dict(found)
 
     def pause(self, run: Run, reason: str) -> None:
         """A run has no money left to go on with."""
+        self._paused.pop(run.number, None)
         self._paused[run.number] = reason
 
     def raise_if_paused(self) -> None:
@@ -43,10 +47,20 @@ class Money:
         waiting = [run for run in self._experiment.runs if run.number in self._paused and run.state.is_live]
         if not waiting:
             return
-        reasons = ", ".join(dict.fromkeys(self._paused[run.number] for run in waiting))
+        there = {run.number for run in waiting}
+        # Of one limit the last word: what was on its way when the first of them was paused has been paid for since.
+        last = {reason.partition(",")[0]: reason for number, reason in self._paused.items() if number in there}
+        reasons = "; ".join(last.values())
         who = ", ".join(str(run.number) for run in waiting)
         limits = self._experiment.spec.quotas.limits
-        keys = sorted({key for run in waiting if (key := _key(run, limits)) is not None})
+        keys = sorted(
+            {
+                key
+                for run in waiting
+                for key in _keys(run, limits).values()
+                if f"limits.{key}.usd " in self._paused[run.number] or len(_keys(run, limits)) == 1
+            }
+        )
         higher = "".join(
             f" limits.{key}.usd=..." if key.isidentifier() else f" 'limits={{{key}: {{usd: ...}}}}'" for key in keys
         )
@@ -56,8 +70,14 @@ class Money:
         )
 
 
-def _key(run: Run, limits: Mapping[str, object]) -> str | None:
-    """Return the limit that a run's requests fall under."""
+def _keys(run: Run, limits: Mapping[str, object]) -> dict[str, str]:
+    """Return the limits that a run's requests fall under, by the sections whose generators send them."""
     spec = run.spec.evaluation
-    asked = None if spec is None else asked_of(spec.generator)
-    return None if asked is None else key_for(limits, *asked)
+    if spec is None:
+        return {}
+    generators = {"generator": spec.generator}
+    for name, node in parted(spec.metrics)[1].items():
+        generators[f"metrics.{name}"] = node.get("generator")
+    asked = {section: where for section, node in generators.items() if (where := asked_of(node)) is not None}
+    found = {section: key_for(limits, *where) for section, where in asked.items()}
+    return {section: key for section, key in found.items() if key is not None}

@@ -10,6 +10,7 @@ from rfflow.checkpointing.experiment_file import RunRecord
 from rfflow.engine.metrics_check import MetricsCheck
 from rfflow.engine.placement import Placement
 from rfflow.runs.events import Ready, WarmStart
+from rfflow.runs.forecast import Forecast, told
 from rfflow.runs.run import Run, RunState
 from rfflow.scheduling.scheduler import Scheduler
 
@@ -33,6 +34,8 @@ class Opening:
         self._metrics_check = metrics_check
         self._past: dict[int, tuple[RunRecord, Path | None]] = {}
         """Of runs of an earlier process, and the checkpoints they go on from."""
+        self._forecasts: list[Forecast] = []
+        """Of what was built since :meth:`forecast` was called last."""
 
     def is_restored(self, run: Run) -> bool:
         """Whether the run has its past."""
@@ -60,6 +63,11 @@ class Opening:
             for run in runs[start : start + at_once]:
                 self._note_ready(run, self._placement.builds.ready(run))
 
+    def forecast(self) -> str | None:
+        """Return a sentence on what the runs that were built will ask of servers; ``None`` where they ask nobody."""
+        forecasts, self._forecasts = self._forecasts, []
+        return told(forecasts)
+
     def let_in(self, run: Run) -> None:
         """Let a run that was built take part, where it was in the order of turns."""
         assert run.plan is not None
@@ -79,5 +87,7 @@ class Opening:
     def _note_ready(self, run: Run, ready: Ready) -> None:
         run.plan = ready.plan
         self._metrics_check.note(run.number, ready.expected)
+        if run.state.is_live:
+            self._forecasts.append(ready.forecast)
         if run.state is RunState.STOPPED:
             self._placement.leave_device(run)

@@ -141,7 +141,7 @@ def running_metrics(
         found["eval_latency"] = sum(item.latency for item in answered) / len(answered)
     took = {
         "tokens": {item.position: float(sum(item.usage.values())) for item in answered if item.usage},
-        "cost": {item.position: item.cost for item in answered if item.cost},
+        "cost": {item.position: item.cost for item in seen if item.cost},
     }
     for name, taken in took.items():
         if taken:

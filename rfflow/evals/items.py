@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +33,9 @@ class Item:
     latency: float = 0.0
     """Seconds; of a batch, the item's share."""
     cost: float = 0.0
-    """What it cost, in the currency of the prices."""
+    """What it has cost so far, with its judges, in USD."""
+    paid: Mapping[str, float] = field(default_factory=dict)
+    """Of that, what was paid since the last line of the same position, by section: ``generator``, ``metrics.judge``."""
     error: str | None = None
     """Why there is no answer, or no score."""
     is_kept: bool = False
@@ -80,13 +83,18 @@ def read_items(path: Path) -> dict[int, Item]:
     return found
 
 
-def costs(path: Path) -> list[float]:
-    """Return what each answer has cost, those that were asked for once more with their first."""
+def paid_in(path: Path) -> dict[str, float]:
+    """Return the USD that were paid, by section, also for answers that were asked for once more."""
+    found: defaultdict[str, float] = defaultdict(float)
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
-        return []
-    return [float(json.loads(line).get("cost", 0.0)) for line in lines if line.endswith(b"\n") and line.strip()]
+        return {}
+    for line in lines:
+        if line.endswith(b"\n") and line.strip():
+            for section, usd in json.loads(line).get("paid", {}).items():
+                found[section] += usd
+    return dict(found)
 
 
 def _item(content: dict[str, Any]) -> Item:

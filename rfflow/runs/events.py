@@ -9,6 +9,7 @@ from typing import Any
 
 from rfflow.config.claims import Held
 from rfflow.runs.chunks import Answer, ChunkPlan
+from rfflow.runs.forecast import Forecast
 from rfflow.runs.run import RunCard
 
 Log = tuple[int, Mapping[str, float]]  # the step, and what the trainer logged there
@@ -27,6 +28,8 @@ class Ready:
     """What no other run may have."""
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What the classes of its configuration take, by their dotted names, where that has not been told."""
+    forecast: Forecast = Forecast()  # noqa: RUF009  # frozen
+    """What it will ask of servers."""
 
 
 @dataclass(frozen=True)

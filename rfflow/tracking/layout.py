@@ -44,11 +44,14 @@ def live_table(experiment: Experiment, console: Console) -> RenderableType:
     notes = [experiment.spec.name, count_runs(len(runs))]
     if len(runs) > len(shown_runs):
         notes.append(f"{len(runs) - len(shown_runs)} more in {shown(experiment.paths.runs_table)}")
+    spent = sum(run.metrics.get("eval_cost", 0.0) for run in experiment.runs)
     states = {run.state for run in runs}
     if not any(state.is_live for state in states):  # what is left is for those to say who stopped them
         notes += ["waiting for an op"] if RunState.STOPPED in states else []
     elif not math.isnan(left):
         notes.append(f"about {rough(left)} left")
+    if spent:
+        notes.append(f"{spent:.2g} USD spent")
     return Group(
         Text(),
         _table(experiment, shown_runs, rows, console.width, styles),

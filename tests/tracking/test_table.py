@@ -162,6 +162,9 @@ def test_no_time_is_left_to_tell_while_everything_waits(experiment: Experiment) 
     for run in experiment.runs:
         run.state = RunState.COMPLETED
     assert note() == "sft · 4 runs"
+    for run in experiment.runs[:2]:
+        run.metrics["eval_cost"] = 0.123
+    assert note() == "sft · 4 runs · 0.25 USD spent"
 
 
 @pytest.mark.parametrize("objective", [Objective(), Objective("mean_token_accuracy", "maximize")])

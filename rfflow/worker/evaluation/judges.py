@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from rfflow.evals.items import Item
 from rfflow.evals.judging import Judge
 from rfflow.evals.questions import Question
 from rfflow.evals.retrieval import make
+from rfflow.runs.forecast import Forecast
+from rfflow.worker.evaluation.forecasting import forecast_of
 from rfflow.worker.evaluation.replies import Batches, Replies, Reply, calls
 
 
@@ -23,6 +25,13 @@ class Judging:
     name: str
     judge: Judge
     replies: Replies
+    generator: Any = None
+    """What answers."""
+
+    @property
+    def section(self) -> str:
+        """Where it stands in the configuration."""
+        return f"metrics.{self.name}"
 
     def ask(self, questions: Sequence[Question], items: Mapping[int, Item], put: Callable[[Item], None]) -> None:
         """Have answers judged.
@@ -36,6 +45,14 @@ class Judging:
         self.replies.begin(asked, lambda place, reply: put(self._judged(items[place], reply)))
         while self.replies.next():
             pass
+
+    def forecast(self, questions: Sequence[Question], places: Collection[int]) -> Forecast:
+        """Return what is about to be asked, with the references in the place of answers that nobody knows yet."""
+        examples = [
+            self.judge.messages(each, each.references[0] if each.references else "")
+            for each in (questions[place] for place in places)
+        ]
+        return forecast_of(self.generator, examples)
 
     def _judged(self, item: Item, reply: Reply) -> Item:
         score, trouble = None, reply.error
@@ -53,6 +70,7 @@ class Judging:
             scores={**item.scores, self.name: score},
             usage=usage,
             cost=item.cost + reply.cost,
+            paid={self.section: reply.cost} if reply.cost else {},
             error="; ".join(said) or None,
         )
 
@@ -89,4 +107,5 @@ def make_judging(
         examples = [judge.messages(each, each.references[0] if each.references else "") for each in questions]
         generator.check(examples, [each.id for each in questions])
     is_batched = callable(getattr(generator, "generate", None))
-    return Judging(name, judge, Batches(generator) if is_batched else calls(generator, concurrency))
+    replies = Batches(generator) if is_batched else calls(generator, concurrency)
+    return Judging(name, judge, replies, generator)

@@ -19,6 +19,7 @@ from rfflow.evals.kept_answers import KeptAnswer, KeptAnswers, Keys
 from rfflow.evals.limiter import BudgetSpent, Leave, retry_after
 from rfflow.evals.prompts import Messages
 from rfflow.evals.quotas import Quotas
+from rfflow.runs.forecast import Forecast
 from rfflow.worker.evaluation.replies import Reply
 
 _REFUSED = 12
@@ -61,7 +62,8 @@ class ServerGenerator:
         except ImportError as error:
             raise ConfigError("generator=openai wants the package openai: pip install 'rfflow[api]'.") from error
         for name in ("httpx", "httpx2", "openai"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # a line a request otherwise
+            # A line a request otherwise. A level would be the run's own, and what is on its way comes back at any time.
+            logging.getLogger(name).addFilter(_is_warning)
         for name in kwargs:
             if name in _MOVED:
                 raise ConfigError(
@@ -69,7 +71,7 @@ class ServerGenerator:
                 )
         self._openai = openai
         self.model = model
-        url = url_of(base_url)
+        url = self._url = url_of(base_url)
         self._where, self.server = base_url or "OpenAI's server", host_of(url)
         self._most = whole_number(kwargs.get("max_completion_tokens", max_tokens), "generator.max_tokens")
         self._attempts = whole_number(attempts, "generator.attempts")
@@ -114,6 +116,14 @@ class ServerGenerator:
                 f"generator.model is {model!r}, and {where} has no such model.{nearest(model, models)} "
                 f"There: {', '.join(sorted(models)[:20])}."
             )
+
+    def forecast(self, prompts: Sequence[Messages]) -> Forecast:
+        """Return what these may take, less those whose answers are kept."""
+        if self._kept is not None:
+            keys = Keys(self._url, self._given)
+            prompts = [prompt for prompt in prompts if self._kept.get(keys.of(prompt)) is None]
+        count, tokens = len(prompts), sum(map(self._tokens, prompts))
+        return Forecast(count, tokens, sum(map(self._cost, prompts)), count if self._price is None else 0)
 
     async def __call__(self, messages: Messages) -> Reply:
         """Answer one.
@@ -221,3 +231,7 @@ class _Unreadable(Exception):
 def _prompt_tokens(messages: Messages) -> int:
     """Return the most tokens that a prompt may have: one has three bytes or more, and a message a few besides."""
     return sum(len(message["content"].encode()) // 3 + 8 for message in messages)
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING

@@ -14,7 +14,9 @@ from rfflow.evals.questions import shards
 from rfflow.evals.scoring import Metrics
 from rfflow.runs.chunks import Answer, ChunkPlan
 from rfflow.runs.events import Boundary, ExpectedMetrics, Finished, Pause, Progress, Ready, WarmStart
+from rfflow.runs.forecast import Forecast
 from rfflow.runs.run import RunCard
+from rfflow.worker.evaluation.forecasting import forecast_of
 from rfflow.worker.evaluation.pieces import Pieces, make_pieces, wants_base
 from rfflow.worker.evaluation.replies import Reply
 from rfflow.worker.memory.offload import RunTensors
@@ -72,13 +74,14 @@ class EvaluationSession:
             raise ConfigError(f"{self.run.called}: {error}") from error
         finally:
             self._shared.bases.part_tokenizers()
-        self._done = max((end for end in self._ends if end <= step), default=0)
+        # All of a shard may be answered and not judged: it is not over then.
+        self._done = max((end for end in self._ends if end < step or (end == step and is_at_boundary)), default=0)
         self._items = {position: item for position, item in read_items(self.run.paths.items).items() if self._is(item)}
         self.holdings = RunTensors(self._shared.fabric, list, self.run.paths.root / ".suspended.safetensors")
         names = metric_names(list(spec.evaluation.metrics))
         offered = frozenset(name for name in names if not name.endswith(("_low", "_high")))
         expected = ExpectedMetrics(names, True, True, True, offered)
-        return Ready(ChunkPlan(self._ends, spec.chunks), expected)
+        return Ready(ChunkPlan(self._ends, spec.chunks), expected, forecast=self._forecast(self._pieces))
 
     def resume(self) -> Pause:
         """Answer until some answers have come, or the shard is through."""
@@ -158,6 +161,18 @@ class EvaluationSession:
                 judging.ask(pieces.questions, open, self._keep)
         return all(each.name in self._items[place].scores for each in pieces.judges for place in places)
 
+    def _forecast(self, pieces: Pieces) -> Forecast:
+        """Return what is still to be asked of servers."""
+        places = range(len(pieces.questions))
+        open = [pieces.asked[place] for place in places if place not in self._items]
+        found = Forecast() if pieces.generator is None else forecast_of(pieces.generator, open)
+        for judging in pieces.judges:
+            unjudged = [
+                place for place in places if place not in self._items or judging.name not in self._items[place].scores
+            ]
+            found += judging.forecast(pieces.questions, unjudged)
+        return found
+
     def _check_base(self) -> None:
         """Look whether a generator has changed what it shares with other runs."""
         spec = self.run.spec
@@ -186,6 +201,7 @@ class EvaluationSession:
             usage=reply.usage,
             latency=round(reply.latency, 4),
             cost=reply.cost,
+            paid={"generator": reply.cost} if reply.cost else {},
             error=trouble,
             is_kept=reply.is_kept,
         )

@@ -16,6 +16,7 @@ import pytest
 
 from rfflow.config.quotas import read_quotas
 from rfflow.errors import ConfigError
+from rfflow.evals.items import paid_in
 from rfflow.evals.quotas import Quotas
 from rfflow.worker.evaluation.replies import Reply, calls
 from tests.support.tiny import write_jsonl
@@ -31,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.headers["authorization"] == "Bearer wrong":
             return self.reply(401, {"error": {"message": "no such key"}})
-        self.reply(200, {"object": "list", "data": [{"id": "small", "object": "model"}]})
+        self.reply(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in ("small", "judge")]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -281,7 +282,7 @@ def test_a_budget_pauses_the_experiment_and_a_higher_one_goes_on(
         return " ".join(capsys.readouterr().err.split())
 
     said = call("+recipe=prompts", "--multirun", "prompt=question,short", *given)
-    assert "Paused: limits.small.usd is 320, of which" in said and "resume=out limits.small.usd=..." in said
+    assert said.count("limits.small.usd is 320, of which") == 1 and "resume=out limits.small.usd=..." in said
     paid = sum(Handler.seen.values())
     assert 4 <= paid < 24 and paid * 13 <= 320
     said = call("resume=out", "limits.small.usd=320")
@@ -294,3 +295,54 @@ def test_a_budget_pauses_the_experiment_and_a_higher_one_goes_on(
     assert [(run["state"], run["eval_missing"], run["eval_cost"]) for run in runs] == [
         ("completed", "0.0", "156.0")
     ] * 2
+
+
+@pytest.mark.usefixtures("hydra_restore_singletons")
+def test_a_judge_has_a_budget_of_its_own_and_what_it_may_cost_is_said_before(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What an answer has cost counts once, though its line is written again with each judge's score."""
+    from rfflow import __main__ as cli
+
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n}?", "reference": str(n)} for n in range(6)])
+    given = ["generator=openai", "generator.model=small", f"generator.base_url={url}", "metrics=judged", "chunks=2"]
+    given += ["prompt=question"]
+    given += ["generator@metrics.judge.generator=openai", "metrics.judge.generator.model=judge"]
+    given += [f"metrics.judge.generator.base_url={url}", "metrics.judge.prompt='Is {{ answer }} {{ reference }}?'"]
+    given += ["dataset=questions", "dataset.path=q.jsonl", "objective.metric=eval_contains", "generator.concurrency=1"]
+    given += ["prices.small={input: 1e6, output: 2e6}", "prices.judge={input: 1e6, output: 2e6}"]
+    given += ["limits.small.usd=1000", "limits.judge.usd=200", "metrics.judge.generator.concurrency=1"]
+    monkeypatch.setattr(sys, "argv", ["rfflow", "+recipe=prompts", "--multirun", *given, "hydra.sweep.dir=out"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    told = capsys.readouterr()
+    said = " ".join(told.out.split())
+    assert "HTTP Request" not in said + told.err
+    assert "1 run asks servers 12 times: at most about" in said and "USD. Stop with Ctrl-C." in said, told
+    assert "Paused: limits.judge.usd is 200" in told.err and "limits.small" not in told.err
+    judged = sum(paid_in(Path("out/runs/0/items.jsonl")).values()) / 13
+    monkeypatch.setattr(sys, "argv", ["rfflow", "resume=out", "limits.judge.usd=400"])
+    cli.main()
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"1 run asks servers {12 - judged:.0f} times" in said
+    assert paid_in(Path("out/runs/0/items.jsonl")) == {"generator": 6 * 13, "metrics.judge": 6 * 13}
+    assert sum(Handler.seen.values()) == 12
+
+
+def test_what_nobody_has_a_price_for_is_forecast_in_tokens(url: str) -> None:
+    from rfflow.runs.forecast import Forecast, told
+
+    prompts = [[{"role": "user", "content": "What?"}]] * 3
+    free, priced = make(url).forecast(prompts), make(url, quotas(prices={"small": PRICE})).forecast(prompts)
+    assert free == Forecast(3, 3 * (9 + 64), 0.0, 3) and priced == Forecast(3, 3 * (9 + 64), 3 * (9 + 128.0), 0)
+    assert told([Forecast()]) is None
+    assert str(told([free])).endswith(
+        "at most about 219 tokens; prices does not say what that costs. Stop with Ctrl-C."
+    )
+    assert "2 runs ask servers 6 times: at most about 438 tokens, 4.1e+02 USD besides 3 requests" in str(
+        told([free, priced])
+    )
+    ask(make(url, cache=True), "good")
+    kept = make(url, cache=True).forecast([[{"role": "user", "content": f"What is {word}?"}] for word in ("good", "x")])
+    assert kept.requests == 1, "what is kept is not asked"
