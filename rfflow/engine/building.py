@@ -41,6 +41,7 @@ class Builds:
         checkpointer: knows whose files are whose.
         rooms: returns the slots where a run can be built at once.
         is_usable: whether a slot has not been given up.
+        kept_off: returns the runs that cannot train on a slot.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Builds:
         checkpointer: Checkpointer,
         rooms: Callable[[], list[int]],
         is_usable: Callable[[int], bool],
+        kept_off: Callable[[int], set[int]],
     ):
         self._listener = listener
         self._losses = losses
@@ -58,6 +60,7 @@ class Builds:
         self._checkpointer = checkpointer
         self._rooms = rooms
         self._is_usable = is_usable
+        self._kept_off = kept_off
         self._hydra: dict[int, Any] = {}
         self.homes: dict[int, int] = {}
         """The slot that holds a run's trainer, by run."""
@@ -163,7 +166,9 @@ class Builds:
     def _roomiest(self, run: Run) -> int:
         """Return the slot with the fewest runs, a free one where there is one, and one that it has not ended."""
         held, ended = Counter(self.homes.values()), self._losses.where_built(run)
-        return min(self._rooms(), key=lambda slot: (slot in ended, held[slot], slot))
+        rooms = list(self._rooms())
+        allowed = [slot for slot in rooms if run.number not in self._kept_off(slot)]
+        return min(allowed or rooms, key=lambda slot: (slot in ended, held[slot], slot))
 
     def upcoming(self, slot: int) -> tuple[int, ...]:
         """Return the runs that are at home on a slot, in the order in which they would get it."""

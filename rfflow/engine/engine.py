@@ -95,14 +95,19 @@ class Engine:
         self._scheduler = Scheduler()
         self._checkpointer = Checkpointer(self.experiment, self._job_of, getattr(composer, "command", None))
         self._lock = lock_of_experiment(paths.root)
+        self._money = Money(self.experiment)
         self._placement = Placement(
-            self.slots, self._scheduler, self._checkpointer, lambda: self.experiment.runs, self._handle_meanwhile
+            self.slots,
+            self._scheduler,
+            self._checkpointer,
+            lambda: self.experiment.runs,
+            self._handle_meanwhile,
+            self._money.is_limited,
         )
         cloner = Cloner(self.experiment, composer, self._placement.builds)
         self.lifecycle = Lifecycle(
             self.experiment, self._scheduler, self._checkpointer, self._placement, cloner, self._call
         )
-        self._money = Money(self.experiment)
         self._placement.builds.spent = self._money.spent
         self._metrics_check = MetricsCheck(spec.objective, spec.searched)
         self._opening = Opening(self._checkpointer, self._placement, self._scheduler, self._metrics_check)
@@ -269,9 +274,10 @@ class Engine:
         for slot in self._placement.free:
             # A policy sees what it would see on one device: nobody goes on while another has yet to come as far.
             ahead = self._scheduler.leading() if self._is_level else set()
-            assignment = self._scheduler.next(slot, behind, held | ahead, self._placement.bound())
+            away = held | ahead | self._placement.kept_off(slot)
+            assignment = self._scheduler.next(slot, behind, away, self._placement.bound())
             if assignment is not None:
-                self.lifecycle.begin([assignment, *self._beside(assignment, behind, held | ahead)])
+                self.lifecycle.begin([assignment, *self._beside(assignment, behind, away)])
                 has_begun, self._waits = True, False
                 if self._heard_meanwhile:
                     break
@@ -331,6 +337,7 @@ class Engine:
             # Refuses a control directory that another experiment owns.
             steering = self._steering = Steering(self.lifecycle, self._saved, self._checkpointer.imagined)
             self.lifecycle.imagined = lambda: steering.imagined
+        self._money.check()
         self._placement.open()
         self._opening.prepare(new, at_once=self.slots.count)
         check_baselines(self.experiment.runs)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 
 from rfflow.checkpointing.disk import resume_command
 from rfflow.config.quotas import asked_of, key_for
-from rfflow.errors import Paused
+from rfflow.errors import ConfigError, Paused, nearest
 from rfflow.evals.items import paid_in
 from rfflow.evals.judging import parted
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import Run
+
+log = logging.getLogger(__name__)
 
 
 class Money:
@@ -19,6 +22,7 @@ class Money:
 
     def __init__(self, experiment: Experiment):
         self._experiment = experiment
+        self._is_limited: dict[int, bool] = {}
         self._paused: dict[int, str] = {}
         """Why runs do not go on; who was paused last comes last."""
 
@@ -27,11 +31,38 @@ class Money:
         limits = {key: limit for key, limit in self._experiment.spec.quotas.limits.items() if limit.usd is not None}
         found: defaultdict[str, float] = defaultdict(float)
         for run in self._experiment.runs if limits else ():
-            keys = _keys(run, limits)
+            keys = keys_of(run, limits)
             for section, usd in paid_in(run.paths.items).items() if keys else ():
                 if section in keys:
                     found[keys[section]] += usd
         return dict(found)
+
+    def check(self) -> None:
+        """Look whether what is said of servers is about servers that are asked.
+
+        Raises:
+            ConfigError: for a key that is nearly the name of one of which nothing is said.
+        """
+        asked = {where for run in self._experiment.runs for where in _asked(run).values()}
+        names = {name for server, model in asked for name in (model, server, f"{server}/{model}")}
+        quotas = self._experiment.spec.quotas
+        sections: dict[str, Mapping[str, object]] = {"limits": quotas.limits, "prices": quotas.prices}
+        for section, keys in sections.items():
+            open = {model for server, model in asked if key_for(keys, server, model) is None}
+            for key in sorted(keys.keys() - names):
+                if near := nearest(key, sorted(open)):
+                    raise ConfigError(
+                        f"{section}.{key} is about nobody: the models that are asked are "
+                        f"{', '.join(sorted({model for _, model in asked}))}.{near}"
+                    )
+                if section == "limits":  # prices may well be a list of all there are
+                    log.warning("limits.%s is about nobody who is asked so far.", key)
+
+    def is_limited(self, run: Run) -> bool:
+        """Whether a limit is about what the run asks."""
+        if run.number not in self._is_limited:
+            self._is_limited[run.number] = bool(keys_of(run, self._experiment.spec.quotas.limits))
+        return self._is_limited[run.number]
 
     def pause(self, run: Run, reason: str) -> None:
         """A run has no money left to go on with."""
@@ -57,8 +88,8 @@ class Money:
             {
                 key
                 for run in waiting
-                for key in _keys(run, limits).values()
-                if f"limits.{key}.usd " in self._paused[run.number] or len(_keys(run, limits)) == 1
+                for key in keys_of(run, limits).values()
+                if f"limits.{key}.usd " in self._paused[run.number] or len(keys_of(run, limits)) == 1
             }
         )
         higher = "".join(
@@ -70,14 +101,18 @@ class Money:
         )
 
 
-def _keys(run: Run, limits: Mapping[str, object]) -> dict[str, str]:
+def keys_of(run: Run, limits: Mapping[str, object]) -> dict[str, str]:
     """Return the limits that a run's requests fall under, by the sections whose generators send them."""
+    found = {section: key_for(limits, *where) for section, where in _asked(run).items()}
+    return {section: key for section, key in found.items() if key is not None}
+
+
+def _asked(run: Run) -> dict[str, tuple[str, str]]:
+    """Return the server and the model that a run asks, by the sections whose generators do."""
     spec = run.spec.evaluation
     if spec is None:
         return {}
     generators = {"generator": spec.generator}
     for name, node in parted(spec.metrics)[1].items():
         generators[f"metrics.{name}"] = node.get("generator")
-    asked = {section: where for section, node in generators.items() if (where := asked_of(node)) is not None}
-    found = {section: key_for(limits, *where) for section, where in asked.items()}
-    return {section: key for section, key in found.items() if key is not None}
+    return {section: where for section, node in generators.items() if (where := asked_of(node)) is not None}

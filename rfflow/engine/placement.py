@@ -24,6 +24,7 @@ class Placement:
         checkpointer: knows what is saved.
         runs: returns the runs of the experiment.
         handle: takes whatever is heard while an answer is awaited.
+        is_limited: whether a limit is about what a run asks. Those stand on one slot, whose worker keeps to it.
     """
 
     def __init__(
@@ -33,9 +34,11 @@ class Placement:
         checkpointer: Checkpointer,
         runs: Callable[[], Iterable[Run]],
         handle: Callable[[Heard], None],
+        is_limited: Callable[[Run], bool] = lambda run: False,
     ):
         self._slots = slots
         self._runs = runs
+        self._is_limited = is_limited
         self._scheduler = scheduler
         self._checkpointer = checkpointer
         self.losses = Losses()
@@ -47,6 +50,7 @@ class Placement:
             checkpointer,
             rooms=lambda: self.free or self.usable,
             is_usable=lambda slot: slot in self.usable,
+            kept_off=self.kept_off,
         )
         self.busy: dict[int, dict[int, Assignment]] = {}
         """What is going on each slot that is not free, by run: one, or those that go together."""
@@ -77,6 +81,17 @@ class Placement:
         if self._slots.count == 1:
             return set()
         return {run.number for run in self._runs() if not self._checkpointer.is_on_disk(run)}
+
+    def kept_off(self, slot: int) -> set[int]:
+        """Return the runs that cannot be on a slot, as others stand elsewhere that ask under limits as they do."""
+        if self._slots.count == 1:
+            return set()
+        limited = {run.number: run for run in self._runs() if run.state.is_live and self._is_limited(run)}
+        training = [place for place, group in self.busy.items() if group.keys() & limited.keys()]
+        homes = {number: home for number, home in self.builds.homes.items() if number in limited}
+        begun = [home for number, home in homes.items() if limited[number].step]  # they may be unable to move
+        there = training or begun or list(homes.values())
+        return set(limited) if there and slot != min(there) else set()
 
     def leave_device(self, run: Run) -> None:
         """Move what a run holds off the device, and off the host where that is full."""

@@ -18,10 +18,12 @@ class Quotas:
         self._limiters: dict[str, Limiter] = {}
 
     def begin(self, spent: Mapping[str, float]) -> None:
-        """Learn what was spent before anybody here spends anything, by the keys of the limits."""
+        """Learn what was spent so far, here and by workers that are gone, by the keys of the limits."""
         for key, usd in spent.items():
             if key in self.spec.limits and key not in self._limiters:
                 self._limiters[key] = Limiter(self.spec.limits[key], key, usd)
+            elif key in self._limiters:
+                self._limiters[key].spent = max(self._limiters[key].spent, usd)
 
     def limiter(self, server: str, model: str) -> Limiter:
         """Return the limiter of a model.

@@ -160,3 +160,43 @@ def test_an_op_takes_hold_where_it_was_asked_for_while_a_clone_is_built(
     engine.run()
     engine.close()
     assert [len(run.chunks) for run in engine.experiment.runs[:5]] == [4, 1, 1, 1, 1]
+
+
+class Together(Callback):
+    """Notes where runs train while others do."""
+
+    def __init__(self) -> None:
+        self.places: list[set[int]] = []
+
+    def on_chunk_start(self, experiment: Experiment) -> None:
+        self.places.append({run.turn.slot for run in experiment.runs if run.turn is not None and run.number in LIMITED})
+
+
+LIMITED = (0, 2, 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_that_ask_under_limits_stand_on_one_slot(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when its worker is lost: two workers that do not know of each other would use the limit twice."""
+    monkeypatch.setattr(
+        "rfflow.engine.money.keys_of", lambda run, limits: {"generator": "small"} if run.number in LIMITED else {}
+    )
+    monkeypatch.setattr("rfflow.scheduling.scheduler._SLACK", -1)  # nobody is at home anywhere
+    for name in ("MOST_LOSSES", "MOST_LOSSES_BY_A_BUILD"):
+        monkeypatch.setattr(f"rfflow.engine.losses.{name}", 1000)
+    seen = Together()
+    draw = random.Random(seed)
+    engine = toy_engine(
+        tmp_path,
+        [toy_spec(4) for _ in range(6)],
+        [seen],
+        make_slots=lambda spec: InterleavedSlots(spec, 3, draw, losses=2 * (seed % 2)),
+    )
+    engine.run()
+    engine.close()
+    assert all(run.state is RunState.COMPLETED for run in engine.experiment.runs)
+    assert max(map(len, seen.places)) == 1
+    others = {chunk.slot for run in engine.experiment.runs if run.number not in LIMITED for chunk in run.chunks}
+    assert len(others) > 1

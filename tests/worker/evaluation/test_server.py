@@ -346,3 +346,24 @@ def test_what_nobody_has_a_price_for_is_forecast_in_tokens(url: str) -> None:
     ask(make(url, cache=True), "good")
     kept = make(url, cache=True).forecast([[{"role": "user", "content": f"What is {word}?"}] for word in ("good", "x")])
     assert kept.requests == 1, "what is kept is not asked"
+
+
+@pytest.mark.usefixtures("hydra_restore_singletons")
+@pytest.mark.parametrize("word", ["limits.smal.rpm=500", "'prices={smalll: {input: 1, output: 2}}'"])
+def test_a_name_that_is_nearly_a_models_is_refused_before_anything_is_asked(
+    word: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the limit would hold for nobody, in silence."""
+    from rfflow import __main__ as cli
+
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n}?", "reference": str(n)} for n in range(6)])
+    given = ["generator=openai", "generator.model=small", f"generator.base_url={url}", "prompt=question", "chunks=2"]
+    given += ["dataset=questions", "dataset.path=q.jsonl", "metrics=qa", "objective.metric=eval_contains"]
+    given += ["prices={other: {input: 1, output: 2}}"] if word.startswith("limits") else []
+    monkeypatch.setattr(sys, "argv", ["rfflow", "+recipe=prompts", "--multirun", *given, word.strip("'")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is about nobody: the models that are asked are small. Did you mean 'small'?" in said
+    assert not Handler.seen
