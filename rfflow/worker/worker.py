@@ -7,6 +7,7 @@ what becomes of what it tells. What a command changes on the disk is named by th
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import time
 import traceback
@@ -186,6 +187,7 @@ class Worker:
         self._active.clear()
         self._is_hurried = False
         self._drafts = Drafts(self._tell)
+        gc.unfreeze()
 
     # --- building -----------------------------------------------------------------------------------------------------
 
@@ -214,6 +216,7 @@ class Worker:
         if session.holdings is not None:
             session.holdings.before_move = lambda: self._drafts.wait(order.run)
             self.shared.memory.keep_within_host(self._movable())
+        gc.freeze()  # accelerate collects garbage when a trainer begins: what other runs hold is none
         return replace(ready, rows=self.shared.fingerprints(), held=self.shared.claims.held_by(order.run))
 
     def _is_light(self, spec: RunSpec) -> bool:
@@ -235,6 +238,7 @@ class Worker:
         session = self.sessions.pop(run, None)
         if session is not None:
             session.close()
+            gc.unfreeze()  # what it held is garbage now, for the next collection to find
         self._drafts.discard(run)
         self._prepared.pop(run, None)
 

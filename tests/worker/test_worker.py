@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from lightning_fabric import Fabric
 from rfflow.checkpointing.checkpoints import Checkpoints
 from rfflow.config.spec import ExperimentSpec
 from rfflow.runs.chunks import ChunkPlan
-from rfflow.runs.events import Again, Boundary, Event, Prepare, Ready, Train
+from rfflow.runs.events import Again, Boundary, Event, GiveUp, Prepare, Ready, Train
 from rfflow.runs.paths import RunPaths
 from rfflow.runs.run import RunCard
 from rfflow.worker.memory.offload import RunTensors
@@ -59,3 +61,31 @@ def test_only_the_last_boundary_has_weights_for_clones(tmp_path: Path, step: int
     assert isinstance(told[1], Boundary)
     assert Short.built == [(0, False), (step, is_at_boundary)]
     worker.close()
+
+
+class Tied(Short):
+    """Holds itself, as trainers do."""
+
+    def __init__(self, card: RunCard, shared: Any, **_: Any):
+        super().__init__(card, shared)
+        self.itself = self
+
+
+def test_what_a_run_held_is_collected_once_it_is_given_up(tmp_path: Path) -> None:
+    """What stands is spared from collections, and what was let go of is not."""
+    Short.built = []
+    spec = ExperimentSpec(name="tied", accelerator="cpu")
+    worker = Worker(spec, Fabric(accelerator="cpu", devices=1), lambda run, event: None, make_session=Tied)  # type: ignore[arg-type]
+    cards = [RunCard(number, toy_spec(), f"Run {number}", RunPaths(tmp_path / str(number))) for number in (0, 1)]
+    for card in cards:
+        worker.do(Prepare(card))
+    held = [weakref.ref(worker.sessions[number]) for number in (0, 1)]
+    walked = {id(it) for it in gc.get_objects()}
+    assert not [one for one in held if id(one()) in walked], "what stands is walked again and again"
+    worker.do(GiveUp(0))
+    gc.collect()
+    assert [one() is None for one in held] == [True, False]
+    worker.do(Prepare(cards[0]))
+    worker.close()
+    gc.collect()
+    assert held[1]() is None
