@@ -245,14 +245,17 @@ class Gang:
             self._add_gradients(gone, settings)
             return
         except Exception as error:
-            if len(places) == 1:
-                replies[places[0].run] = Reply(error=error)
+            left = [place for place in places if place.run in self._members]
+            if len(places) == 1 and left:
+                replies[left[0].run] = Reply(error=error)
+            if len(places) == 1 or not left:
                 return
             log.info("A backward pass of %s runs is halved: %s", len(places), _first_line(error))
         gone.output = torch.empty(0)  # its graph holds what there is no room for
-        half = len(places) // 2
-        for part in (places[:half], places[half:]):
-            self._again(part, settings, replies)
+        half = len(left) // 2
+        for part in (left[:half], left[half:]):
+            if part:
+                self._again(part, settings, replies)
 
     def _again(self, places: Sequence[_Place], settings: Mapping[int, Any], replies: dict[int, Reply]) -> None:
         """Go forward once more with fewer, for the same bits, and back."""
