@@ -12,7 +12,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev g
 
 WORKDIR /opt/rfflow
 COPY . .
-RUN pip install --no-cache-dir -c constraints.txt ".[gguf,math,qlora,rag,ray,text]" \
+RUN pip install --no-cache-dir -c constraints.txt ".[api,gguf,math,mlflow,qlora,rag,ray,text,trackio,wandb]" \
     && pip install --no-cache-dir --no-deps -r requirements-demo.txt
 
 # Whoever it runs as: caches in a place that is there and open.

@@ -54,9 +54,9 @@ def kind_of(error: BaseException) -> str:
     return error.kind if isinstance(error, WorkerError) else type(error).__name__
 
 
-def nearest(word: str, allowed: Iterable[str], count: int = 3) -> str:
+def nearest(word: str, allowed: Iterable[str], count: int = 3, cutoff: float = 0.6) -> str:
     """Return a hint such as " Did you mean 'warmup_steps'?", or "" where nothing comes close."""
-    matches = difflib.get_close_matches(word, list(allowed), n=count, cutoff=0.6)
+    matches = difflib.get_close_matches(word, list(allowed), n=count, cutoff=cutoff)
     if not matches:
         return ""
     return " Did you mean " + " or ".join(repr(match) for match in matches) + "?"

@@ -50,7 +50,7 @@ class Money:
         for section, keys in sections.items():
             open = {model for server, model in asked if key_for(keys, server, model) is None}
             for key in sorted(keys.keys() - names):
-                if near := nearest(key, sorted(open)):
+                if near := nearest(key, sorted(open), cutoff=0.8):
                     raise ConfigError(
                         f"{section}.{key} is about nobody: the models that are asked are "
                         f"{', '.join(sorted({model for _, model in asked}))}.{near}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ SWEEPS: Mapping[str, tuple[str, ...]] = {
     "rag": ("retriever=bm25", "retriever=none"),
     "prompts": ("prompt.fewshot=0", "prompt.fewshot=3"),
     "pipeline": ("chunks=2", "chunks=4"),
+    "api": ("generator.model=small", "generator.model=large"),
 }
 """Of those that train nothing, which have no learning rate."""
 NEEDED = {"pipeline": ("pipeline._target_=my_code.answer", "dataset.path=questions.jsonl")}
@@ -102,6 +104,42 @@ def test_a_recipe_trains(
         log = (root / f"runs/{number}/run.log").read_text()
         assert "not a prefix" not in log, "the completion must follow the prompt as it does when the model is asked"
     assert f"{recipe}: ranked by eval_loss" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("hydra_restore_singletons")
+def test_models_of_a_server_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe api against its own stand-in, which refuses some requests; the model that can subtract is ahead."""
+    pytest.importorskip("openai", reason="the extra `api` is not installed")
+    from recipes.api.server import Server
+    from rfflow import __main__ as cli
+
+    problems = [
+        {"question": f"{n} apples, and 3 are eaten. How many are left?", "reference": n - 3} for n in range(9, 29)
+    ]
+    problems += [{"question": f"{n} apples and 3 more. How many?", "reference": n + 3} for n in range(9, 29)]
+    rows = write_jsonl(tmp_path / "problems.jsonl", problems)
+    monkeypatch.chdir(tmp_path)
+    server = Server(latency=0.0, refuse_every=25)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    words = ["+recipe=api", "--multirun", "generator.model=small,large", f"generator.base_url={server.address}"]
+    words += ["dataset=questions", f"dataset.path={rows}", "prompt=question", "prices.large={input: 2.5, output: 10}"]
+    monkeypatch.setattr(sys, "argv", ["rfflow", *words])
+    monkeypatch.setattr("recipes.api.server.RETRY_AFTER", "0.01")
+    try:
+        cli.main()
+    finally:
+        server.shutdown()
+        server.server_close()
+    (root,) = Path("outputs/api").iterdir()
+    with open(root / "runs.csv", encoding="utf-8") as file:
+        small, large = csv.DictReader(file)
+    assert (small["eval_number_match"], large["eval_number_match"]) == ("0.5", "1.0")
+    assert (small["eval_missing"], large["eval_missing"]) == ("0.0", "0.0"), "what was refused was asked again"
+    assert small["eval_cost"] == "" and float(large["eval_cost"]) > 0
+    said = capsys.readouterr().out
+    assert "2 runs ask servers 80 times" in said and "besides 40 requests of which prices does not say" in said
 
 
 # --- the functions of recipes/sft -------------------------------------------------------------------------------------
