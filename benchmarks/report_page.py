@@ -45,7 +45,7 @@ def write_page(out: Path) -> tuple[Path, list[str]]:
         )
     for record in records:
         part = PARTS[record["part"]]
-        figures = part.figures(record["rounds"], record["runs"])
+        figures = [figure for figure in part.figures(record["rounds"], record["runs"]) if figure.values]
         told.append(
             {**{key: record[key] for key in ("part", "model", "runs", "steps")}, "figures": list(map(asdict, figures))}
         )

@@ -67,5 +67,5 @@ def against(rounds: Sequence[Round], ours: str, theirs: str, name: str = "second
 
 
 def megabytes(rounds: Sequence[Round], side: str) -> tuple[float, ...]:
-    """Return peaks, round by round."""
-    return tuple(value / MB for value in column(rounds, side, "peak"))
+    """Return peaks, of the rounds in which they are known."""
+    return tuple(value / MB for value in column(rounds, side, "peak") if value)

@@ -158,17 +158,21 @@ def run_process(
     """
     log = folder / f"{name}.log"
     with log.open("w", encoding="utf-8") as output:
+        used = folder / f"{name}.usage.json"
         started, clock = time.time(), time.perf_counter()
-        process = subprocess.Popen(
-            command, cwd=folder, env=_environ(folder, environ), stdout=output, stderr=subprocess.STDOUT
+        process = subprocess.run(
+            [sys.executable, "-S", str(Path(__file__).with_name("apart.py")), str(used), *command],
+            cwd=folder,
+            env=_environ(folder, environ),
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
-        _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - clock
-    process.returncode = os.waitstatus_to_exitcode(status)  # it was waited for behind Popen's back
     if process.returncode:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-30:])
         raise SystemExit(f"{' '.join(command)}\nended with status {process.returncode}:\n{tail}")
-    return Finished(started, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * BYTES_A_UNIT)
+    usage = json.loads(used.read_text(encoding="utf-8"))
+    return Finished(started, seconds, usage["cpu"], usage["peak"] * BYTES_A_UNIT)
 
 
 def _environ(folder: Path, extra: Mapping[str, str] | None) -> dict[str, str]:
