@@ -115,7 +115,7 @@ class _Actor:
 
     def how_ended(self) -> str:
         import ray
-        from ray.exceptions import ActorDiedError, RayError
+        from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
         if self.trouble is not None:
             return self.trouble
@@ -124,6 +124,8 @@ class _Actor:
         except ActorDiedError as error:
             where = next((line.strip() for line in str(error).splitlines() if line.strip().startswith("ip:")), "")
             return f"its actor died{f' ({where})' if where else ''}"
+        except ActorUnavailableError:  # Ray has yet to find out why
+            return "its actor is gone, or the machine on which it was"
         except RayError as error:
             return f"its actor failed: {str(error).strip().splitlines()[-1]}"
         return "its actor ended"
