@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -41,22 +42,20 @@ class Money:
         """Look whether what is said of servers is about servers that are asked.
 
         Raises:
-            ConfigError: for a key that is nearly the name of one of which nothing is said.
+            ConfigError: for a key that is nearly the name of a model, or of a server, of which nothing is said.
         """
         asked = {where for run in self._experiment.runs for where in _asked(run).values()}
-        names = {name for server, model in asked for name in (model, server, f"{server}/{model}")}
+        names = {name for where in asked for name in _names(*where)}
         quotas = self._experiment.spec.quotas
         sections: dict[str, Mapping[str, object]] = {"limits": quotas.limits, "prices": quotas.prices}
         for section, keys in sections.items():
-            open = {model for server, model in asked if key_for(keys, server, model) is None}
+            open = {name for where in asked if key_for(keys, *where) is None for name in _names(*where)}
             for key in sorted(keys.keys() - names):
-                if near := nearest(key, sorted(open), cutoff=0.8):
-                    raise ConfigError(
-                        f"{section}.{key} is about nobody: the models that are asked are "
-                        f"{', '.join(sorted({model for _, model in asked}))}.{near}"
-                    )
+                same = {name for name in open if _digits(name) == _digits(key)}  # 8b is not 70b badly written
+                if near := nearest(key, sorted(same), cutoff=0.8):
+                    raise ConfigError(f"{section}.{key} is about nobody: {_said(asked)}.{near}")
                 if section == "limits":  # prices may well be a list of all there are
-                    log.warning("limits.%s is about nobody who is asked so far.", key)
+                    log.warning("limits.%s is about nobody who is asked so far: %s.", key, _said(asked))
 
     def is_limited(self, run: Run) -> bool:
         """Whether a limit is about what the run asks."""
@@ -93,7 +92,8 @@ class Money:
             }
         )
         higher = "".join(
-            f" limits.{key}.usd=..." if key.isidentifier() else f" 'limits={{{key}: {{usd: ...}}}}'" for key in keys
+            f" limits.{key}.usd=..." if key.isidentifier() else f" 'limits={{{_typed(key)}: {{usd: ...}}}}'"
+            for key in keys
         )
         raise Paused(
             f"Paused: {reasons}. Everything is saved. With more, run{'s' if len(waiting) > 1 else ''} {who} would go "
@@ -116,3 +116,24 @@ def _asked(run: Run) -> dict[str, tuple[str, str]]:
     for name, node in parted(spec.metrics)[1].items():
         generators[f"metrics.{name}"] = node.get("generator")
     return {section: where for section, node in generators.items() if (where := asked_of(node)) is not None}
+
+
+def _names(server: str, model: str) -> tuple[str, str, str]:
+    """Return the keys that are about a model of a server."""
+    return model, server, f"{server}/{model}"
+
+
+def _digits(name: str) -> list[str]:
+    return re.findall(r"\d+", name)
+
+
+def _said(asked: set[tuple[str, str]]) -> str:
+    """Say who is asked."""
+    if not asked:
+        return "no server is asked"
+    return "the models that are asked are " + ", ".join(f"{model} at {server}" for server, model in sorted(asked))
+
+
+def _typed(key: str) -> str:
+    """Return a key as it is typed: a colon ends it."""
+    return key.replace(":", "\\:")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rfflow.config.quotas import read_quotas
+from rfflow.config.quotas import host_of, read_quotas
 from rfflow.errors import ConfigError
 from rfflow.evals.items import paid_in
 from rfflow.evals.quotas import Quotas
@@ -312,7 +314,9 @@ def test_a_judge_has_a_budget_of_its_own_and_what_it_may_cost_is_said_before(
     given += [f"metrics.judge.generator.base_url={url}", "metrics.judge.prompt='Is {{ answer }} {{ reference }}?'"]
     given += ["dataset=questions", "dataset.path=q.jsonl", "objective.metric=eval_contains", "generator.concurrency=1"]
     given += ["prices.small={input: 1e6, output: 2e6}", "prices.judge={input: 1e6, output: 2e6}"]
-    given += ["limits.small.usd=1000", "limits.judge.usd=200", "metrics.judge.generator.concurrency=1"]
+    key = f"{host_of(url)}/judge"
+    typed = key.replace(":", "\\:")
+    given += [f"limits={{small: {{usd: 1000}}, {typed}: {{usd: 200}}}}", "metrics.judge.generator.concurrency=1"]
     monkeypatch.setattr(sys, "argv", ["rfflow", "+recipe=prompts", "--multirun", *given, "hydra.sweep.dir=out"])
     with pytest.raises(SystemExit):
         cli.main()
@@ -320,9 +324,12 @@ def test_a_judge_has_a_budget_of_its_own_and_what_it_may_cost_is_said_before(
     said = " ".join(told.out.split())
     assert "HTTP Request" not in said + told.err
     assert "1 run asks servers 12 times: at most about" in said and "USD. Stop with Ctrl-C." in said, told
-    assert "Paused: limits.judge.usd is 200" in told.err and "limits.small" not in told.err
+    assert f"Paused: limits.{key}.usd is 200" in told.err and "limits.small" not in told.err
+    assert f"resume=out 'limits={{{typed}: {{usd: ...}}}}'" in " ".join(told.err.split()), (
+        "as a shell and Hydra read it"
+    )
     judged = sum(paid_in(Path("out/runs/0/items.jsonl")).values()) / 13
-    monkeypatch.setattr(sys, "argv", ["rfflow", "resume=out", "limits.judge.usd=400"])
+    monkeypatch.setattr(sys, "argv", ["rfflow", "resume=out", f"limits={{{typed}: {{usd: 400}}}}"])
     cli.main()
     said = " ".join(capsys.readouterr().out.split())
     assert f"1 run asks servers {12 - judged:.0f} times" in said
@@ -365,5 +372,34 @@ def test_a_name_that_is_nearly_a_models_is_refused_before_anything_is_asked(
     with pytest.raises(SystemExit):
         cli.main()
     said = " ".join(capsys.readouterr().err.split())
-    assert "is about nobody: the models that are asked are small. Did you mean 'small'?" in said
+    assert f"is about nobody: the models that are asked are small at {host_of(url)}. Did you mean 'small'?" in said
     assert not Handler.seen
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("api.openai.con", "api.openai.com"),
+        ("api.openai.com/gpt-4o-mimi", "api.openai.com/gpt-4o-mini"),
+        ("gpt-4.1-mini", None),
+        ("gpt-4o", None),
+        ("claude", None),
+    ],
+)
+def test_a_key_is_misspelt_where_it_is_nearly_a_name_with_the_same_digits(
+    key: str, near: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other models of a family are not: a list of limits or prices may hold them all."""
+    from rfflow.engine.money import Money
+
+    asked = {"generator": ("api.openai.com", "gpt-4o-mini")}
+    monkeypatch.setattr("rfflow.engine.money._asked", lambda run: asked)
+    spec = SimpleNamespace(quotas=read_quotas({"limits": {key: {"rpm": 5}}}))
+    money = Money(SimpleNamespace(runs=[None], spec=spec))  # type: ignore[arg-type]
+    who = "the models that are asked are gpt-4o-mini at api.openai.com."
+    if near is not None:
+        with pytest.raises(ConfigError, match=re.escape(f"limits.{key} is about nobody: {who} Did you mean '{near}'")):
+            money.check()
+        return
+    money.check()
+    assert caplog.messages == [f"limits.{key} is about nobody who is asked so far: {who}"]
