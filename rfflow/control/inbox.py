@@ -43,6 +43,11 @@ _SHORTEST_WAIT = 0.02
 """Seconds; a file that never settles must not make waiting a busy loop."""
 _LONGEST_WAIT = 5.0
 """Seconds without a look: an event may be lost, on a network mount or while the watch was just beginning."""
+_HELD_BACK = 0.6
+"""Seconds for which events may come late: of a file that was moved out, as an answered op is, watchdog waits half a
+second for where it has gone, and holds back whatever happened since."""
+_OFTEN = 0.03
+"""Seconds between two looks meanwhile."""
 
 _Key = tuple[str, Identity]
 
@@ -232,12 +237,14 @@ class Inbox:
             return Item(name, identity, error=error, content=content)
 
     def _wait_for_news(self, timeout: float | None) -> bool:
-        until = math.inf if timeout is None else time.monotonic() + timeout
+        begun = time.monotonic()
+        until = math.inf if timeout is None else begun + timeout
         while True:
-            left = max(0.0, until - time.monotonic())
-            if self._watch.wait(min(left, _LONGEST_WAIT)) or self.has_news():
+            now = time.monotonic()
+            left, pause = max(0.0, until - now), _OFTEN if now - begun < _HELD_BACK else _LONGEST_WAIT
+            if self._watch.wait(min(left, pause)) or self.has_news():
                 return True
-            if left <= _LONGEST_WAIT:
+            if left <= pause:
                 return False
 
     # --- answering ----------------------------------------------------------------------------------------------------

@@ -522,6 +522,20 @@ def test_a_lost_event_costs_time_and_nothing_else(inbox, monkeypatch):
     assert inbox.wait(timeout=None)
 
 
+def test_an_op_behind_another_that_was_just_answered_is_heard_at_once(inbox, monkeypatch):
+    """Its event comes late: of a file that has left, watchdog waits for where it went, and for longer here."""
+    grouper = pytest.importorskip("watchdog.observers.inotify_move_event_grouper").InotifyMoveEventGrouper
+    monkeypatch.setattr(grouper, "delay", 20.0)
+    inbox.wait(timeout=0.01)
+    drop(inbox, "1.yaml")
+    answer(inbox, inbox.scan())
+    threading.Timer(0.1, drop, (inbox, "2.yaml")).start()
+    begun = time.monotonic()
+    while not (items := inbox.scan()):
+        inbox.wait(timeout=30)
+    assert [item.name for item in items] == ["2.yaml"] and time.monotonic() - begun < 4
+
+
 def test_waiting_ends_when_woken_even_if_that_was_before(inbox):
     inbox.wake()
     assert inbox.wait(timeout=30)
