@@ -110,7 +110,13 @@ class Placement:
         self.busy[slot] = {assignment.run: assignment for assignment in group}
         upcoming = self.builds.upcoming(slot)
         first, *beside = [
-            Train(run.number, run.chunks[-1].step if run.chunks else 0, self._checkpointer.is_due(run), upcoming)
+            Train(
+                run.number,
+                run.chunks[-1].step if run.chunks else 0,
+                self._checkpointer.is_due(run),
+                upcoming,
+                environ=run.environ,
+            )
             for run in runs
         ]
         for turn in beside:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 from rfflow.confidential import without_secrets
 from rfflow.errors import ConfigError
 from rfflow.loggers.tracker import Group, TrackedRun, Tracker
+from rfflow.runs.run import Run
 
 _STATUS = {"completed": "FINISHED", "failed": "FAILED", "deleted": "KILLED"}
 _NAME = re.compile(r"[^\w.\-/: ]")
@@ -23,6 +25,8 @@ _LONGEST = 6000
 """Characters of a parameter's value."""
 _AT_ONCE = 100
 """Parameters in one call."""
+_PATIENCE = 5.0
+"""Seconds, at most, that the first run of all waits for MLflow's; after that nobody does."""
 
 
 class MLflowLogger(Tracker):
@@ -69,6 +73,20 @@ class MLflowLogger(Tracker):
         self._ops: dict[int, list[str]] = {}
         self._reached: dict[tuple[int, str], int] = {}
         """The last step of each metric that an earlier process has logged; MLflow would keep both."""
+        self._begun = threading.Condition()
+        self._waits = True
+        """Whether a run that is about to train waits for its own to be begun."""
+
+    def on_chunk_start(self, run: Run) -> None:
+        """Let what calls MLflow by itself while a run trains find the run's own; MLflow goes on with the one named."""
+        if "MLFLOW_RUN_ID" in run.environ:
+            return
+        self._view(run)
+        with self._begun:
+            if self._waits:
+                self._waits = self._begun.wait_for(lambda: run.number in self._ids, _PATIENCE)
+            if (run_id := self._ids.get(run.number)) is not None:
+                run.environ = {"MLFLOW_RUN_ID": run_id, "MLFLOW_TRACKING_URI": self._client.tracking_uri}
 
     def begin(self, group: Group, run: TrackedRun) -> None:
         """Begin a run, or go on with the one that an earlier process has begun."""
@@ -84,6 +102,9 @@ class MLflowLogger(Tracker):
         else:
             made = self._client.create_run(self._place, run_name=run.name, tags=tags)
             self._ids[run.number] = made.info.run_id
+        with self._begun:
+            self._begun.notify_all()
+        if found is None:
             self._log_params(run)
         self.tell(run, None)
 

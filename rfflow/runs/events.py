@@ -249,6 +249,8 @@ class Train:
     """The runs that will train here, the next one first."""
     beside: tuple[Train, ...] = ()
     """Those that have the slot together with it, each answered for itself; they may go together, step by step."""
+    environ: Mapping[str, str] = field(default_factory=dict)
+    """What the run finds in its environment from now on, besides what it has."""
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,8 @@ class Run:
         """Where it trains now, if it does."""
         self.recomputes = False
         """Whether it ran out of memory and recomputes activations since, where it may choose."""
+        self.environ: Mapping[str, str] = {}
+        """What loggers want it to find in its environment while it trains, besides what it has."""
 
     def __repr__(self) -> str:
         return f"Run({self.number}, {self.state.value}, step {self.step})"

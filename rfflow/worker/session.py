@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,10 @@ class Context(Protocol):
 
     def active(self) -> contextlib.AbstractContextManager[Any]:
         """Let all of it be in place inside."""
+        ...
+
+    def give(self, environ: Mapping[str, str]) -> None:
+        """Let it find this in its environment from now on."""
         ...
 
 

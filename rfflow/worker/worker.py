@@ -287,6 +287,8 @@ class Worker:
         self._active.append(session)
         turn.switched = session.context.switch_seconds
         turn.has_begun = True
+        if turn.order.environ:
+            session.context.give(turn.order.environ)
         self._make_room(session)
         if self._is_hurried:
             session.hurry()

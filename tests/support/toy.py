@@ -98,6 +98,9 @@ class ToyContext:
 
         return contextlib.nullcontext()
 
+    def give(self, environ: Mapping[str, str]) -> None:
+        """Look at no environment."""
+
 
 class ToyTrainee:
     """Counts its steps in a tensor, which goes wherever suspended runs go."""

@@ -120,6 +120,7 @@ class EvaluationSession:
 
     def close(self) -> None:
         """Let go of the generator and the file."""
+        is_through = bool(self._ends) and self._done == self._ends[-1]
         if self._pieces is not None:
             for replies in (self._pieces.replies, *(each.replies for each in self._pieces.judges)):
                 replies.close()
@@ -127,7 +128,7 @@ class EvaluationSession:
         self._file.close()
         if self.holdings is not None:
             self.holdings.forget()
-        self.context.close()
+        self.context.close("FINISHED" if is_through else "KILLED")
 
     # --- a shard ------------------------------------------------------------------------------------------------------
 

@@ -11,9 +11,10 @@ import contextlib
 import functools
 import importlib
 import inspect
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from transformers.integrations import MLflowCallback, TensorBoardCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from rfflow.config.claims import Claim, claims_of, client, tracker
+
+log = logging.getLogger(__name__)
 
 Clients = Mapping[str, Any]
 
@@ -79,6 +82,45 @@ def end_clients(trainer: Trainer) -> None:
         if isinstance(callback, MLflowCallback):
             callback.__del__()
             callback._auto_end_run = False
+
+
+def for_a_named_run(clients: Clients, before: Clients, environ: Mapping[str, str]) -> Clients | None:
+    """Return clients that let ``MLFLOW_RUN_ID`` name the run that is active.
+
+    Args:
+        clients: a run's own.
+        before: what they were when it began; a run of MLflow's that was active then was nobody's.
+        environ: what names the run.
+
+    Returns:
+        ``None`` where the run has begun one by itself, or chosen another place or experiment: that is left as it is.
+    """
+    if "MLFLOW_RUN_ID" not in environ or clients.get("mlflow") in (None, ((), None, None)):
+        return clients
+    if clients["mlflow"] != before.get("mlflow"):
+        return None
+    return {**clients, "mlflow": ((), None, None)}
+
+
+def left_in_mlflow(clients: Clients, before: Clients, environ: Mapping[str, str]) -> list[str]:
+    """Return the ids of MLflow's runs that a run has begun and not ended, less the one that was named to it."""
+    active, *_ = clients.get("mlflow", ((),))
+    others, *_ = before.get("mlflow", ((),))
+    known = {environ.get("MLFLOW_RUN_ID"), *(run.info.run_id for run in others)}
+    return [run.info.run_id for run in active if run.info.run_id not in known]
+
+
+def end_in_mlflow(left: Collection[str], status: str) -> None:
+    """End what is left; a server that is not there any more costs a warning."""
+    fluent, _ = _mlflow()
+    active = fluent._active_run_stack.get()
+    active[:] = [run for run in active if run.info.run_id in left]
+    while active:
+        run = active[-1].info.run_id
+        try:
+            fluent.end_run(status)
+        except Exception as error:  # requests', SQLAlchemy's, MLflow's own
+            log.warning("MLflow's run %s cannot be ended: %s: %s", run, type(error).__name__, error)
 
 
 def _read_wandb() -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,7 +28,14 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from hydra.core.hydra_config import HydraConfig
 
 from rfflow.confidential import without_secrets
-from rfflow.worker.training.clients import Clients, read_clients, set_clients
+from rfflow.worker.training.clients import (
+    Clients,
+    end_in_mlflow,
+    for_a_named_run,
+    left_in_mlflow,
+    read_clients,
+    set_clients,
+)
 from rfflow.worker.training.signals import Handlers, give_handlers, own_handlers, read_handlers, set_handlers
 from rfflow.worker.training.torch_settings import of_a_new_run, read_torch_settings, set_torch_settings
 
@@ -184,6 +191,8 @@ class RunContext:
         self._capture_output = capture_output
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = _LogFile(log)
+        self._before = outer.clients
+        self._given: Mapping[str, str] = {}
         self.switch_seconds = 0.0
         """Time spent on entering and leaving, over the life of the run."""
 
@@ -221,9 +230,30 @@ class RunContext:
                 outer.restore(self._device, seen)
         self.switch_seconds += time.perf_counter() - leaving
 
-    def close(self) -> None:
-        """Close the log file."""
-        self._log.close()
+    def give(self, environ: Mapping[str, str]) -> None:
+        """Let the run find this in its environment from now on; once, as it may take it away itself.
+
+        A tracker's run that is named there takes the place of one that was active when ours began.
+        """
+        if environ == self._given:
+            return
+        self._given = dict(environ)
+        clients = for_a_named_run(self._inner.clients, self._before, environ)
+        if clients is not None:
+            self._inner = replace(self._inner, environ={**self._inner.environ, **environ}, clients=clients)
+
+    def close(self, status: str = "KILLED") -> None:
+        """End what the run has begun in MLflow and left, and close the log file.
+
+        Args:
+            status: MLflow's word for how the run has ended.
+        """
+        try:
+            if left := left_in_mlflow(self._inner.clients, self._before, self._given):
+                with self.active():
+                    end_in_mlflow(left, status)
+        finally:
+            self._log.close()
 
 
 class _Masked(io.TextIOWrapper):

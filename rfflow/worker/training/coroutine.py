@@ -68,6 +68,8 @@ class TrainerCoroutine:
         """Called at every boundary, to answer rows and score the answers; whatever it draws leaves no trace."""
         self.is_hurried = False
         """Set it to make the trainer pause behind its current step."""
+        self.is_through = False
+        """Whether it has ended, and not by an error."""
         self._finish = finish
         self._checkpoint = checkpoint
         self._callback = _SuspendingCallback(self, chunks, evaluate, progress_every)
@@ -129,6 +131,7 @@ class TrainerCoroutine:
         if self._finish is not None:
             with unmoved_random_state(self.trainer.args.device):
                 self._finish(self.trainer)
+        self.is_through = True
         return boundary
 
     def _pause(self, pause: Pause) -> None:

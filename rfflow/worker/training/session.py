@@ -212,7 +212,10 @@ class TrainingSession:
 
     def close(self) -> None:
         """Let go of the trainer and what it holds."""
+        status = "KILLED"
         if self._coroutine is not None:
+            if self._coroutine.is_finished:
+                status = "FINISHED" if self._coroutine.is_through else "FAILED"
             with self.context.active():
                 self._coroutine.close()
                 end_clients(self._coroutine.trainer)
@@ -220,7 +223,7 @@ class TrainingSession:
         if self.holdings is not None:
             self.holdings.forget()
         self._shared.claims.release(self.run.number, has_trained=self._step > 0)
-        self.context.close()
+        self.context.close(status)
 
     def _plan(self) -> Callable[[], Trainer]:
         """Load what the run shares; return what builds its trainer."""
