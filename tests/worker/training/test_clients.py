@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,8 @@ from rfflow.worker.training import clients
 from rfflow.worker.training.build import build_trainer
 from rfflow.worker.training.session import TrainingSession
 from tests.support.tiny import run_spec
+
+os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="trackio-"))  # Trackio reads it once, when it is imported
 
 # As much of wandb as transformers' callback calls, and as it keeps of its active run.
 WANDB = {
@@ -241,7 +245,6 @@ def test_the_real_libraries_keep_the_runs_apart(
         "WANDB_MODE": "offline",
         "WANDB_SILENT": "true",
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/runs.db",
-        "TRACKIO_DIR": str(tmp_path / "trackio"),
     }.items():
         monkeypatch.setenv(key, value)
     specs = [spec(args={"report_to": name, "learning_rate": lr, "run_name": str(lr)}) for lr in (1e-2, 1e-3)]
@@ -254,3 +257,44 @@ def test_the_real_libraries_keep_the_runs_apart(
         assert ended == {"0.01": "FINISHED", "0.001": "FINISHED"} and module.active_run() is None
         client = module.MlflowClient()
         assert [len(client.get_metric_history(run.info.run_id, "loss")) for run in runs] == [4, 4]
+
+
+@pytest.mark.slow  # three trackers are imported and begin
+def test_reporting_to_all_that_is_installed_mixes_no_runs(
+    shared: Shared, tmp_path: Path, spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run has one of its own in every tracker that is there; nothing leaves the machine."""
+    wandb, mlflow, trackio = (pytest.importorskip(name) for name in ("wandb", "mlflow", "trackio"))
+    monkeypatch.chdir(tmp_path)
+    for key, value in {
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/runs.db",
+    }.items():
+        monkeypatch.setenv(key, value)
+    begun, init = [], wandb.init
+    monkeypatch.setattr(wandb, "init", lambda *args, **kwargs: begun.append(init(*args, **kwargs)) or begun[-1])
+    given = {"report_to": "all", "project": f"all-{tmp_path.name}"}
+    specs = [spec(args={**given, "learning_rate": lr}) for lr in (1e-2, 1e-3)]
+    sessions = prepare(shared, tmp_path, *specs)
+    assert {"mlflow", "tensorboard", "trackio", "wandb"} <= {*sessions[0].coroutine.trainer.args.report_to}
+    train(sessions)
+    assert wandb.run is None and mlflow.active_run() is None
+    assert len({run.id for run in begun}) == len(begun) == 2
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    client = mlflow.MlflowClient()
+    assert sorted(run.data.params["learning_rate"] for run in runs) == ["0.001", "0.01"]
+    assert [len(client.get_metric_history(run.info.run_id, "loss")) for run in runs] == [4, 4]
+    assert len({*tmp_path.glob("runs/*/checkpoints/**/events.out.*")}) == 2
+    theirs = list(trackio.Api().runs(given["project"]))
+    assert len({run.id for run in theirs}) == 2, "though they may be called alike"
+
+
+def test_reporting_to_all_is_refused_where_that_would_mix_runs(
+    shared: Shared, tmp_path: Path, spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as one is installed that has one run a process."""
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["comet_ml"])
+    monkeypatch.setitem(clients.INTEGRATION_TO_CALLBACK, "comet_ml", TrainerCallback)
+    with pytest.raises(ConfigError, match=r"Runs 0 and 1 both report to comet_ml, .*'loggers=\[default,wandb\]'"):
+        prepare(shared, tmp_path, *[spec(args={"report_to": "all"})] * 2)
