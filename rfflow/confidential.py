@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,8 @@ def shown_config(cfg: DictConfig, resolved: Mapping[str, Any]) -> Shown:
         cfg: the configuration with its references.
         resolved: the same as plain values; it is left as it is.
     """
-    looks_elsewhere = "oc.env" in str(OmegaConf.to_container(cfg, resolve=False))
+    written: Any = OmegaConf.to_container(cfg, resolve=False)
+    looks_elsewhere = "oc.env" in str(written)
     first = _Environment(cfg, _OPEN) if looks_elsewhere else None
     second = _Environment(cfg, _OTHER) if looks_elsewhere else None
     hidden: dict[str, str] = {}
@@ -67,7 +68,7 @@ def shown_config(cfg: DictConfig, resolved: Mapping[str, Any]) -> Shown:
         if first is not None and second is not None:
             one, other = first.at(path), second.at(path)
             if one is None or one != other:
-                text = _readable(one) or _as_written(cfg, path)  # where a resolver has made something of the marks
+                text = _readable(one) or _as_written(written, path)  # where a resolver has made something of the marks
         if _is_secret(path) or _SECRET_VARIABLE.search(text):
             _seen.update([value] if len(value) >= 6 else [])
             return text if text != value else HIDDEN
@@ -76,7 +77,11 @@ def shown_config(cfg: DictConfig, resolved: Mapping[str, Any]) -> Shown:
             return text
         return redacted(value) if value.startswith("{") else value  # JSON may have keys of its own
 
-    return Shown(_mapped(resolved, show), hidden)
+    def show_reference(value: str, path: tuple[str | int, ...]) -> str:
+        return without_secrets(value) if "${" in _as_written(written, path) else value
+
+    found = _mapped(resolved, show)
+    return Shown(_mapped(found, show_reference) if _seen and "${" in str(written) else found, hidden)
 
 
 def redacted(text: str) -> str:
@@ -89,6 +94,16 @@ def without_secrets(text: str) -> str:
     for value in sorted(_seen, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     return text
+
+
+def known_secrets() -> frozenset[str]:
+    """Return the secrets that this process knows, for another one of the same experiment."""
+    return frozenset(_seen)
+
+
+def learn_secrets(values: Iterable[str]) -> None:
+    """Take secrets that another process knows out of messages, too."""
+    _seen.update(values)
 
 
 def digest(value: str, salt: str | None = None) -> str:
@@ -158,8 +173,7 @@ def _readable(text: str | None) -> str:
     return "" if re.search(f"[{_OPEN}{_CLOSE}]", written) else written
 
 
-def _as_written(cfg: DictConfig, path: tuple[str | int, ...]) -> str:
-    node: Any = OmegaConf.to_container(cfg, resolve=False)
+def _as_written(node: Any, path: tuple[str | int, ...]) -> str:
     with contextlib.suppress(KeyError, IndexError, TypeError):
         for key in path:
             node = node[key]

@@ -135,6 +135,13 @@ def test_a_secret_that_was_read_is_taken_out_of_any_text() -> None:
     assert str(ConfigError("unexpected token: x")) == "unexpected token: x"
 
 
+def test_a_secret_that_was_typed_is_hidden_wherever_it_is_referred_to() -> None:
+    """And nowhere else: a word may be a password, too."""
+    found = shown(model={"token": "hf_typed"}, name="me-${model.token}", copy="${model}", other="hf_typed")
+    assert found.config["name"] == "me-(hidden)" and found.config["copy"] == {"token": "(hidden)"}
+    assert found.config["other"] == "hf_typed" and not found.hidden
+
+
 def test_values_that_are_hidden_and_no_secrets_can_be_compared() -> None:
     found = shown(path="${oc.env:DATA}/x.jsonl", model={"token": "${oc.env:HF_TOKEN}"}, auth="${oc.env:HF_TOKEN}")
     assert found.config["path"] == "${oc.env:DATA}/x.jsonl"

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rfflow.confidential import redacted
 from rfflow.config import spec
 from rfflow.control.selection import shown
 from rfflow.errors import OpError
@@ -81,6 +82,8 @@ def _parse(text: str, config_loader: Any) -> Override:
     except (HydraException, ValueError, ArithmeticError, RecursionError) as error:
         reason = str(error).split("\nSee ")[0][-200:] if isinstance(error, HydraException) else "it cannot be read"
         reason = reason.partition(" expecting {")[0].replace("<EOF>", "its end")
+        if redacted(text) != text:
+            reason = "it cannot be read"  # Hydra's own words quote it
         hint = ""
         if "=" not in text:
             hint = ' Write key=value. In a YAML list, quote an override that holds a comma: ["lr=1e-4,5e-4"].'

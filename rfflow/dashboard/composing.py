@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from rfflow.confidential import HIDDEN, redacted
 from rfflow.config.overrides import on_top
 from rfflow.control.admission import Admission
 from rfflow.control.belonging import stranger_among, user
@@ -93,7 +94,7 @@ class Composer:
         keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
         return {
             "parent": number,
-            "overrides": list(own),
+            "overrides": [redacted(text) for text in own],
             "changes": [[key, one.get(key), other.get(key)] for key in sorted(keys)],
         }
 
@@ -118,8 +119,9 @@ class Composer:
             # Not its complete_files: it would list this machine's directories.
             completion: Any = DefaultCompletionPlugin(self._ready())
             groups, is_exact = completion._query_config_groups(word, config_name=self._name, words=[])
-            keys = [] if is_exact or plus else completion._get_matches(OmegaConf.create(dict(config)), word)
-        found = {text: "" for text in (*groups, *keys) if not _NOT_FOR_CLONES.match(text)}
+            shown = OmegaConf.create(_escaped(dict(config)))  # ${oc.env:...} stays what it is, and nothing is looked up
+            keys = [] if is_exact or plus else completion._get_matches(shown, word)
+        found = {text: "" for text in (*groups, *keys) if not _NOT_FOR_CLONES.match(text) and HIDDEN not in text}
         known = known_arguments(config, self._experiment.paths.arguments)
         for key, each in known.items():
             key = f"{plus}{key}="
@@ -245,9 +247,16 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-def _said(error: Exception) -> str:
-    from rfflow.confidential import redacted
+def _escaped(node: Any) -> Any:
+    """Return plain values in which OmegaConf finds no reference."""
+    if isinstance(node, Mapping):
+        return {key: _escaped(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_escaped(value) for value in node]
+    return node.replace("${", "\\${") if isinstance(node, str) else node
 
+
+def _said(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"There is no run {error.args[0]}."
     text, cause = str(error), error.__cause__

@@ -13,6 +13,7 @@ from tensorboard.backend import http_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
+from rfflow.confidential import redacted
 from rfflow.control.asking import drop, reply_to, wait_for_reply
 from rfflow.control.ops import parse
 from rfflow.dashboard.composing import Composer
@@ -129,7 +130,7 @@ class RfflowPlugin(base_plugin.TBPlugin):
         except KeyError as error:
             return _refused(request, f"There is no {error.args[0]!r}.", 400)
         except (ValueError, TypeError, RfflowError) as error:
-            return _refused(request, str(error), 400)
+            return _refused(request, redacted(str(error)), 400)
 
     # --- what is read -------------------------------------------------------------------------------------------------
 
@@ -166,7 +167,7 @@ class RfflowPlugin(base_plugin.TBPlugin):
         is_alive = experiment.answers  # asked first: an experiment that ends answers before
         reply = reply_to(experiment.control, Path(request.args.get("file", "")).name or ".")
         if reply is not None:
-            return {"applied": reply.is_applied, "text": reply.text}
+            return {"applied": reply.is_applied, "text": redacted(reply.text)}
         return {} if is_alive else {"applied": False, "text": "The experiment ended before it came to this."}
 
     # --- what is asked of the experiment ------------------------------------------------------------------------------
@@ -178,7 +179,9 @@ class RfflowPlugin(base_plugin.TBPlugin):
             raise OpError(reason)
         file = drop(experiment.control, body["op"], by="tab")
         reply = wait_for_reply(experiment.control, file, _AT_ONCE, sleep=lambda seconds: time.sleep(0.01))
-        return {"file": file} if reply is None else {"file": file, "applied": reply.is_applied, "text": reply.text}
+        if reply is None:
+            return {"file": file}
+        return {"file": file, "applied": reply.is_applied, "text": redacted(reply.text)}
 
     def _check(self, request: Any, body: dict[str, Any]) -> dict[str, Any]:
         return self._composer(body).check(

@@ -143,7 +143,7 @@ def _configuration(opened: Opened, run: Run, config: Mapping[str, Any]) -> str:
         words = ["python", *opened.saved.program, *(f"--config-dir={folder}" for folder in command.config_dirs)]
         words += ["--config-name", command.config_name] if command.config_name not in (None, "config") else []
         words += [*(["--multirun"] if command.is_sweep else []), *command.task, *command.hydra]
-        parts.append("The command of the experiment:\n\n```\n" + redacted(shlex.join(words)) + "\n```")
+        parts.append("The command of the experiment:\n\n```\n" + shlex.join(map(redacted, words)) + "\n```")
     if record is not None and record.job:
         parts.append("The overrides of this run:\n\n```\n" + redacted("\n".join(record.job)) + "\n```")
     if config:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from rfflow.confidential import known_secrets, learn_secrets, without_secrets
 from rfflow.config.spec import ExperimentSpec
 from rfflow.errors import ConfigError, RfflowError, WorkerError
 from rfflow.runs.events import Command, Event, Failed, Heard, Lost, Refused, Said, Train, Unsaved, Up
@@ -122,14 +123,14 @@ _CANNOT_TRAVEL = (
 
 
 def packed(command: Command | None) -> bytes:
-    """Pickle a command, so that the other end knows whose it is even if it cannot read it.
+    """Pickle a command, so that the other end knows whose it is even if it cannot read it, and what it may not show.
 
     Raises:
         ConfigError: if it holds what cannot be pickled.
     """
     run = None if command is None else command.run
     try:
-        return pickle.dumps((run, pickle.dumps(command)))
+        return pickle.dumps((run, known_secrets(), pickle.dumps(command)))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ConfigError(_CANNOT_TRAVEL.format(run=run, error=error)) from error
 
@@ -141,7 +142,8 @@ def _listen(wire: Wire, mailbox: _Mailbox, tell: Callable[..., None]) -> None:
             data = wire.recv_bytes()
         except (EOFError, OSError):
             _leave()  # the engine is gone; nobody would hear what is trained from here on
-        run, command = pickle.loads(data)
+        run, secrets, command = pickle.loads(data)
+        learn_secrets(secrets)
         try:
             mailbox.put(pickle.loads(command))
         except Exception as error:  # a class or function that is not there under its name in this process
@@ -209,7 +211,7 @@ class _Telling(logging.Handler):
         self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._tell(None, Said(record.name, record.levelno, record.getMessage()))
+        self._tell(None, Said(record.name, record.levelno, without_secrets(record.getMessage())))
 
 
 def _hand_on_logs(tell: Callable[..., None]) -> None:

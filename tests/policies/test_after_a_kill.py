@@ -101,6 +101,7 @@ def test_every_attribute_of_a_run_comes_back(tmp_path: Path, state: RunState) ->
         "turn": None,
         "recomputes": True,
         "is_evaluation": False,  # its spec says so
+        "environ": {},  # the loggers of the process say it anew
     }
     run = Run(4, before["spec"], before["overrides"], before["paths"])
     assert before.keys() == vars(run).keys(), "say here what it is, and see that it is kept"
