@@ -25,20 +25,6 @@ from tests.support.tiny import run_spec
 from tests.worker.training.test_exactness import outcomes
 
 
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Collect which runs went forward in one pass."""
-    found: list[tuple[int, ...]] = []
-    go = Gang._pass
-
-    def note(self: Gang, places: object) -> object:
-        found.append(tuple(sorted(place.run for place in places)))  # type: ignore[attr-defined]
-        return go(self, places)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Gang, "_pass", note)
-    return found
-
-
 def make_engine(root: Path, fusion: Literal["auto", "slice"] = "slice") -> Engine:
     spec = ExperimentSpec(
         name="test",
