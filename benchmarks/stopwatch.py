@@ -31,7 +31,7 @@ from rfflow.worker.training.session import TrainingSession
 
 TIMED: dict[str, tuple[type, str]] = {
     "training": (TrainerCoroutine, "resume"),
-    "resume": (TrainingSession, "resume"),
+    "resume": (TrainingSession, "advance"),
     "draft": (Drafts, "begin"),
     "saved": (Checkpointer, "write"),
     "waiting": (Writer, "wait"),

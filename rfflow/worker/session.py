@@ -52,7 +52,7 @@ class Session(Protocol):
         """Take it to just before its next step, and say how its steps fall into chunks."""
         ...
 
-    def resume(self) -> Pause:
+    def advance(self) -> Pause:
         """Go on to the next pause; after a boundary, with the next chunk."""
         ...
 

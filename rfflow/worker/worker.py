@@ -271,7 +271,7 @@ class Worker:
             if pause is None:
                 return None  # it waits for the others
         else:
-            pause = session.resume()
+            pause = session.advance()
         assert not isinstance(pause, Ready)
         turn.step = pause.step
         if isinstance(pause, Boundary) and pause.step > order.done:

@@ -103,16 +103,16 @@ def test_an_error_is_the_disks_or_it_is_not(error: Exception, is_disks: bool) ->
 
 def test_a_run_is_not_at_fault_where_torch_finds_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``save_steps`` of its own, say: no run has failed, and with room all go on."""
-    resume = ToyTrainee.resume
+    advance = ToyTrainee.advance
 
     def saving(self: ToyTrainee) -> Any:
         if (self.run.number, self._step) == (1, 2 * STEPS_A_CHUNK):
             torch.save(TENSORS, "/dev/full")
-        return resume(self)
+        return advance(self)
 
     engine = toy_engine(tmp_path, [toy_spec(chunks=4)] * 2, checkpoint=CheckpointSpec())
     with monkeypatch.context() as patch:
-        patch.setattr(ToyTrainee, "resume", saving)
+        patch.setattr(ToyTrainee, "advance", saving)
         with pytest.raises(EngineError, match=r"what run 1 saves.*unexpected pos.* it is full\).*resume="):
             engine.run()
     engine.close()
@@ -132,12 +132,12 @@ def test_closing_does_not_die_of_a_full_disk(tmp_path: Path, monkeypatch: pytest
         closed.append(self.run.number)
         raise full()
 
-    def resume(self: ToyTrainee) -> Any:
+    def advance(self: ToyTrainee) -> Any:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     release = Lock.release
     monkeypatch.setattr(ToyTrainee, "close", close)
-    monkeypatch.setattr(ToyTrainee, "resume", resume)
+    monkeypatch.setattr(ToyTrainee, "advance", advance)
     monkeypatch.setattr(Lock, "release", lambda lock: (released.append(lock), release(lock))[1])
     engine = toy_engine(tmp_path, [toy_spec()] * 3, checkpoint=CheckpointSpec())
     with pytest.raises(EngineError, match="Disk quota exceeded"):

@@ -19,9 +19,9 @@ CHUNK = 0.02
 class PacedTrainee(toy.ToyTrainee):
     """A toy that takes its time."""
 
-    def resume(self) -> Pause:
+    def advance(self) -> Pause:
         time.sleep(CHUNK)
-        return super().resume()
+        return super().advance()
 
 
 def main(root: Path, runs: int = 4) -> None:

@@ -238,14 +238,14 @@ def test_a_clone_may_not_need_more_memory_than_there_is(tiny_model: Path, tiny_d
 
 def test_a_run_that_exits_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``sys.exit()`` in a callback of the user's is that run's failure."""
-    original = ToyTrainee.resume
+    original = ToyTrainee.advance
 
-    def resume(self: ToyTrainee) -> Any:
+    def advance(self: ToyTrainee) -> Any:
         if self.run.number == 0 and self._step:
             raise SystemExit(3)
         return original(self)
 
-    monkeypatch.setattr(ToyTrainee, "resume", resume)
+    monkeypatch.setattr(ToyTrainee, "advance", advance)
     engine = toy_engine(tmp_path, [toy_spec(), toy_spec()])
     assert play(engine) == [RunState.FAILED, RunState.COMPLETED]
     assert isinstance(engine.experiment.runs[0].error, SystemExit)

@@ -440,13 +440,13 @@ def test_a_run_that_diverged_is_told_as_failed(
 ) -> None:
     """It has trained to its end and logged NaN all the same; the chunks before that are known."""
 
-    def resume(session: ToyTrainee) -> Any:
-        pause = resume_toy(session)
+    def advance(session: ToyTrainee) -> Any:
+        pause = advance_toy(session)
         is_sick = session.run.number == 1 and session._step > STEPS_A_CHUNK
         return replace(pause, metrics={"eval_loss": math.nan}) if is_sick else pause
 
-    resume_toy = ToyTrainee.resume
-    monkeypatch.setattr(ToyTrainee, "resume", resume)
+    advance_toy = ToyTrainee.advance
+    monkeypatch.setattr(ToyTrainee, "advance", advance)
     _, made = engines()
     app = App(tmp_path, n_trials=3, budget=5)
     app.sweep(PARABOLA, "y=4", task=run_of)
@@ -494,14 +494,14 @@ def test_where_nothing_is_evaluated_the_study_names_the_training_loss(
     tmp_path: Path, engines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And goes on by it in another process; a value of the other kind, which cannot be compared, is none."""
-    resume_toy = ToyTrainee.resume
+    advance_toy = ToyTrainee.advance
 
-    def resume(session: ToyTrainee) -> Any:
-        boundary = resume_toy(session)
+    def advance(session: ToyTrainee) -> Any:
+        boundary = advance_toy(session)
         return replace(boundary, metrics={"loss": boundary.metrics["eval_loss"]})
 
     said: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(ToyTrainee, "resume", resume)
+    monkeypatch.setattr(ToyTrainee, "advance", advance)
     monkeypatch.setattr("rfflow.search.sweeping.log.info", lambda *words: said.append(words))
     engines()
     app = App(tmp_path, n_trials=2)

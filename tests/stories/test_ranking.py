@@ -41,8 +41,8 @@ UNTRAINED = {0: 3.0, 1: 4.0}
 class OnceEvaluated(ToyTrainee):
     """Evaluates at step 0, in the middle of its second chunk, and never at a chunk's end."""
 
-    def resume(self) -> Any:
-        boundary, number = super().resume(), self.run.number
+    def advance(self) -> Any:
+        boundary, number = super().advance(), self.run.number
         step = boundary.step
         logs = [(step, {"loss": 9.0 - number, "grad_norm": 1.0})]
         if step <= 2 * STEPS_A_CHUNK:

@@ -142,7 +142,7 @@ class ToyTrainee:
         self._chunks = self.run.spec.chunks
         return Ready(ChunkPlan(tuple(STEPS_A_CHUNK * (n + 1) for n in range(self._chunks)), self._chunks))
 
-    def resume(self) -> Pause:
+    def advance(self) -> Pause:
         assert not self.is_closed and self.holdings is not None
         chunk = self._step // STEPS_A_CHUNK
         if self.run.spec.config.get("fails_at") == chunk:

@@ -34,7 +34,7 @@ class Short:
         Short.built.append((step, is_at_boundary))
         return Ready(ChunkPlan((6, 12), 2))
 
-    def resume(self) -> Event:
+    def advance(self) -> Event:
         if len(Short.built) == 1:
             raise MemoryError
         return Boundary(12, (), {})

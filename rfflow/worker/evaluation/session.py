@@ -83,7 +83,7 @@ class EvaluationSession:
         expected = ExpectedMetrics(names, True, True, True, offered)
         return Ready(ChunkPlan(self._ends, spec.chunks), expected, forecast=self._forecast(self._pieces))
 
-    def resume(self) -> Pause:
+    def advance(self) -> Pause:
         """Answer until some answers have come, or the shard is through."""
         assert self._pieces is not None, "prepare() comes first"
         end = next(end for end in self._ends if end > self._done)

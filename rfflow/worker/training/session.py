@@ -121,7 +121,7 @@ class TrainingSession:
             self._unkept = trained_weights(trainer.model)
         return ready
 
-    def resume(self) -> Pause:
+    def advance(self) -> Pause:
         """Train to the next pause.
 
         Raises:
@@ -132,7 +132,7 @@ class TrainingSession:
         return pause
 
     def go_on(self, reply: Any = None) -> Any:
-        """Do as :meth:`resume` does, in a gang: the trainer may also come to where it waits for the others.
+        """Do as :meth:`advance` does, in a gang: the trainer may also come to where it waits for the others.
 
         Args:
             reply: what it goes on with, if it stands there.

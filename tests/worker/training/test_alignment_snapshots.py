@@ -68,7 +68,7 @@ def test_a_clone_that_starts_warm_generates_for_the_next_prompts(
     """It begins with the prompts of the chunk after its parent's, whole groups of them, and wraps round."""
     spec = make("GRPO", tiny_model, tmp_path)
     parent = begin(spec, tmp_path / "parent", shared)
-    parent.resume()
+    parent.advance()
     parent.keep_weights()
     start = WarmStart(parent=0, weights=parent.run.paths.weights, first_chunk=1)
     clone = begin(spec, tmp_path / "clone", shared, warm_start=start)

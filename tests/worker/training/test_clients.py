@@ -120,7 +120,7 @@ def train(sessions: list[TrainingSession]) -> None:
     left = list(sessions)
     while left:
         for session in list(left):
-            if isinstance(session.resume(), Finished):
+            if isinstance(session.advance(), Finished):
                 left.remove(session)
                 session.close()
 

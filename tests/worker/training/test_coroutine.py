@@ -339,14 +339,14 @@ def test_an_interruption_leaves_the_engine_able_to_close(tmp_path: Path, monkeyp
         def on_exception(self, experiment: Any, error: BaseException) -> None:
             heard.append(type(error))
 
-    original, closed = ToyTrainee.resume, []
+    original, closed = ToyTrainee.advance, []
 
-    def resume(self: ToyTrainee) -> Pause:
+    def advance(self: ToyTrainee) -> Pause:
         if self.run.number == 1 and self._step:
             raise KeyboardInterrupt
         return original(self)
 
-    monkeypatch.setattr(ToyTrainee, "resume", resume)
+    monkeypatch.setattr(ToyTrainee, "advance", advance)
     monkeypatch.setattr(ToyTrainee, "close", lambda self: closed.append(self.run.number))
     engine = toy_engine(tmp_path, [toy_spec()] * 3, [Hear()])
     with pytest.raises(KeyboardInterrupt):

@@ -54,7 +54,7 @@ def snapshots_of(
     taken: list[tuple[int, Path]] = []
     if between:
         session.hurry()
-    while not isinstance(pause := session.resume(), Finished):
+    while not isinstance(pause := session.advance(), Finished):
         assert isinstance(pause, (Boundary, Progress))
         if isinstance(pause, Progress) and not pause.can_checkpoint:
             continue
@@ -70,7 +70,7 @@ def snapshots_of(
 
 
 def finish(session: TrainingSession) -> None:
-    while not isinstance(session.resume(), Finished):
+    while not isinstance(session.advance(), Finished):
         pass
     session.close()
 
@@ -81,7 +81,7 @@ def test_every_snapshot_has_the_adapter_that_the_trainer_saves_and_the_weights_f
     """The second too, in which PEFT is not asked any more what the weights are called."""
     session = begin(run_spec(tiny_model, tiny_data, chunks=3), tmp_path / "run", shared)
     for number in range(2):
-        while not isinstance(session.resume(), Boundary):
+        while not isinstance(session.advance(), Boundary):
             pass
         folder = tmp_path / f"snapshot-{number}"
         folder.mkdir()
@@ -172,7 +172,7 @@ def test_callbacks_go_on_counting(tiny_model: Path, tiny_data: Path, tmp_path: P
     taken = snapshots_of(first, tmp_path / "snapshots", ends=2)
     first.close()
     second = begin(spec, tmp_path / "second", shared, checkpoint=taken[-1][1])
-    while not isinstance(pause := second.resume(), Finished):
+    while not isinstance(pause := second.advance(), Finished):
         pass
     assert pause.step == 20
 

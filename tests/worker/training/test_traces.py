@@ -67,7 +67,7 @@ def _mark(value: Any) -> Any:
 def train(shared: Shared, number: int, spec: RunSpec, root: Path) -> None:
     session = TrainingSession(Run(number, spec, (), RunPaths(root / f"runs/{number}")).card(), shared)
     session.prepare()
-    while not isinstance(session.resume(), Finished):
+    while not isinstance(session.advance(), Finished):
         pass
     session.close()
 
