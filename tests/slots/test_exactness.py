@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from rfflow.config.spec import ExperimentSpec, RunSpec
+from rfflow.checkpointing.checkpoints import Checkpoints
+from rfflow.config.spec import CheckpointSpec, ExperimentSpec, RunSpec
 from rfflow.engine.engine import Engine
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import Run, RunState
@@ -35,7 +36,8 @@ CLOCKS = ("runtime", "per_second", "generation_share", "step_time")
 
 def train(specs: Sequence[RunSpec], root: Path, slots: Slots | None = None) -> list[Run]:
     log = {"_target_": "rfflow.tracking.metrics_log.MetricsLog"}
-    spec = ExperimentSpec(name="test", accelerator="cpu", callbacks={"log": log})
+    kept = CheckpointSpec(keep=("last", "final"))
+    spec = ExperimentSpec(name="test", accelerator="cpu", checkpoint=kept, callbacks={"log": log})
     engine = Engine(spec, ExperimentPaths(root), slots=slots)
     runs = [engine.add(each, number) for number, each in enumerate(specs)]
     engine.run()
@@ -52,6 +54,21 @@ def left_by(run: Run) -> dict[str, Any]:
         "log": [without_clocks(line) for line in lines],
         "chunks": [(chunk.step, without_clocks(chunk.metrics)) for chunk in run.chunks],
     }
+
+
+def optimizer_of(run: Run) -> Any:
+    """Return the state of its optimizer at the last boundary, each tensor by its bits."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return str(value.dtype), tuple(value.shape), hashlib.sha256(value.cpu().numpy().tobytes()).hexdigest()
+        if isinstance(value, dict):
+            return {str(key): plain(each) for key, each in value.items()}
+        return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+    last = Checkpoints(run.paths.checkpoints).newest()
+    assert last is not None, f"run {run.number} has left no checkpoint"
+    return last.step, plain(torch.load(last.path / "optimizer.pt", map_location="cpu", weights_only=True))
 
 
 def without_clocks(metrics: Any) -> dict[str, Any]:
@@ -96,6 +113,7 @@ def test_runs_that_move_end_as_in_one_process(
     assert [run.state for run in moved] == [RunState.COMPLETED] * 4, [run.error for run in moved]
     for alone, run in zip(expected, moved, strict=True):
         assert not differences(left_by(run), left_by(alone)), f"run {run.number}"
+        assert not differences(optimizer_of(run), optimizer_of(alone)), f"run {run.number}"
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
