@@ -157,13 +157,13 @@ def test_a_journal_that_cannot_be_written_does_not_end_the_experiment(
 
 
 def test_nothing_is_done_while_the_engine_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second of waiting is a handful of looks at the directory, and nobody turns round in a loop."""
+    """Half a second of waiting is a few dozen looks at the directory, and nobody turns round in a loop."""
     looks = []
     names = Inbox._names
     monkeypatch.setattr(Inbox, "_names", lambda self: looks.append(1) or names(self))
     engine = toy_engine(tmp_path, [toy_spec()], [At(0, 0, drop({"op": "stop", "run": 0}))], idle_timeout=0.5)
     assert play(engine) == [RunState.STOPPED]
-    assert len(looks) < 12
+    assert len(looks) < 40  # behind an answered op events may come late: it looks every 0.03 s for a while
 
 
 def test_the_status_says_at_the_end_that_nobody_waits(tmp_path: Path) -> None:
