@@ -83,6 +83,11 @@ class Tab:
         for place, number in enumerate(numbers):
             self.row(number).locator("[data-key=state]").click(modifiers=["Control"] if place else [])
 
+    def drawn(self) -> None:
+        """Wait until what was done last can be seen."""
+        frames = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        self.at("html").evaluate(frames)
+
     def answer(self, text: str) -> str:
         """Wait for the answer to the last op."""
         found = self.at("#ops .answer:first-child", text)

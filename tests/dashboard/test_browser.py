@@ -16,40 +16,11 @@ import pytest
 
 from rfflow.control.ownership import living_owner
 from rfflow.control.status import RunStatus, Status, StatusFile
-from tests.dashboard.browsing import Tab, chromium, process, served
+from tests.dashboard.browsing import Tab, process, served
 from tests.dashboard.made import held, log, make_experiment
 
 pytestmark = pytest.mark.browser
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """The system's Chromium; names under .test lead to this machine."""
-    pytest.importorskip("playwright", reason="NO BROWSER TEST WAS RUN: the package playwright is not installed")
-    if (path := chromium()) is None:
-        pytest.skip("NO BROWSER TEST WAS RUN: there is no Chromium (apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        arguments = ["--no-sandbox", "--host-resolver-rules=MAP *.test 127.0.0.1"]
-        browser = play.chromium.launch(executable_path=path, args=arguments)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[Any]:
-    """Open pages of the usual size, and close them."""
-    contexts = []
-
-    def new(width: int = 1500, height: int = 950) -> Any:
-        contexts.append(browser.new_context(viewport={"width": width, "height": height}))
-        return contexts[-1].new_page()
-
-    yield new
-    for context in contexts:
-        context.close()
 
 
 def begun(running: subprocess.Popen[bytes], root: Path, output: Path) -> None:

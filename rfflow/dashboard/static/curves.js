@@ -4,6 +4,7 @@ import uPlot from './vendor/uplot.js';
 import {hue, remember, remembered, shown} from './words.js';
 
 const AXES = {step: 'step', chunk: 'chunk', rows: 'rows seen', time: 'time'};
+const NEAR = 24; // pixels within which a point is meant: further away a run has no value there
 const GRAINS = 600; // places of a time axis: the clocks of runs have no moments in common
 
 // Points of one metric, and of the evaluation that belongs to it, by run: {number: [[step, chunk, time, value, evaluation], ...]}
@@ -81,12 +82,12 @@ function options({lines, view, selected, width, metric}) {
   const scale = isLog => (isLog ? {distr: 3, log: 10} : {});
   const pale = number => selected.length > 0 && !selected.includes(number);
   return {
-    width, height: 320, cursor: {focus: {prox: 24}}, focus: {alpha: 0.3}, legend: {show: lines.length <= 12},
+    width, height: 320, cursor: {focus: {prox: NEAR}, hover: {prox: NEAR}}, focus: {alpha: 0.3}, legend: {show: lines.length <= 12},
     scales: {x: {time: view.axis === 'time', ...scale(view.logX)}, y: scale(view.logY)},
     axes: [axis, {...axis, size: 60, values: (_, ticks) => ticks.map(tick => (tick == null ? '' : shown(tick)))}],
     series: [{label: AXES[view.axis]}, ...lines.map(({run, isEvaluation}) => ({
       label: isEvaluation ? `${run} eval` : `run ${run}`, stroke: hue(run), width: isEvaluation ? 0 : selected.includes(run) ? 3 : 1.4,
-      alpha: pale(run) ? 0.3 : 1, spanGaps: true, value: (_, value) => shown(value),
+      alpha: pale(run) ? 0.3 : 1, spanGaps: true, value: (_, value) => (value == null ? '--' : shown(value)),
       points: isEvaluation || metric.startsWith('eval_') ? {show: true, size: 6, fill: hue(run)} : {show: false},
     }))],
   };

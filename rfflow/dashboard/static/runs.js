@@ -7,12 +7,12 @@ const USUAL = ['rank', 'overrides', 'state', 'slot', 'chunk', 'step', 'objective
 export function Runs({state, selected, select, baseline, setBaseline, open, filter, setFilter}) {
   const {runs, objective} = state;
   const [sort, setSort] = useState(['rank', 1]), [chosen, setChosen] = useState(() => remembered('columns', USUAL));
-  const anchor = useRef(null);
+  const [current, setCurrent] = useState(null), anchor = useRef(null), body = useRef();
   const columns = useMemo(() => columnsOf(runs, objective), [runs, objective]);
   const shownColumns = columns.filter(column => chosen.includes(column.key));
   const {passes, unknown} = filterOf(filter, runs);
   const by = columns.find(column => column.key === sort[0]) ?? columns[0];
-  const rows = runs.filter(passes).sort((a, b) => order(by.value(a), by.value(b)) * (by.value(a) == null || by.value(b) == null ? 1 : sort[1]) || a.number - b.number);
+  const rows = runs.filter(passes).sort((a, b) => order(by.value(a), by.value(b), sort[1]) || a.number - b.number);
   const pinned = runs.find(run => run.number === baseline);
   if (pinned) rows.splice(0, rows.length, pinned, ...rows.filter(run => run !== pinned));
 
@@ -32,13 +32,21 @@ export function Runs({state, selected, select, baseline, setBaseline, open, filt
     if (event.ctrlKey || event.metaKey || event.target.type === 'checkbox') select(selected.includes(number) ? selected.filter(n => n !== number) : [...selected, number]);
     else select(selected.length === 1 && selected[0] === number ? [] : [number]);
   };
+  const pin = number => setBaseline(number === baseline ? null : number);
   const press = (event, number) => {
-    if (event.target !== event.currentTarget) return;
-    if (event.key === ' ') { event.preventDefault(); select(selected.includes(number) ? selected.filter(n => n !== number) : [...selected, number]); }
-    else if (event.key === 'Enter') { event.preventDefault(); select([number]); open(); }
-    else if (event.key === 'ArrowDown') { event.preventDefault(); event.currentTarget.nextElementSibling?.focus(); }
-    else if (event.key === 'ArrowUp') { event.preventDefault(); event.currentTarget.previousElementSibling?.focus(); }
+    if (event.target !== event.currentTarget || event.ctrlKey || event.metaKey || event.altKey) return;
+    const at = rows.findIndex(run => run.number === number), to = {ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: rows.length - 1}[event.key];
+    if (event.key === ' ') select(selected.includes(number) ? selected.filter(n => n !== number) : [...selected, number]);
+    else if (event.key === 'Enter') { select([number]); open(); }
+    else if (event.key === 'p') pin(number);
+    else if (to !== undefined) {
+      body.current.children[to]?.focus();
+      if (event.shiftKey && rows[to]) select([...new Set([...selected, number, rows[to].number])]);
+    } else return;
+    event.preventDefault();
   };
+  // One stop for the Tab key, however many rows there are: the arrows go on from it.
+  const stop = rows.some(run => run.number === current) ? current : rows[0]?.number;
   return html`<div class="bar">
       <input id="filter" aria-label="filter" placeholder="filter: lr>1e-4 state:running" value=${filter} onInput=${e => setFilter(e.target.value)} />
       ${unknown.length > 0 && html`<span class="bad">no run has ${unknown.join(', ')}</span>`}
@@ -47,12 +55,12 @@ export function Runs({state, selected, select, baseline, setBaseline, open, filt
         <button onClick=${() => { setChosen(USUAL); remember('columns', USUAL); }}>As at first</button></div></details></div>
     <div class="scroll"><table id="runs" aria-label="runs"><thead><tr><th><input type="checkbox" aria-label="select all" checked=${rows.length > 0 && rows.every(run => selected.includes(run.number))} onChange=${e => select(e.target.checked ? rows.map(run => run.number) : [])} /></th>
       ${[columns[0], ...shownColumns.filter(c => c.key !== 'number')].map(c => html`<th class=${c.isText ? '' : 'number'} aria-sort=${sort[0] === c.key ? (sort[1] > 0 ? 'ascending' : 'descending') : 'none'}><button onClick=${() => setSort([c.key, sort[0] === c.key ? -sort[1] : 1])}>${c.title}${sort[0] === c.key ? (sort[1] > 0 ? ' ▲' : ' ▼') : ''}</button></th>`)}<th></th></tr></thead>
-    <tbody>${rows.map(run => html`<tr key=${run.number} data-run=${run.number} tabindex="0" aria-selected=${selected.includes(run.number)} class="${selected.includes(run.number) ? 'selected' : ''} ${run === pinned ? 'pinned' : ''}"
+    <tbody ref=${body}>${rows.map(run => html`<tr key=${run.number} data-run=${run.number} tabindex=${run.number === stop ? 0 : -1} onFocus=${() => setCurrent(run.number)} aria-selected=${selected.includes(run.number)} class="${selected.includes(run.number) ? 'selected' : ''} ${run === pinned ? 'pinned' : ''}"
         onClick=${e => click(e, run.number)} onKeyDown=${e => press(e, run.number)} onDblClick=${open}>
       <td><input type="checkbox" tabindex="-1" aria-label="select run ${run.number}" checked=${selected.includes(run.number)} /></td>
       <td class="number"><span class="swatch" style="background:${hue(run.number)}"></span>${run.number}</td>
       ${shownColumns.filter(c => c.key !== 'number').map(c => html`<td class="${c.isText ? '' : 'number'} ${c.key === 'state' ? run.state : ''}" data-key=${c.key}>${c.text ? c.text(run) : shown(c.value(run))}${c.isMetric && pinned && pinned !== run && differs(c, run, pinned)}</td>`)}
-      <td><button class="quiet" data-pin=${run.number} title="compare the others with this run" aria-pressed=${run === pinned} onClick=${e => { e.stopPropagation(); setBaseline(run === pinned ? null : run.number); }}>${run === pinned ? 'baseline' : 'pin'}</button></td></tr>`)}</tbody></table></div>`;
+      <td><button class="quiet" data-pin=${run.number} tabindex="-1" title="compare the others with this run (key: p)" aria-pressed=${run === pinned} onClick=${e => { e.stopPropagation(); pin(run.number); }}>${run === pinned ? 'baseline' : 'pin'}</button></td></tr>`)}</tbody></table></div>`;
 }
 
 function differs(column, run, pinned) {
@@ -60,9 +68,11 @@ function differs(column, run, pinned) {
   return typeof own === 'number' && typeof other === 'number' ? html` <span class="dim">${difference(own - other)}</span>` : null;
 }
 
-function order(a, b) {
-  if (a == null || b == null) return a == null ? (b == null ? 0 : 1) : -1;
-  return a > b ? 1 : a < b ? -1 : 0;
+// Numbers, then words (NaN is one), then what a run has not, whichever way each of these is sorted.
+const kind = value => (value == null || value === '' ? 2 : typeof value === 'number' ? 0 : 1);
+
+function order(a, b, way) {
+  return kind(a) - kind(b) || (a > b ? way : a < b ? -way : 0);
 }
 
 function columnsOf(runs, objective) {
@@ -81,8 +91,8 @@ function columnsOf(runs, objective) {
     {key: 'every override', title: 'every override', value: run => (run.overrides || []).join(' '), isText: true},
     ...keys.map(key => ({key: `override ${key}`, title: key, value: run => number(overridesOf(run)[key])})),
     {key: 'state', title: 'state', value: run => run.state, isText: true},
-    {key: 'slot', title: 'slot', value: held},
-    {key: 'chunk', title: 'chunk', value: run => run.chunk, text: run => `${run.chunk ?? 0}/${run.chunks ?? '?'}`},
+    {key: 'slot', title: 'slot', value: run => run.slot, text: held},
+    {key: 'chunk', title: 'chunk', value: run => run.chunk ?? 0, text: run => `${run.chunk ?? 0}/${run.chunks ?? '?'}`},
     {key: 'step', title: 'step', value: run => run.step, text: run => `${run.step}/${run.steps ?? '?'}`},
     metric('objective', objective.metric, run => run.metrics?.[objective.metric]),
     metric('best', `best ${objective.metric}`, run => run.best?.[objective.metric]),

@@ -63,6 +63,12 @@ function valueOf(run, key) {
   return found !== undefined ? plain(own[found]) : typeof run[key] === 'object' ? undefined : run[key] ?? undefined;
 }
 
+function holds(own, sign, value) {
+  if (own === undefined || own === null) return false;
+  if (typeof own === 'number') return COMPARED[sign](own, Number(value));
+  return !(/[<>]/.test(sign) && typeof plain(value) === 'number') && COMPARED[sign](own, value); // a loss of NaN is neither more nor less
+}
+
 // `lr>1e-4 state:running` → a function of a run, and the words that no run has anything of.
 export function filterOf(text, runs) {
   const tests = [], unknown = [];
@@ -71,7 +77,7 @@ export function filterOf(text, runs) {
     if (!sign) { tests.push(run => `${run.number} ${(run.overrides || []).join(' ')} ${run.state}`.includes(word)); continue; }
     if (value === '') continue; // still being typed
     if (!runs.some(run => valueOf(run, key) !== undefined)) { unknown.push(key); continue; }
-    tests.push(run => { const own = valueOf(run, key); return own !== undefined && own !== null && COMPARED[sign](own, typeof own === 'number' ? Number(value) : value); });
+    tests.push(run => holds(valueOf(run, key), sign, value));
   }
   return {passes: run => tests.every(test => test(run)), unknown};
 }
