@@ -189,26 +189,31 @@ class Gang:
         if len(places) == 1:
             replies[places[0].run] = Reply()
             return
+        current: Pass | None = None
         try:
             current, output = self._pass(places)
+            is_exact = self._to_verify is None or self._is_exact_forward(current, output, places)
+            parts = output.detach().split(current.sizes, dim=1)
+            rows = zip(places, parts, strict=True)
+            hidden = [part.reshape(*place.call.ids.shape, -1).clone() for place, part in rows]
         except Exception as error:
             log.info("A pass of %s runs is halved: %s", len(places), _first_line(error))
+            current = None  # and behind the error, which holds what it has computed
+        if current is None:
             half = len(places) // 2
             self._through(places[:half], replies)
             self._through(places[half:], replies)
             return
-        if self._to_verify is not None and not self._is_exact_forward(current, output, places):
+        if self._to_verify is not None and not is_exact:
             self._to_verify.refuse(_INEXACT)
             replies.update({place.run: Reply() for place in places})
             return
-        parts = output.detach().split(current.sizes, dim=1)
-        for place, part, generator in zip(places, parts, current.generators, strict=True):
-            hidden = part.reshape(*place.call.ids.shape, -1).clone()
+        for place, states, generator in zip(places, hidden, current.generators, strict=True):
             if place.call.needs_grad:
-                place.leaf = hidden.requires_grad_()
-                replies[place.run] = Reply(hidden, generator.get_state())
+                place.leaf = states.requires_grad_()
+                replies[place.run] = Reply(states, generator.get_state())
             else:
-                replies[place.run] = Reply(hidden)
+                replies[place.run] = Reply(states)
         if places[0].call.needs_grad:
             self._gone.append(_Gone(places, output))
 
@@ -259,17 +264,19 @@ class Gang:
 
     def _again(self, places: Sequence[_Place], settings: Mapping[int, Any], replies: dict[int, Reply]) -> None:
         """Go forward once more with fewer, for the same bits, and back."""
+        gone = None
         try:
             gone = _Gone(places, self._pass(places)[1])
         except Exception as error:
             if len(places) == 1:
                 replies[places[0].run] = Reply(error=error)
                 return
-            half = len(places) // 2
-            for part in (places[:half], places[half:]):
-                self._again(part, settings, replies)
+        if gone is not None:
+            self._back(gone, settings, replies)
             return
-        self._back(gone, settings, replies)
+        half = len(places) // 2
+        for part in (places[:half], places[half:]):
+            self._again(part, settings, replies)
 
     def _add_gradients(self, gone: _Gone, settings: Mapping[int, Any]) -> None:
         places = [place for place in gone.places if place.run in self._members]
@@ -281,13 +288,7 @@ class Gang:
             )
         if (choice := self._to_verify) is not None and len(places) > 1:
             found = self._verified(choice, gone, settings, parameters, found)
-        for parameter, gradient in zip(parameters, found, strict=True):
-            if gradient is None:
-                continue
-            if parameter.grad is None:
-                parameter.grad = gradient
-            else:
-                parameter.grad += gradient
+        _keep(parameters, found)
 
     def _verified(
         self,
@@ -329,6 +330,23 @@ def _gradient(place: _Place, output: torch.Tensor) -> torch.Tensor:
     if place.leaf is None or place.leaf.grad is None:
         return output.new_zeros((place.call.tokens, output.shape[-1]))
     return place.leaf.grad.reshape(-1, output.shape[-1])
+
+
+def _keep(parameters: Sequence[torch.Tensor], found: Sequence[torch.Tensor | None]) -> None:
+    """Add gradients to those that are there: all of them, or none where one cannot be added."""
+    before = [parameter.grad for parameter in parameters]
+    sums = [old if new is None else _sum(old, new) for old, new in zip(before, found, strict=True)]
+    try:
+        for parameter, gradient in zip(parameters, sums, strict=True):
+            parameter.grad = gradient
+    except BaseException:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
+        raise
+
+
+def _sum(old: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+    return new if old is None else old + new
 
 
 @contextlib.contextmanager

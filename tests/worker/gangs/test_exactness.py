@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from rfflow.config.spec import RunSpec
+from rfflow.worker.gangs import gang
+from rfflow.worker.gangs.calibration import Choices
 from rfflow.worker.gangs.gang import Gang
 from rfflow.worker.gangs.passes import Pass
 from rfflow.worker.gangs.trunk import Trunk
@@ -70,8 +73,8 @@ def test_weights_and_losses_are_those_of_the_runs_alone(spec: Make, tmp_path: Pa
     specs = [_with(spec(**variant), **args) for variant in VARIANTS.values()]
     specs = [_with(one, max_steps=min(12, int(one.trainer.args.get("max_steps", 12)))) for one in specs]
     with prepared(specs, tmp_path) as sessions:
-        together, gang = train(sessions)
-    assert gang.passes >= 12
+        together, they = train(sessions)
+    assert they.passes >= 12
     for number, (name, one) in enumerate(zip(VARIANTS, specs, strict=True)):
         outcome = together[number]
         assert not isinstance(outcome, BaseException), (name, outcome)
@@ -113,8 +116,8 @@ def test_preference_runs_share_the_pass_of_their_reference(
     ]
     specs.append(spec(args={"max_steps": 10}))
     with prepared(specs, tmp_path) as sessions:
-        together, gang = train(sessions)
-    assert gang.passes >= 16
+        together, they = train(sessions)
+    assert they.passes >= 16
     for number, one in enumerate(specs):
         outcome = together[number]
         assert not isinstance(outcome, BaseException), outcome
@@ -151,8 +154,8 @@ def test_the_losses_of_grpo_share_a_pass(tiny_model: Path, tiny_data: Path, tmp_
         rewards = {"reward_funcs": ["tests.worker.gangs.test_exactness.vowels"]}
         specs.append(replace(one, trainer=replace(one.trainer, args=args, kwargs=rewards)))
     with prepared(specs, tmp_path) as sessions:
-        together, gang = train(sessions)
-    assert gang.passes >= 4
+        together, they = train(sessions)
+    assert they.passes >= 4
     for number, one in enumerate(specs):
         outcome = together[number]
         assert not isinstance(outcome, BaseException), outcome
@@ -230,6 +233,56 @@ def test_one_whose_own_backward_pass_fails_fails_alone(
         outcome = together[number]
         assert not isinstance(outcome, BaseException)
         assert not outcome.differences(train_alone(specs[number], tmp_path / "alone" / str(number)))
+
+
+@pytest.mark.parametrize("fails_at", ["sum", "assignment"])
+def test_gradients_that_cannot_be_added_are_as_if_there_were_none(
+    spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: str
+) -> None:
+    """An error behind a pass, when some of its gradients are there already: it is done again, and one run fails."""
+    specs = [spec(args={"max_steps": 4, "gradient_accumulation_steps": 2}) for _ in range(3)]
+    specs = [_with(one, learning_rate=1e-3 * (number + 1)) for number, one in enumerate(specs)]
+    add = gang._sum
+
+    def add_but_not_to_the_second(old: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+        if old is not None and any(old is weight.grad for weight in weights):
+            if fails_at == "sum":
+                raise RuntimeError("its gradients")
+            return add(old, new)[:1]
+        return add(old, new)
+
+    monkeypatch.setattr(gang, "_sum", add_but_not_to_the_second)
+    with prepared(specs, tmp_path) as sessions:
+        trained = (one for one in sessions[1].coroutine.trainer.model.parameters() if one.requires_grad)
+        weights = list(trained)[-1:]
+        together, _ = train(sessions)
+    assert isinstance(together[1], RuntimeError)
+    assert ("its gradients" if fails_at == "sum" else "assign a gradient") in str(together[1])
+    for number in (0, 2):
+        outcome = together[number]
+        assert not isinstance(outcome, BaseException)
+        assert not outcome.differences(train_alone(specs[number], tmp_path / "alone" / str(number)))
+
+
+def test_what_cannot_be_taken_out_of_a_pass_is_done_by_halves(
+    spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``auto``, which looks at each run's part when the pass is over."""
+    specs = [spec(args={"max_steps": 3, "learning_rate": 1e-3 * (number + 1)}) for number in range(3)]
+    look = Gang._is_exact_forward
+
+    def look_at_few(self: Gang, current: Pass, output: torch.Tensor, places: object) -> bool:
+        if len(current.calls) > 2:
+            raise MemoryError("no room to look")
+        return look(self, current, output, places)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Gang, "_is_exact_forward", look_at_few)
+    with prepared(specs, tmp_path) as sessions:
+        together, _ = train(sessions, Choices())
+    for number, one in enumerate(specs):
+        outcome = together[number]
+        assert not isinstance(outcome, BaseException), outcome
+        assert not outcome.differences(train_alone(one, tmp_path / "alone" / str(number)))
 
 
 def _with(spec: RunSpec, **args: object) -> RunSpec:

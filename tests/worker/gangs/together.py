@@ -11,6 +11,7 @@ from rfflow.runs.events import Finished, Prepare, Ready
 from rfflow.runs.paths import RunPaths
 from rfflow.runs.run import RunCard
 from rfflow.worker.device import make_device_fabric
+from rfflow.worker.gangs.calibration import Choices
 from rfflow.worker.gangs.gang import Gang
 from rfflow.worker.gangs.member import AtBackward, AtForward, Member
 from rfflow.worker.gangs.qualifying import recomputes, why_not
@@ -35,10 +36,12 @@ def prepared(specs: Sequence[RunSpec], root: Path) -> Iterator[dict[int, Trainin
         worker.close()
 
 
-def train(sessions: Mapping[int, TrainingSession]) -> tuple[dict[int, Outcome | BaseException], Gang]:
+def train(
+    sessions: Mapping[int, TrainingSession], choices: Choices | None = None
+) -> tuple[dict[int, Outcome | BaseException], Gang]:
     """Train runs to their ends in a gang; one that fails leaves its error."""
     trunk = Trunk(sessions[0].base)
-    gang = Gang(trunk)
+    gang = Gang(trunk, choices)
     for run, session in sessions.items():
         assert why_not(session.coroutine.trainer, session.base.model) is None
         gang.add(run, Member(session.coroutine))
