@@ -75,7 +75,7 @@ def reply_to(control: Path, name: str) -> Reply | None:
     for folder, suffix, is_applied in ((DONE, ".outcome", True), (REJECTED, ".error", False)):
         if (control / folder / name).exists():
             try:
-                return Reply(is_applied, (control / folder / f"{name}{suffix}").read_text(encoding="utf-8").strip())
+                return Reply(is_applied, _note(control / folder / f"{name}{suffix}"))
             except OSError:
                 return Reply(is_applied, folder)
     return None
@@ -105,6 +105,13 @@ def wait_for_reply(
         if clock() >= deadline:
             return None
         sleep(0.05)
+
+
+def _note(path: Path) -> str:
+    # No link: whoever may write there could have others read for them what only those may read.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(os.open(path, flags), encoding="utf-8", errors="replace") as file:
+        return file.read().strip()
 
 
 def _link(source: Path, target: Path) -> None:

@@ -13,9 +13,10 @@ import yaml
 from rfflow.checkpointing import experiment_file
 from rfflow.checkpointing.experiment_file import DamagedState, SavedExperiment
 from rfflow.confidential import redacted
+from rfflow.control.belonging import stranger_among
 from rfflow.control.items import is_op_file
 from rfflow.control.ownership import living_owner
-from rfflow.dashboard.changing import Cached, Lines, stamp_of
+from rfflow.dashboard.changing import Cached, Lines, open_inside, stamp_of, text_of
 from rfflow.dashboard.settings import Settings, read_settings
 from rfflow.runs.paths import ExperimentPaths, RunPaths
 
@@ -28,11 +29,13 @@ class Experiment:
     def __init__(self, root: Path):
         self.root = root
         self.paths = ExperimentPaths(root)
+        self._inside = None if _is_ours(root) else root
+        """Outside of which nothing is read."""
         self._settings: Settings | None = None
-        self._status = Cached(self.paths.control / "status.json", json.loads)
-        self._timeline = Cached(self.paths.timeline, json.loads)
+        self._status = Cached(self.paths.control / "status.json", json.loads, self._inside)
+        self._timeline = Cached(self.paths.timeline, json.loads, self._inside)
         self._saved: tuple[Any, SavedExperiment | None] = (None, None)
-        self._journal = Lines(self.paths.ops)
+        self._journal = Lines(self.paths.ops, self._inside)
         self._ops: list[dict[str, Any]] = []
         self._logs: dict[int, Lines] = {}
         self._at: dict[int, Mapping[str, Any]] = {}
@@ -47,9 +50,9 @@ class Experiment:
     def settings(self) -> Settings:
         """What it was configured with, read once."""
         if self._settings is None:
-            self._settings = read_settings(self.root)
+            self._settings = read_settings(self.root, self._inside)
             if self._settings.control != self.paths.control:
-                self._status = Cached(self._settings.control / "status.json", json.loads)
+                self._status = Cached(self._settings.control / "status.json", json.loads, self._inside)
         return self._settings
 
     @property
@@ -144,7 +147,7 @@ class Experiment:
             return
         for name in names:
             try:
-                yield {"file": name, "text": redacted((self.control / name).read_text(encoding="utf-8")[:500])}
+                yield {"file": name, "text": redacted(text_of(self.control / name, self._inside)[:500])}
             except (OSError, ValueError):
                 continue
 
@@ -176,9 +179,10 @@ class Experiment:
             if number in self._logs and run["state"] != "running" and self._at.get(number) is run:
                 continue  # it has logged nothing since
             self._at[number] = run
-            lines = self._logs.get(number) or self._logs.setdefault(number, Lines(self.run(number).metrics))
+            if number not in self._logs:
+                self._logs[number] = Lines(self.run(number).metrics, self._inside)
             best = self._best.setdefault(number, {})
-            for line in lines.new():
+            for line in self._logs[number].new():
                 metrics = {k: v for k, v in (line.get("metrics") or {}).items() if isinstance(v, int | float)}
                 self._points.append([number, line.get("step"), line.get("chunk"), line.get("time"), metrics])
                 for name, value in metrics.items():
@@ -214,8 +218,9 @@ class Experiment:
         stamp = stamp_of(self.paths.state)
         if stamp != self._saved[0]:
             try:
-                self._saved = (stamp, experiment_file.read(self.paths.state))
-            except DamagedState:
+                with open_inside(self.paths.state, self._inside):
+                    self._saved = (stamp, experiment_file.read(self.paths.state))
+            except (OSError, DamagedState):
                 self._saved = (stamp, None)
         return self._saved[1]
 
@@ -225,7 +230,7 @@ class Experiment:
         if (record := saved and saved.run(number)) and record.config != "{}":
             return dict(json.loads(record.config))
         try:
-            text = redacted((paths.root / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
+            text = redacted(text_of(paths.root / ".hydra" / "config.yaml", self._inside))
             document = yaml.safe_load(text)
         except (OSError, ValueError, yaml.YAMLError):
             return {}
@@ -234,7 +239,7 @@ class Experiment:
     def log_tail(self, number: int, size: int = 20_000) -> str:
         """Return the end of a run's ``run.log``, ``size`` bytes at most; empty where there is none."""
         try:
-            with self.run(number).log.open("rb") as file:
+            with open_inside(self.run(number).log, self._inside) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - size))
                 return redacted(file.read().decode("utf-8", "replace"))
         except OSError:
@@ -242,7 +247,14 @@ class Experiment:
 
     def generations(self, number: int, limit: int = 500) -> list[dict[str, Any]]:
         """Return what a run has answered, the last ``limit`` lines of it."""
-        return Lines(self.run(number).generations).new()[-limit:]
+        return Lines(self.run(number).generations, self._inside).new()[-limit:]
+
+
+def _is_ours(root: Path) -> bool:
+    try:
+        return stranger_among(root, ()) is None
+    except OSError:
+        return False
 
 
 def _rows_of(config: Any) -> int | None:

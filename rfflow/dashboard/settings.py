@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from rfflow.config.spec import Objective
+from rfflow.dashboard.changing import text_of
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -27,9 +29,14 @@ class Settings:
     takes_ops: bool = True
 
 
-def read_settings(root: Path) -> Settings:
-    """Read what Hydra has written of an experiment; what it has not is as by default."""
-    config: Mapping[str, Any] = next(_configs(root), {})
+def read_settings(root: Path, inside: Path | None = None) -> Settings:
+    """Read what Hydra has written of an experiment; what it has not is as by default.
+
+    Args:
+        root: its directory.
+        inside: outside of which nothing is read (:func:`rfflow.dashboard.changing.open_inside`), ``control`` included.
+    """
+    config: Mapping[str, Any] = next(_configs(root, inside), {})
     section = config.get("rfflow")
     if isinstance(section, Mapping) and "control" not in config:  # an app of somebody's own has ours in a section
         config = section
@@ -37,7 +44,7 @@ def read_settings(root: Path) -> Settings:
     where = control.get("dir")
     target = str(policy.get("_target_") or "")
     return Settings(
-        control=root / "control" if not isinstance(where, str) or "$" in where else _cwd(root, config) / where,
+        control=_control(root, config, where, inside),
         objective=Objective(
             str(objective.get("metric", "eval_loss")),
             "maximize" if objective.get("direction") == "maximize" else "minimize",
@@ -48,10 +55,19 @@ def read_settings(root: Path) -> Settings:
     )
 
 
-def _configs(root: Path) -> Iterator[dict[str, Any]]:
+def _control(root: Path, config: Mapping[str, Any], where: Any, inside: Path | None) -> Path:
+    if not isinstance(where, str) or "$" in where:
+        return root / "control"
+    folder = _cwd(root, config) / where
+    if inside is not None and not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(inside)):
+        return root / "control"
+    return folder
+
+
+def _configs(root: Path, inside: Path | None) -> Iterator[dict[str, Any]]:
     for path in (root / "multirun.yaml", root / ".hydra" / "config.yaml", *_of_runs(root)):
         try:
-            document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+            document = yaml.load(text_of(path, inside), _Loader)
         except (OSError, ValueError, yaml.YAMLError):
             continue
         if isinstance(document, dict):
