@@ -376,7 +376,7 @@ def test_a_run_that_failed_does_not_repeat_the_overrides(
 def test_the_command_alone_says_how_it_is_used(rfflow: Shell, words: tuple[str, ...]) -> None:
     said = rfflow(*words)
     assert (rfflow.status, rfflow.engines, list(Path().iterdir())) == (2, [], [])
-    assert "rfflow +recipe=sft --multirun lr=1e-3,1e-4" in said and "Recipes: api, customer_support, dpo, " in said
+    assert "rfflow +recipe=sft --multirun lr=1e-3,1e-4" in said and "Recipes: api, customer_support, dpo, fit_" in said
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_words_that_are_no_overrides_are_answered_by_what_to_type(rfflow: Shell,
         ("policy.dry_run=true", "Type policy=halving policy.dry_run=true"),
         ("search=tpe search.n_trial=4", "Did you mean search.n_trials=4?"),
         ("recipe=sftt", "There is no recipe 'sftt'. Did you mean +recipe=sft?"),
-        ("+recipe=sftt", "Did you mean +recipe=sft? There are: api, customer_support, dpo, "),
+        ("+recipe=sftt", "Did you mean +recipe=sft? There are: api, customer_support, dpo, fit_"),
         ("recip=sftt", "There is no recip. Did you mean +recipe=sft?"),
         ("peft=loraa", "There is no peft 'loraa'. Did you mean peft=lora? There are: lora, "),
         ("--multirun peft=lora,loraa", "There is no peft 'loraa'. Did you mean peft=lora?"),

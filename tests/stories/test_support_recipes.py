@@ -1,7 +1,8 @@
-"""The recipes customer_support and search: trained on a tiny model, and every command in their pages composed."""
+"""The recipes customer_support, fit_and_eval and search on a tiny model, and every command in their pages composed."""
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,28 @@ def test_customer_support_trains(tiny_model: Path, tmp_path: Path, monkeypatch: 
     assert len({run["eval_loss"] for run in runs}) == 4
 
 
+def test_adapters_are_fitted_and_the_best_is_compared_with_its_base(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an adapter has answered at its last boundary it answers once more, beside the base, and with limits."""
+    monkeypatch.chdir(tmp_path)
+    root, runs = train(monkeypatch, "fit_and_eval", tiny_model, "lr=1e-2,1e-4", *SMALL)
+    assert [(run["state"], run["step"]) for run in runs] == [("completed", "4")] * 4
+    best = min(runs[:2], key=lambda run: int(run["rank"]))
+    adapter, base = runs[2:]
+    assert adapter["parent"] == base["parent"] == best["run"]
+    said = [
+        [json.loads(line)["answer"] for line in (root / name).read_text(encoding="utf-8").splitlines()]
+        for name in (f"runs/{best['run']}/generations.jsonl", "runs/2/items.jsonl", "runs/3/items.jsonl")
+    ]
+    assert set(said[0][-4:]) == set(said[1]), "asked the same in the same words, it says the same"
+    assert adapter["eval_rouge_l"] == best["eval_rouge_l"]
+    assert len(said[1]) == len(said[2]) == 4 and set(said[1]) != set(said[2])
+    with (root / "differences.csv").open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert {row["run"], row["against"]} == {"2", "3"} and row["questions"] == "4"
+
+
 def test_search_trains(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,7 +79,7 @@ def test_search_trains(
     assert "search: ranked by eval_loss" in said and "Best of the search: lr=" in said
 
 
-@pytest.mark.parametrize("recipe", ["customer_support", "search"])
+@pytest.mark.parametrize("recipe", ["customer_support", "fit_and_eval", "search"])
 def test_every_command_for_a_gpu_composes(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +88,7 @@ def test_every_command_for_a_gpu_composes(
     page = page_of(recipe)
     assert page.startswith(f"    python -m rfflow +recipe={recipe} --multirun ")
     commands = gpu_commands(page)
-    assert len(commands) >= 3
+    assert len(commands) >= (1 if recipe == "fit_and_eval" else 3)
     # One configuration of a search is enough: they differ in what was sampled.
     words = ["search.n_trials=1", "search.budget=1"] if recipe == "search" else []
     for command in commands:
