@@ -43,7 +43,7 @@ class Server(ThreadingHTTPServer):
     Args:
         port: 0 is any.
         latency: seconds for an answer.
-        refuse_every: each so manieth request is refused with a 429; 0 refuses none.
+        refuse_every: of so many requests the last is refused with a 429; 0 refuses none.
     """
 
     daemon_threads = True
@@ -115,9 +115,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--port", type=int, default=8077)
     parser.add_argument("--latency", type=float, default=0.2, help="seconds for an answer")
-    parser.add_argument("--refuse-every", type=int, default=20, help="a 429 each so many requests; 0 for none")
+    parser.add_argument("--refuse-every", type=int, default=20, help="a 429 after so many requests; 0 for none")
     given = parser.parse_args()
-    server = Server(given.port, given.latency, given.refuse_every)
+    try:
+        server = Server(given.port, given.latency, given.refuse_every)
+    except OSError as error:
+        parser.error(f"--port {given.port} cannot be had: {error.strerror}. Give another; 0 is any that is free.")
     print(f"generator.base_url={server.address}", flush=True)
     try:
         server.serve_forever()

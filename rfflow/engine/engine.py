@@ -34,6 +34,7 @@ from rfflow.errors import ConfigError, EngineError
 from rfflow.files import shown
 from rfflow.runs.events import Heard
 from rfflow.runs.experiment import Experiment
+from rfflow.runs.forecast import told
 from rfflow.runs.paths import ExperimentPaths, RunPaths
 from rfflow.runs.run import Run, RunState
 from rfflow.scheduling.groups import companions
@@ -102,7 +103,7 @@ class Engine:
             self._checkpointer,
             lambda: self.experiment.runs,
             self._handle_meanwhile,
-            self._money.is_limited,
+            self._money.limited,
         )
         cloner = Cloner(self.experiment, composer, self._placement.builds)
         self.lifecycle = Lifecycle(
@@ -339,7 +340,7 @@ class Engine:
             self.lifecycle.imagined = lambda: steering.imagined
         self._money.check()
         self._placement.open()
-        self._opening.prepare(new, at_once=self.slots.count)
+        forecasts = self._opening.prepare(new, at_once=self.slots.count)
         check_baselines(self.experiment.runs)
         self._metrics_check.check({} if self._steering is None else self._steering.read_metrics)
         before = {} if self._saved is None else self._saved.data
@@ -349,8 +350,8 @@ class Engine:
             # All that was asked of it is done: it was opened for what somebody will ask now.
             are_over = all(run.state.is_final for run in self.experiment.runs)
             self._is_reopened = self._is_reopened or (self._saved.is_finished and are_over)
-        if (forecast := self._opening.forecast()) is not None:
-            log.info("%s", forecast)
+        if (sentence := told(forecasts)) is not None:
+            log.info("%s", sentence)
         if not self._is_open:
             self._is_open = True
             self._call("on_experiment_start")

@@ -24,6 +24,7 @@ class Money:
     def __init__(self, experiment: Experiment):
         self._experiment = experiment
         self._is_limited: dict[int, bool] = {}
+        """Looked up once: it is asked for before every turn."""
         self._paused: dict[int, str] = {}
         """Why runs do not go on; who was paused last comes last."""
 
@@ -57,11 +58,14 @@ class Money:
                 if section == "limits":  # prices may well be a list of all there are
                     log.warning("limits.%s is about nobody who is asked so far: %s.", key, _said(asked))
 
-    def is_limited(self, run: Run) -> bool:
-        """Whether a limit is about what the run asks."""
-        if run.number not in self._is_limited:
-            self._is_limited[run.number] = bool(keys_of(run, self._experiment.spec.quotas.limits))
-        return self._is_limited[run.number]
+    def limited(self) -> set[int]:
+        """Return the live runs that a limit is about: what they ask comes from one place, which keeps to it."""
+        limits = self._experiment.spec.quotas.limits
+        live = [run for run in self._experiment.runs if run.state.is_live] if limits else []
+        for run in live:
+            if run.number not in self._is_limited:
+                self._is_limited[run.number] = bool(keys_of(run, limits))
+        return {run.number for run in live if self._is_limited[run.number]}
 
     def pause(self, run: Run, reason: str) -> None:
         """A run has no money left to go on with."""

@@ -10,7 +10,7 @@ from rfflow.checkpointing.experiment_file import RunRecord
 from rfflow.engine.metrics_check import MetricsCheck
 from rfflow.engine.placement import Placement
 from rfflow.runs.events import Ready, WarmStart
-from rfflow.runs.forecast import Forecast, told
+from rfflow.runs.forecast import Forecast
 from rfflow.runs.run import Run, RunState
 from rfflow.scheduling.scheduler import Scheduler
 
@@ -34,8 +34,6 @@ class Opening:
         self._metrics_check = metrics_check
         self._past: dict[int, tuple[RunRecord, Path | None]] = {}
         """Of runs of an earlier process, and the checkpoints they go on from."""
-        self._forecasts: list[Forecast] = []
-        """Of what was built since :meth:`forecast` was called last."""
 
     def is_restored(self, run: Run) -> bool:
         """Whether the run has its past."""
@@ -47,26 +45,28 @@ class Opening:
         self._past[run.number] = (record, checkpoint)
         return checkpoint
 
-    def prepare(self, runs: Sequence[Run], at_once: int = 1) -> None:
+    def prepare(self, runs: Sequence[Run], at_once: int = 1) -> list[Forecast]:
         """Build runs up to their next steps.
 
         Args:
             runs: which ones.
             at_once: how many of them at a time, each on a slot of its own.
 
+        Returns:
+            What those that are live will ask of servers.
+
         Raises:
             Exception: what the first of them is refused with.
         """
+        forecasts = []
         for start in range(0, len(runs), at_once):
             for run in runs[start : start + at_once]:
                 self._placement.builds.ask_to_prepare(run, *self._begins_with(run))
             for run in runs[start : start + at_once]:
-                self._note_ready(run, self._placement.builds.ready(run))
-
-    def forecast(self) -> str | None:
-        """Return a sentence on what the runs that were built will ask of servers; ``None`` where they ask nobody."""
-        forecasts, self._forecasts = self._forecasts, []
-        return told(forecasts)
+                ready = self._placement.builds.ready(run)
+                self._note_ready(run, ready)
+                forecasts += [ready.forecast] if run.state.is_live else []
+        return forecasts
 
     def let_in(self, run: Run) -> None:
         """Let a run that was built take part, where it was in the order of turns."""
@@ -87,7 +87,5 @@ class Opening:
     def _note_ready(self, run: Run, ready: Ready) -> None:
         run.plan = ready.plan
         self._metrics_check.note(run.number, ready.expected)
-        if run.state.is_live:
-            self._forecasts.append(ready.forecast)
         if run.state is RunState.STOPPED:
             self._placement.leave_device(run)

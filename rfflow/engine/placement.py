@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from rfflow.checkpointing.checkpointer import Checkpointer
@@ -24,7 +24,7 @@ class Placement:
         checkpointer: knows what is saved.
         runs: returns the runs of the experiment.
         handle: takes whatever is heard while an answer is awaited.
-        is_limited: whether a limit is about what a run asks. Those stand on one slot, whose worker keeps to it.
+        limited: returns the runs that must stand on one slot together, as what they ask is limited there.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class Placement:
         checkpointer: Checkpointer,
         runs: Callable[[], Iterable[Run]],
         handle: Callable[[Heard], None],
-        is_limited: Callable[[Run], bool] = lambda run: False,
+        limited: Callable[[], Collection[int]] = tuple,
     ):
         self._slots = slots
         self._runs = runs
-        self._is_limited = is_limited
+        self._limited = limited
         self._scheduler = scheduler
         self._checkpointer = checkpointer
         self.losses = Losses()
@@ -86,12 +86,14 @@ class Placement:
         """Return the runs that cannot be on a slot, as others stand elsewhere that ask under limits as they do."""
         if self._slots.count == 1:
             return set()
-        limited = {run.number: run for run in self._runs() if run.state.is_live and self._is_limited(run)}
-        training = [place for place, group in self.busy.items() if group.keys() & limited.keys()]
+        limited = set(self._limited())
+        if not limited:
+            return limited
+        training = [place for place, group in self.busy.items() if group.keys() & limited]
+        begun = {run.number for run in self._runs() if run.number in limited and run.step}  # they may be unable to move
         homes = {number: home for number, home in self.builds.homes.items() if number in limited}
-        begun = [home for number, home in homes.items() if limited[number].step]  # they may be unable to move
-        there = training or begun or list(homes.values())
-        return set(limited) if there and slot != min(there) else set()
+        there = training or [homes[number] for number in begun & homes.keys()] or list(homes.values())
+        return limited if there and slot != min(there) else set()
 
     def leave_device(self, run: Run) -> None:
         """Move what a run holds off the device, and off the host where that is full."""

@@ -90,6 +90,12 @@ class Keys:
         self._of_all = [server, dict(given)]
         self._seen: Counter[str] = Counter()
 
+    def copy(self) -> Keys:
+        """Return names that go on from here by themselves."""
+        found = Keys("", {})
+        found._of_all, found._seen = self._of_all, self._seen.copy()
+        return found
+
     def of(self, messages: Any) -> str:
         """Return the key of the next request with these messages."""
         request = _hash([*self._of_all, messages])

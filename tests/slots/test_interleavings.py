@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rfflow.config.spec import CheckpointSpec
+from rfflow.config.spec import CheckpointSpec, LimitSpec, QuotasSpec
 from rfflow.control.items import is_op_file
 from rfflow.control.journal import Journal
 from rfflow.engine.engine import Engine
@@ -193,6 +193,7 @@ def test_runs_that_ask_under_limits_stand_on_one_slot(
         [toy_spec(4) for _ in range(6)],
         [seen],
         make_slots=lambda spec: InterleavedSlots(spec, 3, draw, losses=2 * (seed % 2)),
+        quotas=QuotasSpec(limits={"small": LimitSpec(rpm=5)}),
     )
     engine.run()
     engine.close()

@@ -30,6 +30,7 @@ from rfflow.config.spec import (
     ModelSpec,
     Node,
     Objective,
+    QuotasSpec,
     RunSpec,
     TrainerSpec,
 )
@@ -189,6 +190,7 @@ def toy_engine(
     checkpoint: CheckpointSpec | None = None,
     objective: Objective | None = None,
     policy: Node | None = None,
+    quotas: QuotasSpec | None = None,
     processes: int = 0,
     environments: Mapping[int, Mapping[str, str]] = MappingProxyType({}),
     make_slots: Callable[[ExperimentSpec], Slots | None] = lambda spec: None,
@@ -203,6 +205,7 @@ def toy_engine(
         memory=memory or MemorySpec(),
         control=ControlSpec(**{"idle_timeout": 0, **control}),
         checkpoint=checkpoint or CheckpointSpec(),
+        quotas=quotas or QuotasSpec(),
     )
     fabric = Fabric(accelerator="cpu", devices=1, plugins=[SafetensorsIO()], callbacks=list(callbacks))
     slots = make_slots(spec)

@@ -11,11 +11,11 @@ from rfflow.config.spec import Node
 from rfflow.errors import ConfigError
 from rfflow.evals.items import Item
 from rfflow.evals.judging import Judge
+from rfflow.evals.prompts import Messages
 from rfflow.evals.questions import Question
 from rfflow.evals.retrieval import make
 from rfflow.runs.forecast import Forecast
-from rfflow.worker.evaluation.forecasting import forecast_of
-from rfflow.worker.evaluation.replies import Batches, Replies, Reply, calls
+from rfflow.worker.evaluation.replies import Batches, Replies, Reply, calls, forecast_of
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,7 @@ class Judging:
 
     def forecast(self, questions: Sequence[Question], places: Collection[int]) -> Forecast:
         """Return what is about to be asked, with the references in the place of answers that nobody knows yet."""
-        examples = [
-            self.judge.messages(each, each.references[0] if each.references else "")
-            for each in (questions[place] for place in places)
-        ]
-        return forecast_of(self.generator, examples)
+        return forecast_of(self.generator, _examples(self.judge, [questions[place] for place in places]))
 
     def _judged(self, item: Item, reply: Reply) -> Item:
         score, trouble = None, reply.error
@@ -104,8 +100,12 @@ def make_judging(
         raise ConfigError(str(error) if str(error).startswith(where) else f"{where}.{error}") from error
     generator = generator_of(of_model, f"{where}.generator")
     if callable(getattr(generator, "check", None)):
-        examples = [judge.messages(each, each.references[0] if each.references else "") for each in questions]
-        generator.check(examples, [each.id for each in questions])
+        generator.check(_examples(judge, questions), [each.id for each in questions])
     is_batched = callable(getattr(generator, "generate", None))
     replies = Batches(generator) if is_batched else calls(generator, concurrency)
     return Judging(name, judge, replies, generator)
+
+
+def _examples(judge: Judge, questions: Sequence[Question]) -> list[Messages]:
+    """Return what a judge would be sent if the answers were the references."""
+    return [judge.messages(each, each.references[0] if each.references else "") for each in questions]

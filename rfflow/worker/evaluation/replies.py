@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from rfflow.evals.limiter import BudgetSpent
 from rfflow.evals.prompts import Messages
 from rfflow.evals.questions import shortened
+from rfflow.runs.forecast import Forecast
 
 Asked = Any
 """What is given for an item: messages for a generator, a dict of the row for a pipeline."""
@@ -242,6 +243,13 @@ def calls(function: Callable[[Asked], Any], concurrency: int) -> Replies:
     if inspect.iscoroutinefunction(whole) or inspect.iscoroutinefunction(method):
         return Concurrent(function, concurrency)
     return OneByOne(function)
+
+
+def forecast_of(generator: Any, prompts: Sequence[Messages]) -> Forecast:
+    """Return what a generator says that prompts may take, by its ``forecast(prompts)``; nothing if it has none."""
+    foresee = getattr(generator, "forecast", None)
+    found = foresee(prompts) if callable(foresee) else None
+    return found if isinstance(found, Forecast) else Forecast()
 
 
 def _timed(function: Callable[[Asked], Any], asked: Asked) -> Reply:

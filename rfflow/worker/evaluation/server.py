@@ -71,7 +71,7 @@ class ServerGenerator:
                 )
         self._openai = openai
         self.model = model
-        url = self._url = url_of(base_url)
+        url = url_of(base_url)
         self._where, self.server = base_url or "OpenAI's server", host_of(url)
         self._most = whole_number(kwargs.get("max_completion_tokens", max_tokens), "generator.max_tokens")
         self._attempts = whole_number(attempts, "generator.attempts")
@@ -117,10 +117,16 @@ class ServerGenerator:
                 f"There: {', '.join(sorted(models)[:20])}."
             )
 
+    def remember(self, prompts: Sequence[Messages]) -> None:
+        """Learn what the run has had answers to before this process: those are no samples to come."""
+        if self._kept is not None:
+            for prompt in prompts:
+                self._keys.of(prompt)
+
     def forecast(self, prompts: Sequence[Messages]) -> Forecast:
         """Return what these may take, less those whose answers are kept."""
         if self._kept is not None:
-            keys = Keys(self._url, self._given)
+            keys = self._keys.copy()
             prompts = [prompt for prompt in prompts if self._kept.get(keys.of(prompt)) is None]
         count, tokens = len(prompts), sum(map(self._tokens, prompts))
         return Forecast(count, tokens, sum(map(self._cost, prompts)), count if self._price is None else 0)

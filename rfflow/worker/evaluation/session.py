@@ -16,9 +16,8 @@ from rfflow.runs.chunks import Answer, ChunkPlan
 from rfflow.runs.events import Boundary, ExpectedMetrics, Finished, Pause, Progress, Ready, WarmStart
 from rfflow.runs.forecast import Forecast
 from rfflow.runs.run import RunCard
-from rfflow.worker.evaluation.forecasting import forecast_of
 from rfflow.worker.evaluation.pieces import Pieces, make_pieces, wants_base
-from rfflow.worker.evaluation.replies import Reply
+from rfflow.worker.evaluation.replies import Reply, forecast_of
 from rfflow.worker.memory.offload import RunTensors
 from rfflow.worker.shared import Shared
 from rfflow.worker.training.context import RunContext
@@ -77,6 +76,8 @@ class EvaluationSession:
         # All of a shard may be answered and not judged: it is not over then.
         self._done = max((end for end in self._ends if end < step or (end == step and is_at_boundary)), default=0)
         self._items = {position: item for position, item in read_items(self.run.paths.items).items() if self._is(item)}
+        if callable(remember := getattr(self._pieces.generator, "remember", None)):
+            remember([self._pieces.asked[position] for position in self._items])
         self.holdings = RunTensors(self._shared.fabric, list, self.run.paths.root / ".suspended.safetensors")
         names = metric_names(list(spec.evaluation.metrics))
         offered = frozenset(name for name in names if not name.endswith(("_low", "_high")))
@@ -166,7 +167,7 @@ class EvaluationSession:
         """Return what is still to be asked of servers."""
         places = range(len(pieces.questions))
         open = [pieces.asked[place] for place in places if place not in self._items]
-        found = Forecast() if pieces.generator is None else forecast_of(pieces.generator, open)
+        found = forecast_of(pieces.generator, open)
         for judging in pieces.judges:
             unjudged = [
                 place for place in places if place not in self._items or judging.name not in self._items[place].scores

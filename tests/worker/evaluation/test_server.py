@@ -177,6 +177,11 @@ def test_equal_questions_of_a_run_are_samples_of_their_own(url: str) -> None:
     assert Handler.seen["twice"] == 2
     ask(make(url, cache=True), "twice", "twice", "twice")
     assert Handler.seen["twice"] == 3, "two are there, and the third is new"
+    resumed, prompt = make(url, cache=True), [{"role": "user", "content": "What is twice?"}]
+    resumed.remember([prompt] * 3)
+    assert resumed.forecast([prompt]).requests == 1
+    ask(resumed, "twice")
+    assert Handler.seen["twice"] == 4, "three were answered before the process was killed"
 
 
 def test_a_damaged_answer_is_asked_for_and_a_full_disk_costs_a_warning(
@@ -263,18 +268,25 @@ def test_by_command(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (gap["run"], gap["against"], gap["questions"], gap["difference"]) == ("1", "0", "12", "0.0")
 
 
+def words_for(url: str, questions: int, *more: str) -> list[str]:
+    """Return the words of an experiment that asks so many questions, six and these again, which it finds here."""
+    asked = [n % 6 for n in range(questions)]
+    write_jsonl(Path("q.jsonl"), [{"question": f"What is {n}?", "reference": str(n)} for n in asked])
+    given = ["generator=openai", "generator.model=small", f"generator.base_url={url}", "chunks=2"]
+    given += ["dataset=questions", "dataset.path=q.jsonl", "objective.metric=eval_contains"]
+    return ["+recipe=prompts", "--multirun", *given, *more]
+
+
 @pytest.mark.usefixtures("hydra_restore_singletons")
 def test_a_budget_pauses_the_experiment_and_a_higher_one_goes_on(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is asked twice, and what the first process has spent counts in the second."""
+    """Nothing is asked twice, and what the first process has spent, or has had samples of, counts in the second."""
     from rfflow import __main__ as cli
 
     monkeypatch.chdir(tmp_path)
-    write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n}?", "reference": str(n)} for n in range(12)])
-    given = ["generator=openai", "generator.model=small", f"generator.base_url={url}", "metrics=qa", "chunks=2"]
-    given += ["dataset=questions", "dataset.path=q.jsonl", "objective.metric=eval_contains", "generator.concurrency=2"]
-    given += ["prices.small={input: 1e6, output: 2e6}", "limits.small.usd=320", "hydra.sweep.dir=out"]
+    given = ["prices.small={input: 1e6, output: 2e6}", "limits.small.usd=320", "hydra.sweep.dir=out"]
+    given += ["generator.concurrency=2", "generator.cache=true", "prompt=question,short", "metrics=qa"]
 
     def call(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["rfflow", *arguments])
@@ -283,7 +295,7 @@ def test_a_budget_pauses_the_experiment_and_a_higher_one_goes_on(
         assert left.value.code == 1
         return " ".join(capsys.readouterr().err.split())
 
-    said = call("+recipe=prompts", "--multirun", "prompt=question,short", *given)
+    said = call(*words_for(url, 12, *given))
     assert said.count("limits.small.usd is 320, of which") == 1 and "resume=out limits.small.usd=..." in said
     paid = sum(Handler.seen.values())
     assert 4 <= paid < 24 and paid * 13 <= 320
@@ -307,17 +319,14 @@ def test_a_judge_has_a_budget_of_its_own_and_what_it_may_cost_is_said_before(
     from rfflow import __main__ as cli
 
     monkeypatch.chdir(tmp_path)
-    write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n}?", "reference": str(n)} for n in range(6)])
-    given = ["generator=openai", "generator.model=small", f"generator.base_url={url}", "metrics=judged", "chunks=2"]
-    given += ["prompt=question"]
+    given = ["metrics=judged", "prompt=question", "generator.concurrency=1"]
     given += ["generator@metrics.judge.generator=openai", "metrics.judge.generator.model=judge"]
     given += [f"metrics.judge.generator.base_url={url}", "metrics.judge.prompt='Is {{ answer }} {{ reference }}?'"]
-    given += ["dataset=questions", "dataset.path=q.jsonl", "objective.metric=eval_contains", "generator.concurrency=1"]
     given += ["prices.small={input: 1e6, output: 2e6}", "prices.judge={input: 1e6, output: 2e6}"]
     key = f"{host_of(url)}/judge"
     typed = key.replace(":", "\\:")
     given += [f"limits={{small: {{usd: 1000}}, {typed}: {{usd: 200}}}}", "metrics.judge.generator.concurrency=1"]
-    monkeypatch.setattr(sys, "argv", ["rfflow", "+recipe=prompts", "--multirun", *given, "hydra.sweep.dir=out"])
+    monkeypatch.setattr(sys, "argv", ["rfflow", *words_for(url, 6, *given, "hydra.sweep.dir=out")])
     with pytest.raises(SystemExit):
         cli.main()
     told = capsys.readouterr()
@@ -356,7 +365,7 @@ def test_what_nobody_has_a_price_for_is_forecast_in_tokens(url: str) -> None:
 
 
 @pytest.mark.usefixtures("hydra_restore_singletons")
-@pytest.mark.parametrize("word", ["limits.smal.rpm=500", "'prices={smalll: {input: 1, output: 2}}'"])
+@pytest.mark.parametrize("word", ["limits.smal.rpm=500", "prices={smalll: {input: 1, output: 2}}"])
 def test_a_name_that_is_nearly_a_models_is_refused_before_anything_is_asked(
     word: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -364,11 +373,8 @@ def test_a_name_that_is_nearly_a_models_is_refused_before_anything_is_asked(
     from rfflow import __main__ as cli
 
     monkeypatch.chdir(tmp_path)
-    write_jsonl(tmp_path / "q.jsonl", [{"question": f"What is {n}?", "reference": str(n)} for n in range(6)])
-    given = ["generator=openai", "generator.model=small", f"generator.base_url={url}", "prompt=question", "chunks=2"]
-    given += ["dataset=questions", "dataset.path=q.jsonl", "metrics=qa", "objective.metric=eval_contains"]
-    given += ["prices={other: {input: 1, output: 2}}"] if word.startswith("limits") else []
-    monkeypatch.setattr(sys, "argv", ["rfflow", "+recipe=prompts", "--multirun", *given, word.strip("'")])
+    other = ["prices={other: {input: 1, output: 2}}"] if word.startswith("limits") else []
+    monkeypatch.setattr(sys, "argv", ["rfflow", *words_for(url, 6, "metrics=qa", "prompt=question", *other, word)])
     with pytest.raises(SystemExit):
         cli.main()
     said = " ".join(capsys.readouterr().err.split())
