@@ -8,6 +8,7 @@ import http.server
 import json
 import subprocess
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,12 +204,23 @@ def test_many_runs_a_second_experiment_a_prefix_and_a_dark_narrow_window(tmp_pat
 # --- other sites ------------------------------------------------------------------------------------------------------
 
 
+class OtherSite(http.server.SimpleHTTPRequestHandler):
+    """Serves its pages, and hands on what is posted to it."""
+
+    def do_POST(self) -> None:
+        self.send_response(307)
+        self.send_header("Location", urllib.parse.unquote(self.path.partition("to=")[2]))
+        self.end_headers()
+
+    def log_message(self, format: str, *words: Any) -> None:
+        """Be silent."""
+
+
 def test_pages_of_other_sites_reach_nothing(toys: Path, address: str, open_page: Any, tmp_path: Path) -> None:
     server = address.partition("#")[0]
     (tmp_path / "index.html").write_text("<iframe name=sink></iframe>")
     (tmp_path / "frame.html").write_text(f'<iframe id=tb src="{address}" width=1400 height=900></iframe>')
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    handler.log_message = lambda *words: None  # type: ignore[attr-defined]
+    handler = functools.partial(OtherSite, directory=str(tmp_path))
     before = (toys / "ops.jsonl").read_text() if (toys / "ops.jsonl").exists() else ""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
@@ -217,14 +229,17 @@ def test_pages_of_other_sites_reach_nothing(toys: Path, address: str, open_page:
             for host in ("127.0.0.1", "evil.test"):
                 page.goto(f"http://{host}:{other.server_address[1]}/")
                 said = page.evaluate((HERE / "attack.js").read_text(), f"{server}data/plugin/rfflow/")
-                assert said["json"] == said["the token"] == "TypeError"
+                assert said["json"] == said["the token"] == said["kept alive"] == "TypeError"
+                assert (said["script"], said["events"], said["popup"]) == ("", "refused", "SecurityError")
             port = server.rpartition(":")[2]
             page.goto(f"http://evil.test:{port}data/logdir")
             assert page.evaluate((HERE / "rebound.js").read_text()) == [403, False, 403]
             # Another program of this machine; in a frame of another site TensorBoard has no storage and shows nothing.
             page.goto(f"http://localhost:{other.server_address[1]}/frame.html")
             inside = page.frame_locator("#tb").frame_locator("iframe[src*='name=rfflow']")
-            inside.locator("#readonly", has_text="another site shows this page").wait_for(timeout=30_000)
+            inside.locator("#readonly", has_text="another site, or a notebook, shows this page").wait_for(
+                timeout=30_000
+            )
             assert inside.locator("#stop").is_disabled()
         finally:
             other.shutdown()

@@ -70,7 +70,7 @@ function Header({name, listed, state, setName, load, error}) {
       <span id="going" class="pill ${state.alive ? 'on' : ''}">${going}</span>
       <span class="dim">${state.runs.length} runs${live ? `, ${live} to train, ${duration(Math.max(left, sum / slots))} left` : ''} · ranked by ${state.objective.metric}, ${state.objective.direction}</span>
       ${error && html`<span class="bad">${error}</span>`}</header>
-    ${listed.read_only && html`<div class="note" id="readonly">${listed.read_only} ${listed.key && html`<${Key} file=${listed.key} load=${load} />`}</div>`}
+    ${listed.read_only && html`<div class="note" id="readonly">${listed.read_only} ${listed.alone && html`<a href=${listed.alone} target="_blank" rel="noopener">Open it by itself</a>`} ${listed.key && html`<${Key} file=${listed.key} load=${load} />`}</div>`}
     ${state.no_ops && html`<div class="note" id="noops">${state.no_ops}</div>`}
     ${state.hint && html`<div class="note" id="hint">${state.hint}</div>`}`;
 }

@@ -22,7 +22,12 @@ export const post = async (path, body) =>
 export async function listing() {
   const said = await ask('experiments');
   rights.token = said.token || '';
-  return {...said, read_only: said.read_only || (isFramed() ? 'Read-only: another site shows this page inside its own. Open TensorBoard by itself.' : null)};
+  if (!isFramed()) return said;
+  return {...said, read_only: said.read_only || 'Read-only: another site, or a notebook, shows this page inside its own.', alone: addressOfTensorBoard()};
+}
+
+function addressOfTensorBoard() {
+  try { return new URL('#rfflow', parent.location.href).href; } catch { return null; }
 }
 
 export function giveKey(key) {
