@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -78,22 +79,27 @@ def _on_device(watched: dict[str, Any]) -> float:
     return statistics.fmean(chunk["seconds"] for chunk in watched["chunks"])
 
 
-def _per_boundary(watched: dict[str, Any]) -> dict[str, float]:
-    """Return the seconds that each thing takes at a boundary, on average."""
-    total = {name: sum(seconds) for name, seconds in watched["times"].items()}
+def _per_boundary(watched: dict[str, Any], clock: str = "times") -> dict[str, float]:
+    """Return the seconds that each thing takes at a boundary, on average; with ``clock="cpu"`` in processor time."""
+    total: defaultdict[str, float] = defaultdict(float, {name: sum(each) for name, each in watched[clock].items()})
     # The hooks of the experiment's beginning and end are not of the loop.
     hooks = sum(value for name, value in total.items() if name.startswith("hook on_") and "experiment" not in name)
     seconds = {
+        # Of these only the wall time is known.
         "switches": sum(chunk["switch"] for chunk in watched["chunks"]),
         "small files of the checkpoint": total["draft"],
-        "waiting for the checkpoint before": total.get("waiting", 0.0),
+        "waiting for the checkpoint before": total["waiting"],
         "experiment.json": total["saved"],
         "check of the base": total["fingerprint"],
+        "weights found, and numbers": total["weights"] + total["finite"],
         "callbacks and loggers": hooks + total["loggers"],
-        "inbox and status file": total["inbox"],
+        "inbox and status file": total["inbox"] + total["status"],
         "scheduler": total["scheduler"],
-        "everything that is not training": total["loop"] - total["training"],
+        "memory": total["room"] + total["holdings"],
+        "weights kept at a run's end": total["last weights"],
     }
+    whole = total["loop"] - total["training"]
+    seconds |= {"the rest": whole - sum(seconds.values()), "everything that is not training": whole}
     return {name: value / len(watched["chunks"]) for name, value in seconds.items()}
 
 

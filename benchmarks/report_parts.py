@@ -161,20 +161,25 @@ def trainers_figures(rounds: Sequence[Round], runs: int) -> list[Figure]:
 # --- boundaries -------------------------------------------------------------------------------------------------------
 
 
+WHOLE = "everything that is not training"
+
+
 def boundary(setting: Setting) -> Round:
     """What lies between two chunks, by part."""
     work = replace(setting.work, steps=max(setting.work.steps, 16)).runs(2)
     watched = _watch(work, setting.folder / "boundary", 16)
     parts = {name: 1000 * seconds for name, seconds in _per_boundary(watched).items()}
-    return {RFFLOW: {**parts, "training, a chunk": 1000 * _on_device(watched)}}
+    busy = {WHOLE: 1000 * _per_boundary(watched, "cpu")[WHOLE]}
+    return {RFFLOW: {**parts, f"{WHOLE}, processor time": busy[WHOLE], "training, a chunk": 1000 * _on_device(watched)}}
 
 
 def boundary_figures(rounds: Sequence[Round], runs: int) -> list[Figure]:
     """Milliseconds a boundary."""
-    limit = {"everything that is not training": 20.0}
+    limit = {WHOLE: 20.0}
     return [
         Figure(f"16 chunks of 2 runs: {name}, a boundary", column(rounds, RFFLOW, name), "ms", limit.get(name))
-        for name in rounds[0][RFFLOW]
+        for name in rounds[-1][RFFLOW]
+        if all(name in one[RFFLOW] for one in rounds)
     ]
 
 

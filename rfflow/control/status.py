@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +70,46 @@ class StatusFile:
     def __init__(self, directory: Path | str):
         self.path = Path(directory) / STATUS
         self._trouble: str | None = None
+        self._written: dict[int, _Written] = {}
+        """How runs stand in the files; between two boundaries hardly any of them changes."""
 
     def write(self, status: Status) -> None:
         """Replace the files, each in one step. A full disk or a missing directory is logged once and stops nothing."""
         try:
             with held(self.path.parent) as directory:
-                document = _document(status)
-                write_whole(directory, self.path.with_suffix(".json").name, json.dumps(_strict(document)).encode())
-                write_whole(directory, self.path.name, _dump(document).encode())
+                written = [self._run(run) for run in status.runs]
+                head = {key: getattr(status, key) for key in ("experiment", "pid", "updated", "waiting", "slots")}
+                in_json = f'{json.dumps(head)[:-1]}, "runs": [{", ".join(run.json for run in written)}]}}'
+                write_whole(directory, self.path.with_suffix(".json").name, in_json.encode())
+                in_yaml = "".join(["runs:\n", *(run.yaml for run in written)] if written else ["runs: []\n"])
+                write_whole(directory, self.path.name, f"{_dump(head)}{in_yaml}".encode())
         except OSError as error:
             if str(error) != self._trouble:
                 log.warning("Cannot write %s: %s", self.path, error)
             self._trouble = str(error)
         else:
             self._trouble = None
+
+    def _run(self, run: RunStatus) -> _Written:
+        before = self._written.get(run.number)
+        if before is None or before.run != run:
+            # The metrics are a mapping that its owner goes on to change.
+            before = self._written[run.number] = _Written(replace(run, metrics=dict(run.metrics)))
+        return before
+
+
+class _Written:
+    """A run, as it stands in the two files."""
+
+    def __init__(self, run: RunStatus):
+        document = {**vars(run), "overrides": list(run.overrides)}
+        # Trainers log NumPy's and torch's numbers too, which are no plain floats.
+        metrics = {str(name): float(value) for name, value in run.metrics.items()}
+        # JSON has no NaN and no infinities: there they are words.
+        strict = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+        self.run = run
+        self.json = json.dumps({**document, "metrics": strict})
+        self.yaml = _dump([{**document, "metrics": metrics}])
 
 
 def read_status(directory: Path | str) -> dict[str, Any] | None:
@@ -95,25 +121,6 @@ def read_status(directory: Path | str) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _document(status: Status) -> dict[str, Any]:
-    document = asdict(status)
-    for run in document["runs"]:
-        run["overrides"] = list(run["overrides"])
-        # Trainers log NumPy's and torch's numbers too, which are no plain floats.
-        run["metrics"] = {str(name): float(value) for name, value in run["metrics"].items()}
-    document = {key: document[key] for key in ("experiment", "pid", "updated", "waiting", "slots", "runs")}
-    document["runs"] = list(document["runs"])
-    return document
-
-
-def _strict(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the same without numbers that JSON does not have: NaN and the infinities become words."""
-    runs = [
-        {**run, "metrics": {k: v if math.isfinite(v) else str(v) for k, v in run["metrics"].items()}}
-        for run in document["runs"]
-    ]
-    return {**document, "runs": runs}
-
-
-def _dump(document: dict[str, Any]) -> str:
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+def _dump(document: object) -> str:
+    text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text

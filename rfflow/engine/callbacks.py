@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -58,13 +59,24 @@ class Audience:
         self._fabric = fabric
         self._failures: Counter[tuple[str, str]] = Counter()
         """How often each has failed in each hook."""
+        self._named: dict[Any, frozenset[str]] = {}
+        """The arguments that hooks name, by their functions: to look takes as long as most of them do."""
 
     def call(self, hook: str, **kwargs: Any) -> None:
         """Call a hook of every callback, as ``Fabric.call`` does, with the arguments that it names."""
         for callback in self._fabric._callbacks:
             with self._warned(callback, hook):
                 if callable(method := getattr(callback, hook, None)):
-                    method(**self._fabric._filter_kwargs_for_callback(method, kwargs))
+                    method(**self._named_by(method, kwargs))
+
+    def _named_by(self, method: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        function = getattr(method, "__func__", None)
+        if not inspect.isfunction(function):  # whatever else can be called may name others the next time
+            return self._fabric._filter_kwargs_for_callback(method, kwargs)
+        key = function, tuple(kwargs)
+        if key not in self._named:
+            self._named[key] = frozenset(self._fabric._filter_kwargs_for_callback(method, kwargs))
+        return {name: value for name, value in kwargs.items() if name in self._named[key]}
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Give metrics to every logger."""

@@ -28,10 +28,14 @@ from rfflow.worker.models.loading import load_base
 from rfflow.worker.training import activations
 from rfflow.worker.training.described import described
 from rfflow.worker.training.first_evaluation import FirstEvaluations
+from rfflow.worker.training.snapshot import Names
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_SIZES = ("r", "lora_alpha", "lora_dropout", "use_rslora")
+"""What of an adapter's configuration names none of its weights."""
 
 
 class Shared:
@@ -73,6 +77,12 @@ class Shared:
         if key not in self._kept:
             self._kept[key] = activations.measure(trainer)
         return self._kept[key]
+
+    def adapter_names(self, spec: RunSpec) -> Names:
+        """Return what weights are called in the file of a run's adapter, as far as any run like it has asked."""
+        alike = {key: value for key, value in (spec.peft or {}).items() if key not in _SIZES}
+        key = json.dumps([repr(spec.model), spec.trainer.target, alike], sort_keys=True, default=str)
+        return self.made_once(f"names {key}", dict)
 
     def made_once(self, key: str, make: Callable[[], T]) -> T:
         """Return what was made under a key the first time that it was asked for."""

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -34,6 +35,22 @@ def test_the_status_is_plain_yaml_that_reads_back(tmp_path):
     del first["metrics"]
     assert strict == document
     assert read_status(tmp_path)["runs"][0]["step"] == 10
+
+
+def test_what_changes_of_a_run_is_in_the_files_and_what_does_not_is_as_it_was(tmp_path):
+    """They are put together of texts that are kept for each run: as if each had been written whole."""
+    metrics = {"loss": 0.5}
+    first = RunStatus(0, "running", ("lr=1e-3", "name='ü: x'"), 1, 4, metrics=metrics)
+    file, other = StatusFile(tmp_path), RunStatus(1, "queued")
+    for runs in ((first, other), (replace(first, chunk=2), other), (other,), (), (replace(other, number=0), other)):
+        metrics["loss"] += 1  # the mapping of the run itself, which goes on
+        status = Status("outputs/sft/now", runs, pid=3, updated="today")
+        file.write(status)
+        document = {key: getattr(status, key) for key in ("experiment", "pid", "updated", "waiting", "slots")}
+        document["runs"] = [{**asdict(run), "overrides": list(run.overrides)} for run in runs]
+        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+        assert (tmp_path / "status.yaml").read_text() == text
+        assert json.loads((tmp_path / "status.json").read_text()) == document
 
 
 def test_a_failing_write_is_said_once_and_stops_nothing(tmp_path, caplog):

@@ -40,7 +40,9 @@ class Base:
         _leave_weights_alone(model)
         self._reload = reload
         self._tokenizer = SharedTokenizer(tokenizer)
-        self._all = [tensor for _, tensor in _tensors(model)]
+        self._tensors = list(_tensors(model))
+        self._layout = _Layout(model)
+        self._all = [tensor for _, tensor in self._tensors]
         self._versions = [tensor._version for tensor in self._all]
         self._marks = self._take_marks()
         self._checksums = {name: _checksum(tensor) for name, tensor in _tensors(model)}
@@ -140,10 +142,12 @@ class Base:
         return versions != was
 
     def _take_marks(self) -> dict[str, tuple[object, ...]]:
+        if not self._layout.stands():  # to walk through all modules takes ten times as long as what follows
+            self._tensors, self._layout = list(_tensors(self.model)), _Layout(self.model)
         # torch counts in-place writes to a tensor in `_version`; no weight needs to be read for this.
         marks: dict[str, tuple[object, ...]] = {
-            name: (id(tensor), tensor.data_ptr(), tuple(tensor.shape), tensor.dtype, tensor.device, tensor._version)
-            for name, tensor in _tensors(self.model)
+            name: (id(tensor), tensor.data_ptr(), tensor.shape, tensor.dtype, tensor.device, tensor._version)
+            for name, tensor in self._tensors
         }
         return {**marks, TOKENIZER: self._tokenizer.mark()}
 
@@ -168,6 +172,27 @@ class Base:
             return f"{type(error).__name__}: {error}."
         wrong = [name for name in names if self._is_changed(name)]
         return f"{wrong[0]} is another one now where it was loaded from." if wrong else None
+
+
+class _Layout:
+    """Which modules and tensors a model is made of, and where; as it was when this was made."""
+
+    def __init__(self, model: torch.nn.Module):
+        self._registers: list[dict[str, Any]] = [
+            register
+            for module in model.modules()
+            for register in (module._modules, module._parameters, module._buffers)
+        ]
+        self._values = self._now()
+        """Kept alive, so that nothing else gets the id of one of them."""
+        self._seen = list(map(id, self._values)), list(chain.from_iterable(self._registers))
+
+    def stands(self) -> bool:
+        """Whether each is where it was, and nothing else is there."""
+        return self._seen == (list(map(id, self._now())), list(chain.from_iterable(self._registers)))
+
+    def _now(self) -> list[Any]:
+        return list(chain.from_iterable(map(dict.values, self._registers)))
 
 
 TOKENIZER = "the tokenizer"

@@ -308,6 +308,7 @@ class _LogFile:
         finally:
             sys.stdout, sys.stderr = stdout, stderr
             now, library_handlers = self._seen if stay.is_brief else _libraries()
+            self._seen = manners, library_handlers
             for handler in library_handlers:
                 if handler.stream is self._stream:  # also those of libraries that were imported meanwhile
                     handler.stream = redirected.get(handler, stderr)

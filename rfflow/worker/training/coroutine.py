@@ -74,7 +74,7 @@ class TrainerCoroutine:
         self._checkpoint = checkpoint
         self._callback = _SuspendingCallback(self, chunks, evaluate, progress_every)
         trainer.add_callback(self._callback)
-        self._snapshots = snapshot.Snapshots(trainer, self._callback)
+        self.snapshots = snapshot.Snapshots(trainer, self._callback)
         self._greenlet = greenlet.greenlet(self._train)
         # Without this all of them would be unset in there, numpy's way with errors among them.
         self._greenlet.gr_context = variables or contextvars.copy_context()
@@ -109,7 +109,7 @@ class TrainerCoroutine:
 
     def snapshot(self, folder: Path, trained: Mapping[str, torch.Tensor] | None = None) -> Callable[[], None]:
         """Write what is small of the suspended trainer, and return what writes its tensors; see :mod:`.snapshot`."""
-        return self._snapshots.take(folder, trained)
+        return self.snapshots.take(folder, trained)
 
     def close(self) -> None:
         """Abandon the trainer where it stands, letting its ``finally`` clauses run; what they raise is logged."""

@@ -99,6 +99,8 @@ class TrainingSession:
                     checkpoint=checkpoint,
                     variables=self.context.variables,
                 )
+                if spec.build is None and spec.peft is not None:
+                    self._coroutine.snapshots.names = self._shared.adapter_names(spec)
                 if spec.generate is not None and spec.build is None:
                     rows = self._shared.data(spec.dataset, spec.trainer).eval
                     kind: Any = Generations if isinstance(rows, dict) else Generation
@@ -196,7 +198,8 @@ class TrainingSession:
         boundary it does what :meth:`keep_weights` does, too.
         """
         assert self._coroutine is not None, "prepare() comes first"
-        with self.context.active():
+        with self.context.active(is_brief=True) as stay:  # what was logged was looked at when it came here
+            stay.is_brief = True
             write_tensors = self._coroutine.snapshot(folder, self._unkept)
         weights, self._unkept = self._unkept, None
         if weights is None:

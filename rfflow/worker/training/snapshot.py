@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -37,6 +38,10 @@ _NUMBERS = (
 )
 
 
+Names = dict[tuple[str, ...], Mapping[str, str]]
+"""What weights are called in the file of an adapter, by those weights' own names."""
+
+
 class Snapshots:
     """Takes snapshots of one trainer."""
 
@@ -49,8 +54,10 @@ class Snapshots:
         """
         self._trainer = trainer
         self._ours = ours
-        self._names: dict[str, str] | None = None
+        self.names: Names = {}
         """What the trained weights are called in the adapter's file; asking PEFT takes longer than all the rest."""
+        self._config: tuple[dict[str, Any], str] = {}, ""
+        """The adapter's configuration when it was last written, and its file."""
 
     def take(self, folder: Path, trained: Mapping[str, torch.Tensor] | None = None) -> Callable[[], None]:
         """Write what is small of the suspended trainer, and return what writes the rest.
@@ -67,12 +74,12 @@ class Snapshots:
         trainer._save_rng_state(str(folder))
         trainer._save_scaler(str(folder))
         torch.save(trainer.lr_scheduler.state_dict(), folder / "scheduler.pt")
-        _write_json(folder / "trainer_state.json", _trainer_state(trainer), indent=2)
+        _write_json(folder / "trainer_state.json", _trainer_state(trainer))
         _write_json(folder / EXTRAS, _extras(trainer, self._ours))
         apart: Mapping[str, torch.Tensor] = {}
         if isinstance(model, PeftModel):
             adapter = model.active_adapters[0]
-            copy.copy(model.peft_config[adapter]).save_pretrained(str(folder))
+            self._write_config(model.peft_config[adapter], folder / CONFIG_NAME)
             weights_file = folder / "adapter_model.safetensors"
             trained = trained_weights(model) if trained is None else trained
             weights = self._adapter(model, adapter, trained)
@@ -93,16 +100,25 @@ class Snapshots:
 
         return write_tensors
 
+    def _write_config(self, config: PeftConfig, file: Path) -> None:
+        settings, text = self._config
+        if text and settings == vars(config):
+            file.write_text(text, encoding="utf-8")
+            return
+        settings = copy.deepcopy(vars(config))
+        copy.copy(config).save_pretrained(str(file.parent))
+        self._config = settings, file.read_text(encoding="utf-8")
+
     def _adapter(self, model: PeftModel, adapter: str, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the adapter as PEFT saves it."""
-        if self._names is not None and trained.keys() == self._names.keys():
-            return {name: trained[own].detach() for own, name in self._names.items()}
+        if (names := self.names.get(tuple(trained))) is not None:
+            return {name: trained[own].detach() for own, name in names.items()}
         # Embeddings only where they are the adapter's: by default PEFT asks the hub each time whether they grew.
         weights = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
         own_names = {_place(tensor): own for own, tensor in trained.items()}
         is_same = {_place(tensor) for tensor in weights.values()} == own_names.keys()
         if is_same and len(own_names) == len(trained) == len(weights):
-            self._names = {own_names[_place(tensor)]: name for name, tensor in weights.items()}
+            self.names[tuple(trained)] = {own_names[_place(tensor)]: name for name, tensor in weights.items()}
         return weights
 
 
@@ -220,8 +236,9 @@ def _size(tensors: Mapping[str, torch.Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors.values())
 
 
-def _write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    path.write_text(json.dumps(content, indent=indent, default=_number) + "\n", encoding="utf-8")
+def _write_json(path: Path, content: Any) -> None:
+    # On one line: with an indent Python's own encoder would write it, which is ten times as slow, and logs grow long.
+    path.write_text(json.dumps(content, default=_number) + "\n", encoding="utf-8")
 
 
 def _number(value: Any) -> Any:

@@ -22,13 +22,14 @@ _PLAIN_TRAIN = (torch.nn.Module.train, PreTrainedModel.train)
 
 
 def remember_walks(model: torch.nn.Module) -> None:
-    """Let a model remember what its ``parameters()``, ``train()`` and ``num_parameters()`` have found.
+    """Let a model remember what ``parameters()``, ``named_parameters()``, ``train()``, ``num_parameters()`` have found.
 
     The methods are replaced on this object alone. They return what they returned before, to the order, also when
     modules or parameters are added, replaced or taken away meanwhile. A copy of the model has methods of its own again.
     """
     walks = Walks(model)
     replace_method(model, "parameters", walks.parameters)
+    replace_method(model, "named_parameters", walks.named_parameters)
     replace_method(model, "train", walks.train)
     counted = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if counted is not None:
@@ -52,6 +53,11 @@ class Walks:
         self._modules: list[torch.nn.Module] = []
         """Without the model itself, so that nothing here keeps it alive."""
         self._parameters: list[torch.nn.Parameter] = []
+        self._filled: list[dict[str, Any]] = []
+        """Those of the dictionaries in which there was something."""
+        self._names: list[str] = []
+        """What that was called there."""
+        self._named: list[tuple[str, torch.nn.Parameter]] = []
         self._has_plain_modes = False
         self._counts: dict[Hashable, int] = {}
 
@@ -61,6 +67,18 @@ class Walks:
             return _plain(self._owner, "parameters")(recurse=False)
         self._look()
         return iter(self._parameters)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """As ``torch.nn.Module.named_parameters``."""
+        if prefix or not recurse or not remove_duplicate:
+            return _plain(self._owner, "named_parameters")(prefix, recurse, remove_duplicate)
+        self._look()
+        names = list(chain.from_iterable(self._filled))
+        if not self._named or self._names != names:
+            self._named, self._names = list(_plain(self._owner, "named_parameters")()), names
+        return iter(self._named)
 
     def train(self, mode: bool = True) -> torch.nn.Module:
         """As ``torch.nn.Module.train``."""
@@ -95,7 +113,8 @@ class Walks:
         model = self._owner
         modules = list(model.modules())
         self._registers = [register for module in modules for register in (module._modules, module._parameters)]
-        self._seen = self._ids()
+        self._filled = [register for register in self._registers if register]
+        self._seen, self._named = self._ids(), []
         self._modules = modules[1:]
         self._parameters = list(_plain(model, "parameters")())
         self._counts = {}

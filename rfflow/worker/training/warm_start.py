@@ -22,9 +22,12 @@ def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def all_finite(weights: Mapping[str, torch.Tensor]) -> bool:
     """Return whether every weight is a number."""
     # What is no number shows in the sum too, which is quicker, and the device is waited for once.
-    sums = [weight.detach().sum(dtype=torch.float32) for weight in weights.values()]
-    if not sums or bool(torch.stack([one.to(sums[0].device) for one in sums]).isfinite().all()):
-        return True
+    with torch.no_grad():
+        sums = [weight.sum(dtype=torch.float32) for weight in weights.values()]
+        if len({one.device for one in sums}) > 1:
+            sums = [one.to(sums[0].device) for one in sums]
+        if not sums or bool(torch.stack(sums).isfinite().all()):
+            return True
     return all(bool(torch.isfinite(weight).all()) for weight in weights.values())  # many large ones overflow
 
 

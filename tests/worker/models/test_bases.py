@@ -70,6 +70,21 @@ def test_writing_to_the_shared_weights_is_found_out(base: Base) -> None:
         base.check_untouched("run 1")
 
 
+def test_a_weight_or_a_layer_in_the_place_of_another_is_found_out(base: Base) -> None:
+    """Though nothing was written to what was there, and the place is the only thing that says so."""
+    base.check_untouched("run 1")
+    attention, layers = base.model.model.layers[1].self_attn, base.model.model.layers
+    weight = attention.q_proj.weight
+    attention.q_proj._parameters["weight"] = torch.nn.Parameter(weight + 1, requires_grad=False)
+    with pytest.raises(EngineError, match=r"run 1 changed model.layers.1.self_attn.q_proj.weight of the base"):
+        base.check_untouched("run 1")
+    attention.q_proj._parameters["weight"] = weight
+    base.check_untouched("run 1")
+    layers[0] = torch.nn.Identity()
+    with pytest.raises(EngineError, match=r"run 1 changed model.layers.0\S+ and \d+ more of the base"):
+        base.check_untouched("run 1")
+
+
 # --- who is to blame, and for what ------------------------------------------------------------------------------------
 
 

@@ -335,6 +335,25 @@ def test_libraries_that_log_past_the_root_are_captured_too(tmp_path: Path, capsy
     library.handlers.clear(), late.handlers.clear()
 
 
+def test_a_library_that_a_run_has_brought_is_captured_at_its_next_brief_stay_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint is taken in one; the library's handler was not there when the run was last entered."""
+    context = RunContext(torch.device("cpu"), tmp_path / "run.log")
+    library = logging.getLogger(f"a_library_that_came_{os.getpid()}")
+    library.propagate = False
+    with context.active():
+        library.addHandler(handler := logging.StreamHandler())
+    with context.active(is_brief=True) as stay:
+        stay.is_brief = True
+        library.warning("about the checkpoint")
+    library.warning("outside")
+    context.close()
+    library.removeHandler(handler)
+    assert (tmp_path / "run.log").read_text().count("about the checkpoint") == 1
+    assert capsys.readouterr().err == "outside\n"
+
+
 def test_output_is_back_after_an_exception(context: RunContext) -> None:
     streams, handlers = (sys.stdout, sys.stderr), logging.getLogger().handlers[:]
     with pytest.raises(SystemExit), context.active():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning_fabric import Fabric
+from peft.utils import CONFIG_NAME
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -18,6 +19,7 @@ from rfflow.runs.paths import RunPaths
 from rfflow.runs.run import Run
 from rfflow.worker.models.safetensors_io import SafetensorsIO
 from rfflow.worker.shared import Shared
+from rfflow.worker.training import snapshot
 from rfflow.worker.training.session import TrainingSession
 from rfflow.worker.training.warm_start import trained_weights
 from tests.support.plain import train_alone
@@ -96,6 +98,32 @@ def test_every_snapshot_has_the_adapter_that_the_trainer_saves_and_the_weights_f
         assert all(torch.equal(kept[f"weights/{name}"], weight) for name, weight in trained.items())
         assert len(kept) == len(trained)
     session.close()
+
+
+def test_an_adapter_is_saved_as_its_configuration_is_now_and_peft_is_asked_once_for_all(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a run of another rank; where the weights are others, it is asked again."""
+    asked = []
+    ask = snapshot.get_peft_model_state_dict
+    monkeypatch.setattr(snapshot, "get_peft_model_state_dict", lambda *a, **k: asked.append(a) or ask(*a, **k))
+    others: list[dict[str, object]] = [{}, {"r": 2, "lora_alpha": 3}, {"target_modules": ["k_proj"]}]
+    for number, peft in enumerate(others):
+        session = begin(run_spec(tiny_model, tiny_data, chunks=3, peft=peft), tmp_path / f"run-{number}", shared)
+        trainer = session.coroutine.trainer
+        config = trainer.model.peft_config["default"]
+        for place, revision in enumerate((None, None, "later")):
+            config.revision = revision
+            folder = tmp_path / f"snapshot-{number}-{place}"
+            folder.mkdir()
+            session.snapshot(folder)()
+            config.save_pretrained(tmp_path / "config")
+            trainer.model.save_pretrained(tmp_path / "saved")
+            assert (folder / CONFIG_NAME).read_text() == (tmp_path / "config" / CONFIG_NAME).read_text()
+            ours, theirs = (load_file(one / "adapter_model.safetensors") for one in (folder, tmp_path / "saved"))
+            assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        session.close()
+    assert len(asked) == 2
 
 
 QUICK = (

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ def check(model: Any) -> None:
     """Compare every answer with what the classes themselves say."""
     found, counted = list(model.parameters()), type(base(model)).num_parameters
     assert [id(one) for one in found] == [id(one) for one in torch.nn.Module.parameters(model)]
+    for given in ({}, {"prefix": "a"}, {"recurse": False}, {"remove_duplicate": False}):
+        named, plain = model.named_parameters(**given), torch.nn.Module.named_parameters(model, **given)
+        assert [(name, id(one)) for name, one in named] == [(name, id(one)) for name, one in plain], given
     for kwargs in ({}, {"exclude_embeddings": True}, {"only_trainable": True}):
         assert base(model).num_parameters(**kwargs) == counted(base(model), **kwargs), kwargs
     for mode in (True, False, True, True):
@@ -51,6 +55,11 @@ def shrink(model: Any) -> None:
     layer.weight.data = layer.weight.data[:2].clone()
 
 
+def rename(model: Any) -> None:
+    adapters = base(model).model.layers[0].self_attn.q_proj.lora_A
+    adapters["other"] = adapters.pop("default")
+
+
 CHANGES: dict[str, Callable[[Any], object]] = {
     "another adapter": lambda model: model.add_adapter("second", LoraConfig(r=2, target_modules=["k_proj"])),
     "a layer less": lambda model: base(model).model.layers.pop(1),
@@ -59,6 +68,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
         "weight", torch.nn.Parameter(torch.ones(3))
     ),
     "a weight frozen": freeze,
+    "a layer of another name": rename,
     "a weight of another size": shrink,
     "a part told to evaluate": lambda model: base(model).model.layers[0].eval(),
     "merged": lambda model: model.merge_adapter(),
@@ -91,6 +101,7 @@ def test_nothing_is_walked_that_stands(tiny_model: Path, monkeypatch: pytest.Mon
     remember_walks(model)
     model.zero_grad()
     model.train()
+    list(model.named_parameters())
     base(model).num_parameters(exclude_embeddings=True)
     walk = torch.nn.Module.named_modules
     seen: list[str] = []
@@ -101,8 +112,27 @@ def test_nothing_is_walked_that_stands(tiny_model: Path, monkeypatch: pytest.Mon
         model.zero_grad()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         model.train()
+        list(model.named_parameters())
         base(model).num_parameters(exclude_embeddings=True)
     assert not seen
+
+
+def test_no_boundary_walks_a_model(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Neither the run's, to find its weights and save them, nor the base's, to see that nobody has changed it."""
+    walked = Counter[int]()
+    walk = torch.nn.Module.named_modules
+
+    def named_modules(self: torch.nn.Module, memo: Any = None, *given: Any, **more: Any) -> Any:
+        walked[chunks] += memo is None
+        return walk(self, memo, *given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Module, "named_modules", named_modules)
+        for chunks in (5, 15):
+            spec = run_spec(tiny_model, tiny_data, chunks=chunks, evaluate=False, args={"max_steps": 14})
+            runs, _ = train_together([spec, spec], tmp_path / str(chunks))
+            assert len(runs[0].chunks) > 2
+    assert walked[15] == walked[5] > 0
 
 
 @pytest.mark.parametrize(
