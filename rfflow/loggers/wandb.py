@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class WandbLogger(Tracker):
         self._told: Told | None = None
         self._open: dict[int | None, Any] = {}
         """W&B's runs by the numbers of ours; None is the experiment's own."""
-        self._ended: dict[int, int] = {}
+        self._ended: dict[int | None, int] = {}
         """Exit codes of runs that are to be finished, once the last word of them has been said."""
 
     def begin(self, group: Group, run: TrackedRun) -> None:
@@ -73,11 +73,12 @@ class WandbLogger(Tracker):
     def log(self, run: TrackedRun, metrics: Mapping[str, float], step: int, chunk: int | None) -> None:
         """Log metrics at an optimizer step, or at a chunk where one is given."""
         assert self._told is not None, "begin comes first"
-        self._finish_ended()
+        self._ended.pop(run.number, None)
         at = step if chunk is None else chunk
         if new := self._told.unknown(run.number, metrics, at):
             self._of(run).log({**new, _STEP if chunk is None else _CHUNK: at})
             self._told.log(run.number, new, at)
+        self._finish_ended()
 
     def tell(self, run: TrackedRun, op: str | None) -> None:
         """Show a run's state in its summary and tags, and its ops as its notes."""
@@ -104,16 +105,15 @@ class WandbLogger(Tracker):
             theirs.log({path.stem: self._wandb.Image(str(path))})
 
     def end(self, group: Group, run: TrackedRun) -> None:
-        """Finish a run before anything else is logged: an op may still have a word on it."""
+        """Finish a run as soon as another logs something: an op may still have a word on it."""
         self._ended[run.number] = 1 if run.state == "failed" else 0
 
     def close(self, group: Group, status: str) -> None:
         """Finish every run; another process may go on with those that have not ended."""
-        self._finish_ended()
-        for number, theirs in self._open.items():
-            theirs.finish(exit_code=0 if status == "success" or number is None else 1)
-        self._open.clear()
-        self._told = None
+        code = 0 if status == "success" else 1
+        runs = [(own, self._ended.get(number, code if number is not None else 0)) for number, own in self._open.items()]
+        self._open, self._ended, self._told = {}, {}, None
+        _finish(runs)
 
     def _check_credentials(self) -> None:
         if self._wandb.run is not None:
@@ -163,6 +163,7 @@ class WandbLogger(Tracker):
                 x_disable_stats=True,  # the machine's, once for every run
                 init_timeout=max(1.0, self._patience),
                 finish_timeout=max(1.0, self._patience),
+                finish_timeout_raises=True,  # else what a server that is gone has missed is lost in silence
             ),
         )
         self._wandb.setup().remove_active_run(theirs)  # else the next wandb.init() of a trainer or a user returns it
@@ -173,10 +174,20 @@ class WandbLogger(Tracker):
         return theirs
 
     def _finish_ended(self) -> None:
-        for number in list(self._ended):
-            code = self._ended.pop(number)
-            if (theirs := self._open.pop(number, None)) is not None:
-                theirs.finish(exit_code=code)
+        ended, self._ended = self._ended, {}
+        _finish([(self._open.pop(number), code) for number, code in ended.items() if number in self._open])
+
+
+def _finish(runs: Sequence[tuple[Any, int]]) -> None:
+    """Finish all of these with their exit codes; raise afterwards what one of them has raised."""
+    errors = []
+    for theirs, code in runs:
+        try:
+            theirs.finish(exit_code=code)
+        except Exception as error:  # W&B's, or that it has timed out
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Weights & Biases, offline, with its own package, and a server of its on loopback that takes nobody."""
+"""Weights & Biases with its own package: offline, and with stand-ins for its server on loopback."""
 
 from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ import pytest
 from rfflow.errors import ConfigError
 from rfflow.runs.experiment import Experiment
 from rfflow.tracking.timeline import Timeline
+from tests.loggers.served import WandbStandIn
 from tests.loggers.test_trackers import tell_and_resume
 from tests.tracking.story import Story, add_run, make_experiment
 
@@ -240,3 +242,72 @@ def test_a_mode_that_wandb_has_not_is_answered() -> None:
     """With the nearest."""
     with pytest.raises(ConfigError, match=r"mode is 'ofline'. Did you mean 'offline'"):
         logger(mode="ofline")
+
+
+# --- a server ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbStandIn]:
+    """A server that takes everybody's key."""
+    server = WandbStandIn()
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", server.uri)
+    yield server
+    wandb.teardown()
+    server.stop()
+
+
+def test_a_server_is_given_each_run(stand_in: WandbStandIn, tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path / "outputs/sft/now", ("lr=1e-3",), ("lr=1e-4",))
+    tracker = logger(mode="online", artifacts=())
+    story = Story(experiment, Timeline(), tracker)
+    story.begin()
+    for run in experiment.runs:
+        story.chunk(run, {"loss": 2.0})
+        story.complete(run)
+    story.end()
+    tracker.finalize("success")
+    begun = [given for name, given in stand_in.posts if name == "UpsertBucket" and given["displayName"]]
+    assert {given["displayName"] for given in begun} == {"0 lr=1e-3", "1 lr=1e-4"}
+    assert {given["groupName"] for given in begun} == {"now"}
+    assert [row["train/loss"] for row in stand_in.history("1") if "train/loss" in row] == [2.0]
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> str:
+    """Return what of all that was logged we have said; W&B itself says much."""
+    return "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("rfflow"))
+
+
+def test_a_server_that_dies_midway_costs_a_warning(
+    stand_in: WandbStandIn, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The training does not wait for it, the end no longer than was said, and what it missed can be handed over."""
+    experiment = make_experiment(tmp_path / "outputs/sft/now", ("lr=1e-3",), ("lr=1e-4",))
+    tracker = logger(mode="online", patience=1.0)
+    story = Story(experiment, Timeline(), tracker)
+    story.begin()
+
+    def is_told() -> bool:
+        has_told = threading.Event()
+        tracker._ask(has_told.set)
+        return has_told.wait(120)
+
+    for run in experiment.runs:
+        story.chunk(run, {"loss": 2.0})
+    assert is_told() and not warned(caplog)
+    stand_in.stop()
+    story.chunk(experiment.runs[0], {"loss": 1.0})
+    story.complete(experiment.runs[0])
+    story.chunk(experiment.runs[1], {"loss": 1.0})
+    assert is_told() and "Weights & Biases fails, and all else goes on: TimeoutError" in warned(caplog)
+    story.complete(experiment.runs[1])
+    story.end()
+    begun = time.monotonic()
+    tracker.finalize("success")
+    assert time.monotonic() - begun < 10 and "Weights & Biases has missed" in warned(caplog)
+    kept = [record for path in tmp_path.glob("wandb/run-*-0/*.wandb") for record in records(path)]
+    seen = Seen()
+    for record in kept:
+        seen.take(record)
+    assert [value for _, value in seen.points("train/loss")] == [2.0, 1.0], "for `wandb sync`"
