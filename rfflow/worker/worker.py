@@ -382,10 +382,11 @@ class Worker:
         """Bring what a run holds to the device, and the next one nearer."""
         assert session.holdings is not None
         others = self._movable()
-        self.shared.memory.make_room(session.holdings, others)
+        beside = [one.holdings for one in self._active if one is not session and one.holdings is not None]
+        self.shared.memory.make_room(session.holdings, others, beside)
         # Never a stopped run: what it left to the disk would be in memory again, and stay there.
         if len(self._upcoming) > 1 and others:
-            self.shared.memory.fetch_ahead(session.holdings, others)
+            self.shared.memory.fetch_ahead(session.holdings, others, beside)
 
     def _leave_device(self, order: LeaveDevice) -> None:
         """Move what a run holds off the device, and off the host where that is full."""

@@ -174,7 +174,7 @@ def test_what_activations_take_is_foreseen(
     print(
         f"foreseen {whole / 1e6:.0f} and {least / 1e6:.0f} MB, measured {kept / 1e6:.0f} and {recomputed / 1e6:.0f} MB"
     )
-    assert 0.5 * (whole - least) < kept - recomputed < (whole - least) / activations._SHARE
+    assert 0.5 * (whole - least) < kept - recomputed < (whole - least) / activations.SHARE
 
 
 def test_a_run_that_is_out_of_memory_recomputes(

@@ -13,6 +13,7 @@ from rfflow.worker.gangs.calibration import Choice, Choices
 from rfflow.worker.gangs.gang import Gang
 from rfflow.worker.gangs.member import AtBackward, AtForward, Member, Reply
 from rfflow.worker.gangs.qualifying import matching, recomputes, why_not
+from rfflow.worker.gangs.room import Share, groups, share_of, told
 from rfflow.worker.gangs.trunk import Trunk
 from rfflow.worker.shared import Shared
 from rfflow.worker.training.session import TrainingSession
@@ -36,7 +37,12 @@ class Gangs:
         """Seconds that the own code has taken of each run that began this turn in a gang."""
         self._choices = Choices() if fusion == "auto" else None
         self._chosen: dict[frozenset[int], Choice] = {}
+        self._later: list[dict[int, TrainingSession]] = []
+        """Those that go together when the runs before them have come to their boundaries."""
+        self._shares: weakref.WeakKeyDictionary[Any, Share] = weakref.WeakKeyDictionary()
         self._told: set[tuple[int, str]] = set()
+        self._lines: set[str] = set()
+        """What was said of several runs."""
         self._reasons: weakref.WeakKeyDictionary[Any, str | None] = weakref.WeakKeyDictionary()
         self._built: weakref.WeakKeyDictionary[Any, Member] = weakref.WeakKeyDictionary()
 
@@ -55,21 +61,40 @@ class Gangs:
             for run, session in others.items():
                 if len(members) < 2 or run not in members:
                     self._say(run, session, "no other run of its base has its device, precision and kind of weights")
-        choice = self._chosen.get(frozenset(members))
-        if len(members) >= 2 and (choice is None or choice.is_fused is not False):
-            self._gang = self._of(members)
+        self._later = self._divided(members) if len(members) > 1 else []
+        self._form_next()
+
+    def _divided(self, members: Mapping[int, TrainingSession]) -> list[dict[int, TrainingSession]]:
+        """Divide runs into those for whose steps there is memory at once."""
+        for session in members.values():
+            if session not in self._shares:
+                self._shares[session] = share_of(session, self._shared)
+        shares = {run: self._shares[session] for run, session in members.items()}
+        found = groups(shares, self._shared.memory.left)
+        if len(found) > 1 and (line := told(shares, found, self._shared.memory.left)) not in self._lines:
+            self._lines.add(line)
+            log.info("%s", line)
+        return [{run: members[run] for run in group} for group in found if len(group) > 1]
+
+    def _form_next(self) -> None:
+        """Form the next gang, unless runs of the one before it are on their ways."""
+        while self._gang is None and not self._own and self._later:
+            members = self._later.pop(0)
+            choice = self._chosen.get(frozenset(members))
+            if choice is None or choice.is_fused is not False:
+                self._gang = self._of(members)
 
     def __contains__(self, run: int) -> bool:
         return run in self._own
 
     def next(self) -> int | None:
         """Return a member that can go on; what all of them wait for is done first. ``None`` where there is none."""
+        if self._gang is not None and self._gang.is_over:
+            self._gang = None
+        self._form_next()
         if self._gang is None:
             return None
-        if self._gang.is_over:
-            self._gang = None
-            return None
-        if not self._gang.ready:
+        while not self._gang.ready:
             self._replies |= self._gang.serve()
             if self._gang.refused is not None:
                 self._give_up(self._gang)
@@ -116,6 +141,7 @@ class Gangs:
         if self._gang is not None:
             self._gang.disband()
         self._gang = None
+        self._later.clear()
         self._replies.clear()
         self._own.clear()
 

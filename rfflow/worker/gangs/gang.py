@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from rfflow.worker.gangs.calibration import Choice, Choices, now
 from rfflow.worker.gangs.member import AtBackward, AtForward, Meeting, Member, Reply
 from rfflow.worker.gangs.passes import Call, Pass, in_order
 from rfflow.worker.gangs.trunk import Trunk
+from rfflow.worker.memory.memory import is_out_of_memory
 from rfflow.worker.training.torch_settings import read_torch_settings, set_torch_settings
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,8 @@ class Gang:
         self._waiting: dict[int, Meeting] = {}
         self._gone: list[_Gone] = []
         """Passes whose backward half is to come."""
+        self._most: int | None = None
+        """The tokens of which a pass may keep something at once, where the memory was not enough for more."""
         self.passes = 0
         """How often several runs have gone forward together."""
 
@@ -127,6 +131,7 @@ class Gang:
         forward = {run: at.call for run, at in self._waiting.items() if isinstance(at, AtForward)}
         self._tokens.update({run: call.tokens for run, call in forward.items()})
         began = time.perf_counter()
+        forward = self._within(forward)
         # Who goes backward waits for all that go forward: so they stay in step, whatever they accumulate.
         if not forward:
             replies = self._backward()
@@ -138,6 +143,19 @@ class Gang:
         for run in replies:
             del self._waiting[run]
         return replies
+
+    def _within(self, calls: dict[int, Call]) -> dict[int, Call]:
+        """Return the calls for which there is memory beside what waits for its way back; who waits longest is first."""
+        if self._most is None:
+            return calls
+        gone = {place.run for one in self._gone for place in one.places}
+        chosen = {run: call for run, call in calls.items() if run in gone}  # its way back is behind this one's
+        tokens = sum(self._tokens[run] for run in gone)
+        for run, call in calls.items():
+            if run not in chosen and (not tokens or tokens + call.tokens <= self._most):
+                chosen[run] = call
+                tokens += call.tokens
+        return chosen
 
     def _share(self, seconds: float, runs: Sequence[int]) -> None:
         tokens = sum(self._tokens.get(run, 0) for run in runs)
@@ -185,11 +203,16 @@ class Gang:
         return replies
 
     def _through(self, places: Sequence[_Place], replies: dict[int, Reply]) -> None:
-        """Take some through together, halves of them where that cannot be, and who is left alone by himself."""
+        """Take some through together, halves of them where that cannot be, and who is left alone by himself.
+
+        A half keeps its part of the memory until it has gone back. So where that is what lacks, the other half waits
+        for it, without a reply.
+        """
         if len(places) == 1:
             replies[places[0].run] = Reply()
             return
         current: Pass | None = None
+        is_memory = False
         try:
             current, output = self._pass(places)
             is_exact = self._to_verify is None or self._is_exact_forward(current, output, places)
@@ -198,11 +221,20 @@ class Gang:
             hidden = [part.reshape(*place.call.ids.shape, -1).clone() for place, part in rows]
         except Exception as error:
             log.info("A pass of %s runs is halved: %s", len(places), _first_line(error))
-            current = None  # and behind the error, which holds what it has computed
+            current, is_memory = None, places[0].call.needs_grad and is_out_of_memory(error)
+        # Behind the error, which holds what was computed.
+        if current is None and is_memory and self._choices is not None:
+            if self._round is not None:
+                self._round.choice.refuse("there is no memory for all at once")
+            replies.update({place.run: Reply() for place in places})
+            return
         if current is None:
             half = len(places) // 2
             self._through(places[:half], replies)
-            self._through(places[half:], replies)
+            if is_memory:
+                self._most = min(self._most or sys.maxsize, sum(place.call.tokens for place in places) // 2)
+            else:
+                self._through(places[half:], replies)
             return
         if self._to_verify is not None and not is_exact:
             self._to_verify.refuse(_INEXACT)

@@ -143,16 +143,17 @@ class Memory:
 
     # --- whose turn it is ---------------------------------------------------------------------------------------------
 
-    def make_room(self, wanted: RunTensors, others: Sequence[RunTensors]) -> None:
+    def make_room(self, wanted: RunTensors, others: Sequence[RunTensors], beside: Sequence[RunTensors] = ()) -> None:
         """Bring a run's tensors to the device.
 
         Args:
             wanted: the run that trains now.
             others: the other runs, soonest needed first, stopped ones last.
+            beside: those that train at once with it, and are there.
         """
         if not self._is_cpu:
             for other in reversed(others):
-                if self._missing([wanted], others) <= 0:
+                if self._missing([wanted, *beside], others) <= 0:
                     break
                 if other.is_on_device:
                     other.leave_device()
@@ -186,22 +187,26 @@ class Memory:
             return False
         return True
 
-    def fetch_ahead(self, training: RunTensors, others: Sequence[RunTensors]) -> None:
+    def fetch_ahead(
+        self, training: RunTensors, others: Sequence[RunTensors], beside: Sequence[RunTensors] = ()
+    ) -> None:
         """Bring the next run nearer while the current one trains: from disk to the host, or from there to the device.
 
         Args:
             training: the run that trains now.
             others: the other runs, the next one first.
+            beside: those that train at once with it.
         """
         upcoming, rest = others[0], others[1:]
         upcoming.fetch_ahead(self._pool)
         # How much training takes besides is known only once a chunk has been measured.
         if self._is_cpu or upcoming.tier is not Tier.HOST or not self._peak:
             return
-        if self._missing([training, upcoming], rest) > self._held(rest):
+        now = [training, *beside, upcoming]
+        if self._missing(now, rest) > self._held(rest):
             return  # the two do not fit side by side
         for other in reversed(rest):
-            if self._missing([training, upcoming], rest) <= 0:
+            if self._missing(now, rest) <= 0:
                 break
             if other.tier is Tier.DEVICE:
                 other.move_to(Tier.HOST, wait=False)

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 NAME = "trainer.args.activation_checkpointing"
 
-_SHARE = 0.75
+SHARE = 0.75
 """Of what is free: the rest is for what is not counted, fragments above all."""
 _LOST = 1.5
 """What a heap takes for one byte that is kept, by what it cannot use of the blocks that were freed between."""
@@ -66,7 +66,13 @@ class Kept:
 
     def with_every(self, n: int, batch: Batch) -> float:
         """Return what is there at most where every ``n``-th layer is recomputed, one of them at a time."""
-        whole, recomputed = self.all(batch), -(-self.layers // n)
+        return self.with_recomputed(-(-self.layers // n), batch)
+
+    def with_recomputed(self, recomputed: int, batch: Batch) -> float:
+        """Return what is there at most where so many layers are recomputed, one of them at a time."""
+        if recomputed == 0:
+            return self.all(batch)
+        whole = self.all(batch)
         entering = (recomputed + 2) * self.layer * batch.rows * batch.tokens
         return whole * (1 - recomputed / self.layers) + whole / self.layers + entering
 
@@ -132,6 +138,7 @@ def _kept(trainer: Trainer, trunk: torch.nn.Module, tokens: int, weights: set[in
     with (
         unmoved_random_state(device),
         _in_training(trunk),
+        _keeping_all(trunk),
         _precision(trainer),
         torch.enable_grad(),
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
@@ -152,6 +159,20 @@ def _in_training(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def _keeping_all(model: torch.nn.Module) -> Iterator[None]:
+    """Let no layer recompute, whatever is chosen already."""
+    layers = [one for one in model.modules() if isinstance(one, GradientCheckpointingLayer)]
+    before = [one.gradient_checkpointing for one in layers]
+    for one in layers:
+        one.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for one, was in zip(layers, before, strict=True):
+            one.gradient_checkpointing = was
 
 
 def _precision(trainer: Trainer) -> contextlib.AbstractContextManager[Any]:
@@ -186,7 +207,7 @@ def choose(kept: Kept | None, batch: Batch | None, loss: float, free: float, ask
         return 0
     if batch is None:
         return int(asked.get("every_n_layers", 1))
-    room = _SHARE * free - loss
+    room = SHARE * free - loss
     if kept.all(batch) <= room:
         return 0
     if "every_n_layers" in asked:
@@ -196,7 +217,7 @@ def choose(kept: Kept | None, batch: Batch | None, loss: float, free: float, ask
 
 def is_tight(kept: Kept | None, batch: Batch | None, loss: float, free: float) -> bool:
     """Whether what a heap loses between its blocks would be too much; arguments as for :func:`choose`."""
-    return kept is not None and (batch is None or _LOST * kept.all(batch) > _SHARE * free - loss)
+    return kept is not None and (batch is None or _LOST * kept.all(batch) > SHARE * free - loss)
 
 
 def recompute(trainer: Trainer, every: int) -> None:

@@ -160,6 +160,30 @@ def test_the_next_run_is_brought_only_where_there_is_room_beside_the_one_that_tr
     memory.close()
 
 
+@pytest.mark.parametrize("limited", [False, True], ids=["what is free", "a limit"])
+def test_runs_that_train_at_once_are_there_at_once(gpu: Any, make: Callable[[int], RunTensors], limited: bool) -> None:
+    """Others leave for what all of them hold and will hold, and nobody comes ahead for whom there is no room then."""
+    runs = [make(number) for number in range(5)]
+    most = 4 * SIZE
+
+    def free(device: torch.device) -> int:
+        return 10**6 if device.type == "cpu" else most - sum(run.bytes for run in runs if run.is_on_device)
+
+    memory = Memory(gpu, MemorySpec(device_limit=most if limited else None), free=free)
+    runs[0].coming = SIZE // 2
+    runs[1].move_to(Tier.HOST)
+    runs[4].move_to(Tier.HOST)
+    memory._peak = SIZE // 2
+    memory.make_room(runs[0], runs[1:])  # 0, 2 and 3 are there
+    memory.make_room(runs[1], runs[2:], [runs[0]])
+    assert [run.is_on_device for run in runs] == [True, True, True, False, False]
+    memory.fetch_ahead(runs[1], [runs[4], runs[2], runs[3]], [runs[0]])
+    assert [run.is_on_device for run in runs] == [True, True, False, False, True]
+    memory.fetch_ahead(runs[1], [runs[2], runs[3]], [runs[0], runs[4]])
+    assert not runs[2].is_on_device
+    memory.close()
+
+
 def test_a_cpu_needs_no_lane_of_its_own() -> None:
     assert isinstance(lane_of(torch.device("cpu")), DirectLane)
 

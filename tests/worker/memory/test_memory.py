@@ -263,7 +263,7 @@ def test_a_damaged_file_fails_that_run_alone(tmp_path: Path, monkeypatch: pytest
     steps = [At(0, 0, drop({"op": "stop", "run": 1}, "1.yaml")), At(0, 1, damage)]
     engine = toy_engine(tmp_path, [toy_spec()] * 3, steps, memory=MemorySpec(host_limit=0))
     if not ahead:
-        monkeypatch.setattr(Memory, "fetch_ahead", lambda self, training, others: None)
+        monkeypatch.setattr(Memory, "fetch_ahead", lambda self, *given: None)
     assert play(engine) == [RunState.COMPLETED, RunState.FAILED, RunState.COMPLETED]
     error = engine.experiment.run(1).error
     assert isinstance(error, OSError) and ".suspended.safetensors cannot be read" in str(error)
