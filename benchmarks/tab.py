@@ -3,17 +3,17 @@
     python benchmarks/tab.py
 
 CPU time of TensorBoard's process for a poll, without the web server, where nothing has changed and where one run has
-logged a line and the status was written anew; and the time from a click to its answer, of an experiment that waits.
+logged a line and the status was written anew; and, of an experiment that waits, the time until an op is answered: over
+HTTP, and from a click in the system's Chromium until the answer stands in the page.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,7 @@ from rfflow.control.ownership import living_owner
 from rfflow.control.status import RunStatus, Status, StatusFile
 from rfflow.dashboard.plugin import RfflowPlugin
 from rfflow.runs.paths import ExperimentPaths
+from tests.dashboard.browsing import Tab, chromium, process, served
 
 POLLS = 50
 LINES = 100
@@ -52,14 +53,6 @@ class Page:
         taken = time.process_time() - begun
         self._seen = answer.json
         return taken * 1000
-
-    def give(self, op: dict[str, Any]) -> float:
-        """Give an op; return the milliseconds until its answer is there."""
-        begun = time.perf_counter()
-        headers = {"X-Rfflow": self._plugin._guard.token}
-        said = self._open("/op", method="POST", json={"experiment": self._root.name, "op": op}, headers=headers).json
-        assert said.get("applied"), said
-        return (time.perf_counter() - begun) * 1000
 
     def _open(self, route: str, **arguments: Any) -> Any:
         address = {"REMOTE_ADDR": "127.0.0.1"}
@@ -104,37 +97,84 @@ def _line(step: int) -> str:
     return json.dumps({"time": 1e9 + step, "step": step, "chunk": 1, "metrics": metrics}) + "\n"
 
 
-def clicks(folder: Path, times: int = 20) -> Figure:
-    """Measure from an op to its answer, in an experiment that waits; its runs only count."""
-    import rfflow.dashboard.plugin as plugin
+TIMES = 20
+"""Clicks."""
+CLICK = """async verb => {
+  const log = document.querySelector('#ops'), before = log.querySelector('.answer');
+  const isAnswered = () => log.querySelector('.answer') !== before && log.querySelector('.answer').matches('.applied');
+  const begun = performance.now();
+  document.getElementById(verb).click();
+  await new Promise(done => {
+    const watch = new MutationObserver(() => { if (isAnswered()) { watch.disconnect(); done(); } });
+    watch.observe(log, {childList: true, subtree: true, attributes: true});
+  });
+  return performance.now() - begun;
+}"""
+"""Milliseconds from a click in the page until its answer stands there."""
 
-    root = folder / "toys"
-    here = Path(__file__).resolve().parent.parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *filter(None, sys.path)])}
-    command = [sys.executable, "-m", "tests.dashboard.toys", str(root)]
-    with subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.DEVNULL) as process:
-        try:
-            while living_owner(root / "control") is None or not (root / "timeline.json").exists():
-                assert process.poll() is None
-                time.sleep(0.1)
-            # Whose connection it is cannot be asked: there is none.
-            plugin.Guard.why_not_write = lambda self, environ: None  # type: ignore[method-assign]
-            page = Page(root)
-            page.give({"op": "stop", "run": "all"})
-            taken = []
-            for _ in range(times):
-                taken.append(page.give({"op": "resume", "run": 0}))
-                page.give({"op": "stop", "run": 0})
-        finally:
-            process.terminate()
-    return Figure("from a click to its answer, while it waits", tuple(taken), "ms", 100.0)
+
+def clicks(folder: Path) -> list[Figure]:
+    """Measure from an op to its answer, in an experiment that waits and whose runs only count."""
+    root, output = folder / "outputs" / "toys", folder / "toys.txt"
+    with process("-m", "tests.dashboard.toys", str(root), folder=folder, output=output) as running:
+        while living_owner(root / "control") is None or not (root / "timeline.json").exists():
+            assert running.poll() is None, output.read_text()
+            time.sleep(0.1)
+        with served(root) as address:
+            figures = [Figure("an op over HTTP to its answer", tuple(_over_http(address)), "ms", 100.0)]
+            if chromium() is None:
+                print("There is no Chromium: what a browser adds was not measured.")
+            else:
+                figures.append(
+                    Figure("from a click to its answer in the page", tuple(_in_a_browser(address)), "ms", 100.0)
+                )
+    return figures
+
+
+def _over_http(address: str) -> list[float]:
+    base = f"{address.partition('#')[0]}data/plugin/rfflow"
+    with urllib.request.urlopen(f"{base}/experiments") as answer:
+        listed = json.load(answer)
+    headers = {"Content-Type": "application/json", "X-Rfflow": listed["token"]}
+
+    def give(op: dict[str, Any]) -> float:
+        body = json.dumps({"experiment": listed["experiments"][0]["name"], "op": op}).encode()
+        begun = time.perf_counter()
+        with urllib.request.urlopen(urllib.request.Request(f"{base}/op", body, headers)) as answer:
+            said = json.load(answer)
+        assert said.get("applied"), said
+        return (time.perf_counter() - begun) * 1000
+
+    give({"op": "stop", "run": "all"})
+    taken = []
+    for _ in range(TIMES):
+        taken.append(give({"op": "resume", "run": 0}))
+        give({"op": "stop", "run": 0})
+    return taken
+
+
+def _in_a_browser(address: str) -> list[float]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        tab = Tab(browser.new_page(), address)
+        tab.select(0)
+        taken = []
+        for _ in range(TIMES):
+            tab.at("#resume:enabled").wait_for()
+            taken.append(tab.at("html").evaluate(f"(_, verb) => ({CLICK})(verb)", "resume"))
+            tab.at("#stop:enabled").wait_for()
+            tab.at("html").evaluate(f"(_, verb) => ({CLICK})(verb)", "stop")
+        browser.close()
+    return taken
 
 
 def main() -> None:
     """Measure, and print."""
     with tempfile.TemporaryDirectory() as name:
         figures = [figure for number in BELOW for figure in polls(Path(name), number)]
-        figures.append(clicks(Path(name)))
+        figures += clicks(Path(name))
     print(table(figures))
 
 
