@@ -44,6 +44,7 @@ from rfflow.runs.events import (
 )
 from rfflow.worker.drafts import Drafts, Tell, checkpoints_of
 from rfflow.worker.evaluation.pieces import wants_base
+from rfflow.worker.evaluation.together import Together
 from rfflow.worker.gangs.forming import Gangs
 from rfflow.worker.memory.memory import free_memory, is_out_of_memory, out_of_memory_advice
 from rfflow.worker.memory.offload import RunTensors, Tier
@@ -108,6 +109,7 @@ class Worker:
         self._turns: dict[int, _Turn] = {}
         """The chunks that are going, by run."""
         self._gangs = Gangs(self.shared, spec.fusion)
+        self._together = Together()
         self._is_hurried = False
         self._drafts = Drafts(tell)
 
@@ -139,6 +141,8 @@ class Worker:
         """
         while self._turns:
             run = self._gangs.next()
+            if run is None:
+                run = self._together.next()
             turn = self._turns[next(iter(self._turns)) if run is None else run]
             event = self._train_on(turn)
             if event is not None:
@@ -176,6 +180,7 @@ class Worker:
         """Let go of every run, once what is being written is on the disk."""
         self._drafts.close()
         self._gangs.disband()
+        self._together.disband()
         while self.sessions:
             number, session = self.sessions.popitem()
             try:
@@ -248,7 +253,9 @@ class Worker:
         orders = [one for one in (order, *order.beside) if one.run in self.sessions]  # who is not has been told
         self._turns = {one.run: _Turn(one, time.time()) for one in orders}
         if len(orders) > 1:
-            self._gangs.form({one.run: self.sessions[one.run] for one in orders})
+            sessions = {one.run: self.sessions[one.run] for one in orders}
+            if not self._together.form(sessions):
+                self._gangs.form(sessions)
 
     def _advance(self, turn: _Turn) -> Event | None:
         order = turn.order
@@ -265,6 +272,9 @@ class Worker:
                 turn.is_to_build = False
                 self._build_again(order, turn.checkpoint)
             self._begin(turn)
+            if order.run in self._together:
+                self._together.ask(order.run)
+                return None  # the others ask, too, before anybody waits for an answer
         session = self.sessions[order.run]
         if order.run in self._gangs:
             pause = self._gangs.go_on(order.run, session)
@@ -336,6 +346,7 @@ class Worker:
     def _leave(self, run: int) -> None:
         """Take note that a run does not train now."""
         self._gangs.remove(run)
+        self._together.remove(run)
         session = self.sessions.get(run)
         self._active = [one for one in self._active if one is not session]
 

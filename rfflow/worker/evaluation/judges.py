@@ -33,8 +33,8 @@ class Judging:
         """Where it stands in the configuration."""
         return f"metrics.{self.name}"
 
-    def ask(self, questions: Sequence[Question], items: Mapping[int, Item], put: Callable[[Item], None]) -> None:
-        """Have answers judged.
+    def begin(self, questions: Sequence[Question], items: Mapping[int, Item], put: Callable[[Item], None]) -> None:
+        """Begin to have answers judged; ``replies.next()`` waits for some.
 
         Args:
             questions: all of them, in their order.
@@ -43,8 +43,6 @@ class Judging:
         """
         asked = {place: self.judge.messages(questions[place], item.answer or "") for place, item in items.items()}
         self.replies.begin(asked, lambda place, reply: put(self._judged(items[place], reply)))
-        while self.replies.next():
-            pass
 
     def forecast(self, questions: Sequence[Question], places: Collection[int]) -> Forecast:
         """Return what is about to be asked, with the references in the place of answers that nobody knows yet."""

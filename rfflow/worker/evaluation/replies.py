@@ -62,6 +62,11 @@ class Replies(Protocol):
         ...
 
     @property
+    def has_news(self) -> bool:
+        """Whether :meth:`next` waits for nobody else."""
+        ...
+
+    @property
     def paused(self) -> str | None:
         """Why nothing more is asked, although something is left: there is no money."""
         ...
@@ -86,7 +91,7 @@ class Replies(Protocol):
 class Batches:
     """Answers by a generator that takes many at once."""
 
-    is_idle = True  # a batch is answered before `next` returns
+    is_idle = has_news = True  # a batch is answered before `next` returns
     paused = None
 
     def __init__(self, generator: BatchGenerator):
@@ -118,7 +123,7 @@ class Batches:
 class OneByOne:
     """Answers by a function that takes one."""
 
-    is_idle = True
+    is_idle = has_news = True
     paused = None
 
     def __init__(self, function: Callable[[Asked], Any]):
@@ -167,6 +172,7 @@ class Concurrent:
         self._is_hurried = False
         self.paused: str | None = None
         self.ring: Callable[[], None] = lambda: None
+        """Called whenever there may be news, from another thread."""
 
     @property
     def is_idle(self) -> bool:
@@ -175,8 +181,10 @@ class Concurrent:
 
     @property
     def has_news(self) -> bool:
-        """Whether :meth:`next` returns at once."""
-        return not self._tasks or not self._told.empty()
+        """Whether an answer is there, or nothing is on its way."""
+        with self._told.mutex:
+            told = list(self._told.queue)
+        return sum(each is False for each in told) == len(self._tasks) or any(each is not False for each in told)
 
     def begin(self, asked: Mapping[int, Asked], put: Put) -> None:
         """Take up these."""

@@ -16,8 +16,9 @@ from rfflow.runs.chunks import Answer, ChunkPlan
 from rfflow.runs.events import Boundary, ExpectedMetrics, Finished, Pause, Progress, Ready, WarmStart
 from rfflow.runs.forecast import Forecast
 from rfflow.runs.run import RunCard
+from rfflow.worker.evaluation.judges import Judging
 from rfflow.worker.evaluation.pieces import Pieces, make_pieces, wants_base
-from rfflow.worker.evaluation.replies import Reply, forecast_of
+from rfflow.worker.evaluation.replies import Concurrent, Replies, Reply, forecast_of
 from rfflow.worker.memory.offload import RunTensors
 from rfflow.worker.shared import Shared
 from rfflow.worker.training.context import RunContext
@@ -42,8 +43,8 @@ class EvaluationSession:
         self._ends: tuple[int, ...] = ()
         self._done = 0
         """Where the last shard that is over ends."""
-        self._has_begun = False
-        """Whether the next one has."""
+        self._asking: Replies | None = None
+        """Who is asked now, the generator or a judge; nobody between two shards, and where there was hurry."""
         self._is_hurried = False
 
     def prepare(
@@ -84,12 +85,29 @@ class EvaluationSession:
         expected = ExpectedMetrics(names, True, True, True, offered)
         return Ready(ChunkPlan(self._ends, spec.chunks), expected, forecast=self._forecast(self._pieces))
 
+    def begin(self, ring: Callable[[], None]) -> None:
+        """Ask for the next shard and wait for nothing: :meth:`advance` takes what has come.
+
+        Args:
+            ring: called whenever :attr:`has_news` may have become true, from another thread.
+        """
+        assert self._pieces is not None, "prepare() comes first"
+        for replies in self._all_replies():
+            if isinstance(replies, Concurrent):
+                replies.ring = ring
+        with self.context.active():
+            self.context.variables.run(self._ask, self._pieces)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether :meth:`advance` has something to take, and waits for nobody else."""
+        return self._asking is None or self._asking.has_news
+
     def advance(self) -> Pause:
         """Answer until some answers have come, or the shard is through."""
         assert self._pieces is not None, "prepare() comes first"
-        end = next(end for end in self._ends if end > self._done)
         with self.context.active():
-            return self.context.variables.run(self._answer, self._pieces, end)
+            return self.context.variables.run(self._answer, self._pieces)
 
     def load_weights(self, warm_start: WarmStart) -> None:
         """Answer with the weights of a run that is trained: those of its last boundary.
@@ -111,9 +129,8 @@ class EvaluationSession:
     def hurry(self) -> None:
         """Ask nothing any more, and pause when what was asked is answered."""
         self._is_hurried = True
-        if self._pieces is not None:
-            for replies in (self._pieces.replies, *(each.replies for each in self._pieces.judges)):
-                replies.hurry()
+        for replies in self._all_replies():
+            replies.hurry()
 
     def snapshot(self, folder: Path) -> Callable[[], None]:
         """The answers are the resume point: see to it that they are on the disk."""
@@ -122,10 +139,9 @@ class EvaluationSession:
     def close(self) -> None:
         """Let go of the generator and the file."""
         is_through = bool(self._ends) and self._done == self._ends[-1]
-        if self._pieces is not None:
-            for replies in (self._pieces.replies, *(each.replies for each in self._pieces.judges)):
-                replies.close()
-            self._pieces = None
+        for replies in self._all_replies():
+            replies.close()
+        self._pieces = None
         self._file.close()
         if self.holdings is not None:
             self.holdings.forget()
@@ -133,35 +149,54 @@ class EvaluationSession:
 
     # --- a shard ------------------------------------------------------------------------------------------------------
 
-    def _answer(self, pieces: Pieces, end: int) -> Pause:
-        if not self._has_begun and not self._is_hurried:
-            open = {place: pieces.asked[place] for place in range(self._done, end) if place not in self._items}
+    def _ask(self, pieces: Pieces) -> None:
+        """Ask what the shard wants next, unless somebody is asked already, or there is hurry."""
+        if self._asking is not None or self._is_hurried:
+            return
+        places = range(self._done, self._end)
+        if open := {place: pieces.asked[place] for place in places if place not in self._items}:
+            self._asking = pieces.replies
             pieces.replies.begin(open, functools.partial(self._put, pieces))
-            self._has_begun = True
-        count = pieces.replies.next() if self._has_begun else 0
-        there = sum(place in self._items for place in range(self._done, end))
-        if self._done + there < end:
-            if not count:  # there was hurry, and all that was asked is back
-                self._has_begun = self._is_hurried = False
-            replies = pieces.replies
-            return Progress(self._done + there, (), can_checkpoint=replies.is_idle, paused=replies.paused)
-        if not self._judged(pieces, end):
-            self._has_begun = self._is_hurried = False
-            paused = next((each.replies.paused for each in pieces.judges if each.replies.paused), None)
-            return Progress(self._done + there, (), can_checkpoint=True, paused=paused)
-        self._done, self._has_begun = end, False
+            return
+        for judging in pieces.judges:
+            if unjudged := {place: self._items[place] for place in places if not self._is_judged(place, judging)}:
+                self._asking = judging.replies
+                judging.begin(pieces.questions, unjudged, self._keep)
+                return
+
+    def _answer(self, pieces: Pieces) -> Pause:
+        self._ask(pieces)
+        asking, places = self._asking, range(self._done, self._end)
+        count = 0 if asking is None else asking.next()
+        there = sum(place in self._items for place in places)
+        if there == len(places) and all(self._is_judged(place, each) for place in places for each in pieces.judges):
+            return self._come_to(pieces, self._end)
+        paused = None if asking is None else asking.paused
+        if not count:  # all that was asked is back
+            is_left, self._asking, self._is_hurried = self._is_hurried or paused, None, False
+            if not is_left:
+                self._ask(pieces)  # a judge; what he says is waited for next time
+        can_checkpoint = self._asking is None or self._asking.is_idle
+        return Progress(self._done + there, (), can_checkpoint=can_checkpoint, paused=paused)
+
+    def _come_to(self, pieces: Pieces, end: int) -> Boundary:
+        self._done, self._asking = end, None
         self._check_base()
         kind = Finished if end == self._ends[-1] else Boundary
         return kind(end, (), {}, answers=self._shown(pieces, end))
 
-    def _judged(self, pieces: Pieces, end: int) -> bool:
-        """Have the answers of the shard judged that are not yet; return whether all are."""
-        places = range(self._done, end)
-        for judging in pieces.judges:
-            open = {place: self._items[place] for place in places if judging.name not in self._items[place].scores}
-            if open and not self._is_hurried:
-                judging.ask(pieces.questions, open, self._keep)
-        return all(each.name in self._items[place].scores for each in pieces.judges for place in places)
+    @property
+    def _end(self) -> int:
+        """Where the next shard ends."""
+        return next(end for end in self._ends if end > self._done)
+
+    def _is_judged(self, place: int, judging: Judging) -> bool:
+        return place in self._items and judging.name in self._items[place].scores
+
+    def _all_replies(self) -> list[Replies]:
+        if self._pieces is None:
+            return []
+        return [self._pieces.replies, *(each.replies for each in self._pieces.judges)]
 
     def _forecast(self, pieces: Pieces) -> Forecast:
         """Return what is still to be asked of servers."""
