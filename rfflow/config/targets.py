@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,8 +26,10 @@ from rfflow.errors import ConfigError, nearest
 _HYDRAS_OWN = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 
-def check_arguments(function: Callable[..., Any], node: Mapping[str, Any], where: str) -> None:
-    """Check the keys of a node against what the function takes.
+def check_arguments(
+    function: Callable[..., Any], node: Mapping[str, Any], where: str, besides: Sequence[str] = ()
+) -> None:
+    """Check the keys of a node against what the function takes, and besides it whoever hands them on.
 
     A function that takes any keyword has them all, unless it shows by the name, as in ``**_``, that it passes over
     them. Nothing is known of some that are written in C.
@@ -41,7 +43,8 @@ def check_arguments(function: Callable[..., Any], node: Mapping[str, Any], where
         return
     if any(parameter.kind is parameter.VAR_KEYWORD and not parameter.name.startswith("_") for parameter in parameters):
         return
-    named = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    taken = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    named = [*besides, *(name for name in taken if name not in ("self", *besides))]
     for key, value in node.items():
         if key not in named and key not in _HYDRAS_OWN:
             hint = nearest(key, named)

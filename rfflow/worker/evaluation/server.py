@@ -24,6 +24,8 @@ from rfflow.worker.evaluation.replies import Reply
 
 _REFUSED = 12
 """How often a request is sent again that was refused for the quota's sake."""
+_OWN = ("base_url", "api_key_variable", "max_tokens", "attempts", "timeout", "cache", "concurrency")
+"""Arguments of the section that are no server's."""
 _MOVED = {"rpm": "limits", "tpm": "limits", "usd": "limits", "prices": "prices"}
 
 
@@ -79,7 +81,7 @@ class ServerGenerator:
         if "max_completion_tokens" not in kwargs:
             self._given["max_tokens"] = max_tokens
         create = openai.resources.chat.completions.AsyncCompletions.create
-        check_arguments(create, {"_target_": "chat.completions.create", **kwargs}, "generator")
+        check_arguments(create, {"_target_": "chat.completions.create", **kwargs}, "generator", besides=_OWN)
         key = os.environ.get(api_key_variable)
         if key is None and base_url is None:
             raise ConfigError(f"generator=openai wants a key in {api_key_variable}, which is not set.")

@@ -209,6 +209,7 @@ def test_a_damaged_answer_is_asked_for_and_a_full_disk_costs_a_warning(
         ({"rpm": 500}, "generator.rpm is 500, and stands at the root: limits.small..."),
         ({"max_tokens": 0}, "generator.max_tokens is 0"),
         ({"cache": "yes"}, "generator.cache is 'yes'. Allowed: true or false."),
+        ({"cach": True}, "generator.cach is True, but chat.completions.create takes no 'cach'. Did you mean 'cache'"),
         (
             {"temprature": 0},
             "generator.temprature is 0, but chat.completions.create takes no",
