@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from rfflow.confidential import without_secrets
 from rfflow.errors import ConfigError, nearest
 from rfflow.loggers.told import Told
 from rfflow.loggers.tracker import Group, TrackedRun, Tracker
+
+log = logging.getLogger(__name__)
 
 MODES = ("online", "offline", "disabled")
 _STEP, _CHUNK = "step", "by_chunk/chunk"
@@ -50,6 +54,8 @@ class WandbLogger(Tracker):
         except ImportError as error:
             raise ConfigError(f"wandb cannot be imported ({error}). Install it: pip install 'rfflow[wandb]'") from error
         self._wandb: Any = wandb
+        self._is_theirs = wandb.run is not None
+        """Whether a user has begun a run before: W&B's own process is to go on then."""
         self._project, self._entity = project, entity
         self._mode = mode or os.environ.get("WANDB_MODE") or "online"
         if self._mode == "online":
@@ -115,15 +121,32 @@ class WandbLogger(Tracker):
         self._open, self._ended, self._told = {}, {}, None
         _finish(runs)
 
+    def finalize(self, status: str) -> None:
+        """Hand over what is left, and let W&B's own process end, each within the patience."""
+        super().finalize(status)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        # At Python's exit W&B would wait for its process without a limit; it may not hear that it is to end where it
+        # answers at that moment what was given up.
+        if self._is_theirs:
+            return
+        end = threading.Thread(target=self._wandb.teardown, name="the end of W&B's process", daemon=True)
+        end.start()
+        end.join(self._patience)
+        if end.is_alive():
+            log.warning("W&B's own process has not ended within %s s. It is ended with this one.", self._patience)
+
     def _check_credentials(self) -> None:
-        if self._wandb.run is not None:
-            return  # the user's own, begun before: it has what it needs
+        if self._is_theirs:
+            return  # it has what it needs
         url = self._wandb.setup().settings.base_url
         ways = "loggers.wandb.mode=offline keeps everything in files for `wandb sync`."
         try:
             if not self._wandb.login(prompt=False, verify=True):
                 raise ConfigError(f"W&B has no API key for {url}. Say `wandb login`, or set WANDB_API_KEY; {ways}")
         except self._wandb.errors.Error as error:
+            self._let_go()
             text = " ".join(without_secrets(str(error)).split())[:300]
             raise ConfigError(f"W&B at {url}: {text}. Look at WANDB_API_KEY and WANDB_BASE_URL; {ways}") from error
 

@@ -80,12 +80,19 @@ def records(path: Path) -> Iterator[Any]:
 
 def read_all(folder: Path) -> dict[str, Seen]:
     """Return the runs by what stands behind the experiment's id."""
-    wandb.teardown()  # whatever W&B's own process still has goes to its files
+    end_wandb()  # whatever W&B's own process still has goes to its files
     found: dict[str, Seen] = defaultdict(Seen)
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         for record in records(path):
             found[path.stem.rpartition("-")[2]].take(record)
     return dict(found)
+
+
+def end_wandb() -> None:
+    """End W&B's own process; where it has missed the word to, it ends with this one, and nobody waits."""
+    end = threading.Thread(target=wandb.teardown, daemon=True)
+    end.start()
+    end.join(20)
 
 
 def logger(**kwargs: Any) -> Any:
@@ -103,9 +110,9 @@ def of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "2")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    wandb.teardown()
+    end_wandb()
     yield
-    wandb.teardown()
+    end_wandb()
 
 
 def test_wandb_has_a_run_for_each(experiment: Experiment, tmp_path: Path) -> None:
@@ -238,6 +245,21 @@ def test_a_key_that_wandb_does_not_take_is_answered_before_training(monkeypatch:
         server.shutdown()
 
 
+def test_a_process_of_wandbs_that_does_not_end_holds_nobody(
+    nowhere: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither behind a refusal nor at the end; at the exit of Python W&B would wait for it for ever."""
+    gate = threading.Event()
+    monkeypatch.setattr(wandb, "teardown", gate.wait)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", nowhere)
+    with pytest.raises(ConfigError, match="W&B at"):
+        logger(mode="online", patience=0.01)
+    logger(mode="disabled", patience=0.01).finalize("success")
+    gate.set()
+    assert len([text for text in caplog.messages if "own process has not ended within 0.01 s" in text]) == 2
+
+
 def test_a_mode_that_wandb_has_not_is_answered() -> None:
     """With the nearest."""
     with pytest.raises(ConfigError, match=r"mode is 'ofline'. Did you mean 'offline'"):
@@ -254,7 +276,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbStandIn]:
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", server.uri)
     yield server
-    wandb.teardown()
+    end_wandb()
     server.stop()
 
 
