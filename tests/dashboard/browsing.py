@@ -44,15 +44,29 @@ def process(*command: str, folder: Path, output: Path) -> Iterator[subprocess.Po
 @contextlib.contextmanager
 def served(logdir: Path, *words: str) -> Iterator[str]:
     """Run ``rfflow ui`` and return the tab's address."""
-    output = logdir.parent / f"{logdir.name}-ui.txt"
-    flags = ("--port", "0", "--load_fast", "false", *words)
-    with process("-m", "rfflow", "ui", str(logdir), *flags, folder=logdir.parent, output=output) as running:
-        while not (said := output.read_text()).startswith("http"):
+    with _serving(logdir, "rfflow", "ui", str(logdir), *words) as said:
+        yield said.split()[0]
+
+
+@contextlib.contextmanager
+def served_to_all(logdir: Path) -> Iterator[int]:
+    """Run ``tensorboard --bind_all`` and return its port."""
+    with _serving(logdir, "tensorboard.main", "--logdir", str(logdir), "--bind_all") as said:
+        yield int(said.rpartition(":")[2].partition("/")[0])
+
+
+@contextlib.contextmanager
+def _serving(logdir: Path, *words: str) -> Iterator[str]:
+    """Run a module and return the line in which it says its address."""
+    output = logdir.parent / f"{logdir.name}-served.txt"
+    flags = ("--port", "0", "--load_fast", "false")
+    with process("-m", *words, *flags, folder=logdir.parent, output=output) as running:
+        while not (said := [line for line in output.read_text().splitlines() if "http://" in line]):
             if running.poll() is not None:
-                raise RuntimeError(said)
+                raise RuntimeError(output.read_text())
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running.wait(0.1)
-        yield said.split()[0]
+        yield said[0]
 
 
 class Tab:

@@ -17,7 +17,7 @@ import pytest
 
 from rfflow.control.ownership import living_owner
 from rfflow.control.status import RunStatus, Status, StatusFile
-from tests.dashboard.browsing import Tab, process, served
+from tests.dashboard.browsing import Tab, process, served, served_to_all
 from tests.dashboard.made import held, log, make_experiment
 
 pytestmark = pytest.mark.browser
@@ -178,6 +178,15 @@ def test_many_runs_a_second_experiment_a_prefix_and_a_dark_narrow_window(tmp_pat
         tab.at("#filter").fill("lr>4.9e-3 state:running")
         shown = [row.get_attribute("data-run") for row in tab.at("#runs tbody tr").all()]
         assert shown == ["499", "497", "495", "493", "491"]
+        tab.row(499).focus()
+        tab.page.keyboard.press("Tab")
+        assert tab.at("html").evaluate("() => document.activeElement.closest('#runs')") is None, "one stop for all rows"
+        tab.row(499).locator("[data-key=state]").click()
+        tab.row(495).locator("[data-key=state]").click(modifiers=["Shift"])
+        tab.at("#selection", "run 495, 497, 499 selected").wait_for()
+        tab.at("[aria-label='select all']").check()
+        tab.at("#selection", "run 491, 493, 495, 497, 499 selected").wait_for()
+        tab.at("#selection button").click()
         tab.at("#filter").fill("nothing>1")
         tab.at(".bad", "no run has nothing").wait_for()
         tab.at("#filter").fill("lr>4.9e-3")
@@ -244,6 +253,29 @@ def test_pages_of_other_sites_reach_nothing(toys: Path, address: str, open_page:
         finally:
             other.shutdown()
     assert ((toys / "ops.jsonl").read_text() if before else "") == before
+
+
+def test_from_elsewhere_the_key_is_pasted_once(tmp_path: Path, state_home: Path, open_page: Any) -> None:
+    """Where TensorBoard serves others: a page that came by another name only reads until it has the key."""
+    root = make_experiment(tmp_path / "outputs" / "one")
+    with held(root), served_to_all(root.parent) as port:
+        tab = Tab(open_page(), f"http://box.test:{port}/#rfflow")
+        assert "opened as box.test" in tab.at("#readonly").inner_text()
+        tab.select(0)
+        file = state_home / "rfflow" / "tab-key"
+        for key, is_enabled in (("x" * 43, False), (file.read_text(), True)):
+            assert tab.at("#stop").is_disabled()
+            tab.at("#key").fill(key.strip())
+            with tab.page.expect_response(lambda response: "/experiments" in response.url):
+                tab.at("#readonly button").click()
+            tab.at("#readonly").wait_for(state="detached" if is_enabled else "attached")
+        tab.page.reload()
+        tab.row(0).wait_for()
+        tab.select(0)
+        tab.at("#stop:enabled").click()
+        tab.at("#ops .answer", "it is applied at the end of the chunk").wait_for()
+        assert len([*(root / "control").glob("*-stop-tab.yaml")]) == 1
+        assert not tab.errors
 
 
 # --- real training ----------------------------------------------------------------------------------------------------

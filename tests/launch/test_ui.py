@@ -47,5 +47,8 @@ def test_ctrl_c_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
     monkeypatch.setattr("rfflow.launch.ui._start", lambda folder, others: "http://localhost:6006/#rfflow")
     monkeypatch.setattr(threading.Event, "wait", interrupted)
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
     assert ui.main([str(tmp_path)]) == 0
-    assert capsys.readouterr().out.startswith("http://localhost:6006/#rfflow  (no experiment yet")
+    assert capsys.readouterr().out.startswith("http://localhost:6006/#rfflow  (no experiment yet") and not opened
+    assert ui.main([str(tmp_path), "--open"]) == 0 and opened == ["http://localhost:6006/#rfflow"]
