@@ -204,7 +204,7 @@ class Checkpointer:
     def restore(self, run: Run, record: RunRecord) -> Path | None:
         """Give a run its past back; return the checkpoint to go on from, if it has one and is not over."""
         run.parent, run.first_chunk, run.state = record.parent, record.first_chunk, record.state
-        run.chunks_before, run.recomputes = record.chunks_before, record.recomputes
+        run.chunks_before, run.recomputes, run.activations = record.chunks_before, record.recomputes, record.activations
         self._reached[run.number] = record.done
         # What its checkpoints were written with: a variable of the environment may have another value now.
         self._configs[run.number] = run.spec, record.config, dict(record.digests)
@@ -314,6 +314,7 @@ class Checkpointer:
             logs=run.logs if has_ended else 0,
             plan=run.plan if has_ended else None,
             recomputes=run.recomputes,
+            activations=run.activations,
         )
 
     def _config(self, run: Run) -> tuple[str, dict[str, str]]:

@@ -21,6 +21,7 @@ from rfflow.checkpointing.starting import Command
 from rfflow.config.spec import EXPERIMENT_KEYS, Objective
 from rfflow.control.journal import Entry, Past
 from rfflow.errors import ConfigError
+from rfflow.runs.activations import Activations
 from rfflow.runs.chunks import ChunkPlan, ChunkResult
 from rfflow.runs.run import Run, RunState
 
@@ -73,6 +74,8 @@ class RunRecord:
     plan: ChunkPlan | None = None
     recomputes: bool = False
     """Whether it recomputes activations since it ran out of memory."""
+    activations: Activations | None = None
+    """What it does with them, where that is known."""
 
     def path(self, root: Path) -> Path:
         """Return its directory, where the experiment's is ``root``."""
@@ -211,6 +214,7 @@ def run_text(run: RunRecord) -> str:
     plain["state"] = run.state.value
     plain["chunks"] = [_chunk(chunk) for chunk in run.chunks]
     plain["plan"] = run.plan and asdict(run.plan)
+    plain["activations"] = run.activations and asdict(run.activations)
     return json.dumps(plain)
 
 
@@ -256,6 +260,8 @@ def _from_plain(plain: dict[str, Any]) -> SavedExperiment:
         run["error"] = run["error"] and tuple(run["error"])
         run["chunks"] = tuple(chunks_from(run["chunks"]))
         run["plan"] = run["plan"] and ChunkPlan(tuple(run["plan"]["ends"]), run["plan"]["per_epoch"])
+        if activations := run.get("activations"):  # an older file says nothing of them
+            run["activations"] = Activations(**activations)
         runs.append(RunRecord(**run))
     program = None if program is None else tuple(program)
     if (objective := plain.pop("objective", None)) is not None:

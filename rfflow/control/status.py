@@ -47,6 +47,9 @@ class RunStatus:
     """Since when it trains there, ISO 8601; None while it waits."""
     rank: int | None = None
     """Its place by the objective; 1 is the best."""
+    activations: str | None = None
+    """What it does with them, "kept", "recomputed", "every 3rd"; None where that is not known."""
+    activations_why: str | None = None
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,8 @@ class Cloner:
             start = None if order.place is None else self._start(run, parent, order.place)
             run.first_chunk = start.first_chunk if start else 0
             self._builder.enrol(run, hydra)
-            run.plan = self._builder.prepare(run, start, only_if_light=early).plan
+            ready = self._builder.prepare(run, start, only_if_light=early)
+            run.plan, run.activations = ready.plan, ready.activations
         return run
 
     def _start(self, run: Run, parent: Run, place: int) -> WarmStart:

@@ -99,8 +99,8 @@ class Hearing:
                 if not isinstance(error, Exception):  # it ends the process, and not the disk
                     raise error
                 raise unsaved(what, error, self._experiment.paths.root) from error
-            case Ready():
-                pass  # it has moved, and trains now
+            case Ready(activations=activations):  # it was built once more, and trains now
+                run.activations = activations or run.activations
             case Refused(error):
                 self._placement.end(heard.slot, run.number)
                 self._lifecycle.fail(run, error)

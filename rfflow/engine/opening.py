@@ -85,7 +85,7 @@ class Opening:
         return None, checkpoint
 
     def _note_ready(self, run: Run, ready: Ready) -> None:
-        run.plan = ready.plan
+        run.plan, run.activations = ready.plan, ready.activations
         self._metrics_check.note(run.number, ready.expected)
         if run.state is RunState.STOPPED:
             self._placement.leave_device(run)

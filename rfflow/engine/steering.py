@@ -323,7 +323,7 @@ class Steering:
             return
         experiment = self._lifecycle.experiment
         places = {run.number: place for place, run in enumerate(experiment.ranked(), start=1)}
-        runs = tuple(replace(_status(run), rank=places[run.number]) for run in experiment.runs)
+        runs = tuple(_status(run, places[run.number]) for run in experiment.runs)
         status = Status(str(experiment.paths.root), runs, waiting=self._is_idle, slots=experiment.slots)
         self._status.write(status)
 
@@ -336,7 +336,7 @@ def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:].rstrip(".") + "."
 
 
-def _status(run: Run) -> RunStatus:
+def _status(run: Run, rank: int) -> RunStatus:
     trained = run.chunks[-1].slot if run.chunks else None
     return RunStatus(
         slot=trained if run.turn is None else run.turn.slot,
@@ -351,4 +351,7 @@ def _status(run: Run) -> RunStatus:
         metrics=run.metrics,
         parent=run.parent,
         chunks_before=run.chunks_before,
+        rank=rank,
+        activations=None if run.activations is None else str(run.activations),
+        activations_why=None if run.activations is None else run.activations.why,
     )

@@ -118,6 +118,8 @@ def described(opened: Opened, run: Run) -> dict[str, Any]:
         "steps": run.plan.steps if run.plan else None,
         "seconds": round(run.seconds, 3),
         "metrics": {name: value if math.isfinite(value) else str(value) for name, value in run.metrics.items()},
+        "activations": None if run.activations is None else str(run.activations),
+        "activations_why": None if run.activations is None else run.activations.why,
         "model": shown(run.paths.final) if is_there else None,
         "error": None if run.error is None else str(run.error),
     }

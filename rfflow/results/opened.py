@@ -113,6 +113,7 @@ def _run(record: RunRecord, row: Mapping[str, str], paths: ExperimentPaths) -> R
     run.is_evaluation = run.paths.items.exists()
     run.state, run.plan = record.state, record.plan
     run.first_chunk, run.chunks_before = record.first_chunk, record.chunks_before
+    run.recomputes, run.activations = record.recomputes, record.activations
     if record.error is not None:
         run.error = WorkerError(*record.error)
     run.chunks, run.metrics = list(record.chunks), dict(record.metrics)

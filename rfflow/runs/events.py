@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rfflow.config.claims import Held
+from rfflow.runs.activations import Activations
 from rfflow.runs.chunks import Answer, ChunkPlan
 from rfflow.runs.forecast import Forecast
 from rfflow.runs.run import RunCard
@@ -30,6 +31,8 @@ class Ready:
     """What the classes of its configuration take, by their dotted names, where that has not been told."""
     forecast: Forecast = Forecast()  # noqa: RUF009  # frozen
     """What it will ask of servers."""
+    activations: Activations | None = None
+    """What it does with them; ``None`` where nobody has looked."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rfflow.config.spec import RunSpec
+from rfflow.runs.activations import Activations
 from rfflow.runs.chunks import ChunkPlan, ChunkResult
 from rfflow.runs.owner import Owner
 from rfflow.runs.paths import RunPaths
@@ -109,6 +110,8 @@ class Run:
         """Where it trains now, if it does."""
         self.recomputes = False
         """Whether it ran out of memory and recomputes activations since, where it may choose."""
+        self.activations: Activations | None = None
+        """What it does with them; known once its trainer is built, if it trains a model of ours."""
         self.environ: Mapping[str, str] = {}
         """What loggers want it to find in its environment while it trains, besides what it has."""
 

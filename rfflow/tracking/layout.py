@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from rfflow.files import shown
+from rfflow.runs.activations import are_news
 from rfflow.runs.chunks import ChunkResult
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import Run, RunState
@@ -34,7 +35,7 @@ def live_table(experiment: Experiment, console: Console) -> RenderableType:
         training = {run.number for run in runs if run.turn is not None}
         best = {run.number for run in experiment.ranked()[: max(1, room - len(training))]}
         shown_runs = [run for run in runs if run.number in best | training][:room]
-    rows = [_cells(experiment, run) | {"left": _left(run)} for run in shown_runs]
+    rows = [cells | {"left": _left(run)} for cells, run in zip(_cells(experiment, shown_runs), shown_runs, strict=True)]
     styles: dict[int, str] = {}
     for row, run in zip(rows, shown_runs, strict=True):
         if run.turn is not None:
@@ -66,7 +67,7 @@ def ranking(experiment: Experiment, width: int, encoding: str = "utf-8") -> Text
     objective = experiment.spec.objective
     star = "★" if encoding.lower().startswith("utf") else "*"
     runs = standings(experiment)
-    rows = [_cells(experiment, run) | {"time": duration(run.seconds)} for run in runs]
+    rows = [cells | {"time": duration(run.seconds)} for cells, run in zip(_cells(experiment, runs), runs, strict=True)]
     styles: dict[int, str] = {}
     if (best := leader(experiment)) is not None:
         rows[0]["run"] = f"{star} {best.number}"
@@ -113,6 +114,15 @@ def failure(experiment: Experiment, run: Run) -> str:
     return f"run {run.number}  {label}  failed: {error}\n  trace: {shown(run.paths.log)}"
 
 
+def unusual_activations(experiment: Experiment) -> list[str]:
+    """Return a line for what is done with activations though nobody has set it, and the runs that do it."""
+    runs: dict[str, list[str]] = {}
+    for run in experiment.runs:
+        if run.activations is not None and not run.activations.is_usual:
+            runs.setdefault(run.activations.sentence, []).append(str(run.number))
+    return [f"run{'s' * (len(who) > 1)} {', '.join(who)}  {what}" for what, who in runs.items()]
+
+
 def tensorboard_command(experiment: Experiment) -> str:
     """Return the command that shows the curves."""
     return f"tensorboard --logdir {shlex.quote(shown(experiment.paths.tensorboard))}"
@@ -137,20 +147,26 @@ def count_runs(number: int) -> str:
     return f"{number} run" if number == 1 else f"{number} runs"
 
 
-def _cells(experiment: Experiment, run: Run) -> dict[str, str]:
-    """Return what stands in a run's row, by the heads of the columns."""
-    chunks, steps = (f"/{len(run.plan)}", f"/{run.plan.steps}") if run.plan else ("", "")
-    parent = {"of": "" if run.parent is None else str(run.parent)}
-    return {
-        "run": str(run.number),
-        **(parent if any(other.parent is not None for other in experiment.runs) else {}),
-        "overrides": "",
-        "state": run.state.value,
-        **({"slot": _slot(run)} if experiment.slots > 1 else {}),
-        "chunk": f"{len(run.chunks)}{chunks}",
-        "step": f"{run.step}{steps}",
-        **{name: _number(run, name) for name in _metrics(experiment)},
-    }
+def _cells(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Return what stands in the runs' rows, by the heads of the columns."""
+    has_parents = any(run.parent is not None for run in experiment.runs)
+    has_news = are_news(run.activations for run in experiment.runs)
+    metrics, rows = _metrics(experiment), []
+    for run in runs:
+        chunks, steps = (f"/{len(run.plan)}", f"/{run.plan.steps}") if run.plan else ("", "")
+        row = {
+            "run": str(run.number),
+            **({"of": "" if run.parent is None else str(run.parent)} if has_parents else {}),
+            "overrides": "",
+            "state": run.state.value,
+            **({"activations": "-" if run.activations is None else str(run.activations)} if has_news else {}),
+            **({"slot": _slot(run)} if experiment.slots > 1 else {}),
+            "chunk": f"{len(run.chunks)}{chunks}",
+            "step": f"{run.step}{steps}",
+            **{name: _number(run, name) for name in metrics},
+        }
+        rows.append(row)
+    return rows
 
 
 def _table(
@@ -162,7 +178,7 @@ def _table(
     """
     heads = list(rows[0]) if rows else ["run", "overrides", "state"]
     # Where even that is too little, what can be found elsewhere goes: time, the training loss, steps.
-    for head in ("time", "loss", "slot", "step", "left"):
+    for head in ("activations", "time", "loss", "slot", "step", "left"):
         if _label_room(_widths(heads, rows), width) < MIN_LABEL and head in heads and len(_metrics(experiment)) > 1:
             heads.remove(head)
     names = headed_labels(experiment.runs, max(MIN_LABEL, _label_room(_widths(heads, rows), width)))

@@ -30,6 +30,7 @@ from rfflow.tracking.layout import (
     rough,
     standings,
     tensorboard_command,
+    unusual_activations,
 )
 from rfflow.tracking.notebook import NotebookOutput, is_notebook
 from rfflow.tracking.streams import NEAREST, announce_on, no_longer_on, stream_handlers
@@ -222,6 +223,8 @@ def print_end(console: Console, experiment: Experiment) -> None:
     for run in experiment.runs:
         if run.state is RunState.FAILED:
             _say(console, failure(experiment, run), style="red")
+    for line in unusual_activations(experiment):
+        _say(console, line)
     _say(console, tensorboard_command(experiment))
 
 

@@ -270,7 +270,7 @@ class Worker:
                 turn.started = time.time()
             if turn.is_to_build:
                 turn.is_to_build = False
-                self._build_again(order, turn.checkpoint)
+                return self._build_again(order, turn.checkpoint)
             self._begin(turn)
             if order.run in self._together:
                 self._together.ask(order.run)
@@ -355,7 +355,7 @@ class Worker:
         session = self.sessions.get(run)
         return contextlib.nullcontext() if session is None else session.context.active()
 
-    def _build_again(self, turn: Train, checkpoint: Checkpoint | None) -> None:
+    def _build_again(self, turn: Train, checkpoint: Checkpoint | None) -> Ready:
         """Build a run anew from its checkpoint, on a device that has been cleared of everything else."""
         run, order = turn.run, self._prepared[turn.run]
         self._give_up(run)
@@ -370,7 +370,7 @@ class Worker:
         # Clones start from its last boundary, whose weights nothing may take the place of: the checkpoint may be of
         # an earlier one, or of the middle of a chunk.
         at_boundary = checkpoint is not None and step == turn.done
-        self._build(replace(order, start=start, checkpoint=path, step=step, is_at_boundary=at_boundary))
+        return self._build(replace(order, start=start, checkpoint=path, step=step, is_at_boundary=at_boundary))
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 

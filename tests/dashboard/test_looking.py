@@ -240,6 +240,8 @@ def test_one_run_has_its_configuration_log_ops_and_answers(tab: Tab) -> None:
     tab.select(0)
     tab.at("#open").click()
     tab.at("#config td", "trainer.args.seed").wait_for()
+    said = "Activations: every 3rd layer's recomputed (kept they would take 9 GB)"
+    assert tab.at("#activations").inner_text() == said
     tab.at("[role=tab]", "log").click()
     tab.at("#log", "last line").wait_for()
     tab.at("[role=tab]", "ops").click()

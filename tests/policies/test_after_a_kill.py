@@ -21,6 +21,7 @@ from rfflow.config.spec import CheckpointSpec, ExperimentSpec, Objective
 from rfflow.engine import restoring
 from rfflow.engine.engine import Engine
 from rfflow.policies.scene import Decision, Scene
+from rfflow.runs.activations import Activations
 from rfflow.runs.chunks import ChunkPlan, ChunkResult
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.paths import ExperimentPaths
@@ -100,6 +101,7 @@ def test_every_attribute_of_a_run_comes_back(tmp_path: Path, state: RunState) ->
         "error": None,
         "turn": None,
         "recomputes": True,
+        "activations": Activations(3, "so it is", is_chosen=True),
         "is_evaluation": False,  # its spec says so
         "environ": {},  # the loggers of the process say it anew
     }

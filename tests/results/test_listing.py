@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from rfflow.control.ownership import lock_of_experiment
 from rfflow.errors import ConfigError
 from rfflow.results import commands
 from rfflow.results.opened import chosen_run, open_experiment
+from rfflow.runs.activations import Activations
 from rfflow.runs.chunks import ChunkPlan, ChunkResult
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import RunState
@@ -65,6 +69,29 @@ def test_what_the_end_printed_is_shown_at_any_time(tmp_path: Path, capsys: pytes
     found = json.loads(capsys.readouterr().out)
     assert found["best"] == 1 and found["value"] == 2.0 and found["states"] == {"completed": 2, "failed": 1}
     assert [run["rank"] for run in found["runs"]] == [2, 1, 3] and found["runs"][0]["seconds"] == 3.0
+
+
+def test_what_became_of_activations_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an experiment of a version that did not say it, nothing is."""
+    runs = [record(0, RunState.COMPLETED, 3.0), record(1, RunState.COMPLETED, 2.0)]
+    root = leave(tmp_path / "outputs/sft/a", *runs)
+    assert commands.main("show", ["outputs/sft/a"]) == 0
+    assert "ctivations" not in capsys.readouterr().out
+    runs[0] = replace(runs[0], activations=Activations(3, "kept they would take 9 GB", is_chosen=True))
+    write(ExperimentPaths(root).state, SavedExperiment("sft", 0.0, tuple(runs)), {})
+    assert commands.main("show", ["outputs/sft/a"]) == 0
+    said = capsys.readouterr().out
+    assert "every 3rd" in said and "run 0  Activations of every 3rd layer are recomputed: kept they would take" in said
+    assert commands.main("show", ["outputs/sft/a", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["runs"]
+    assert (first["activations"], first["activations_why"]) == ("every 3rd", "kept they would take 9 GB")
+    assert second["activations"] is None
+    head, _, body = ExperimentPaths(root).state.read_text().partition("\n")
+    before = re.sub(r', "activations": (null|\{[^}]*\})', "", body)
+    assert before.count("activations") == 0
+    check = json.dumps(json.loads(head) | {"crc32": zlib.crc32(before.encode())})
+    ExperimentPaths(root).state.write_text(f"{check}\n{before}")
+    assert [run.activations for run in open_experiment(root).experiment.runs] == [None, None]
 
 
 def test_living_experiments_come_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,9 +16,10 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from rfflow.config.spec import Objective
+from rfflow.runs.activations import Activations
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import RunState, Turn
-from rfflow.tracking.layout import duration, live_table, ranking
+from rfflow.tracking.layout import duration, live_table, ranking, unusual_activations
 from rfflow.tracking.streams import announce
 from rfflow.tracking.table import LiveTable, _Screen
 from tests.tracking.story import FOUR, Story, make_experiment, tell_whole
@@ -222,6 +223,29 @@ def test_more_runs_than_lines_show_the_best_and_the_one_that_trains(tmp_path: Pa
     shown = [int(line.split()[0]) for line in lines if "1/4" in line]
     assert shown == [3, *range(23, 40)] and len(lines) <= 23
     assert any("22 more in" in line for line in lines)
+
+
+@pytest.mark.parametrize("table", ["live", "ranking"])
+def test_activations_are_shown_where_runs_differ_or_nobody_has_set_it_so(experiment: Experiment, table: str) -> None:
+    """Kept where there is memory, or as set for all alike, they are nobody's concern."""
+
+    def columns(*every: int | None, is_chosen: bool = True) -> list[str] | None:
+        for run, each in zip(experiment.runs, every, strict=True):
+            run.activations = None if each is None else Activations(each, "so", is_chosen=is_chosen)
+        found = live_table(experiment, Console(width=140, height=24)) if table == "live" else ranking(experiment, 140)
+        head, *rows = (line for line in _lines(found, 140) if line.split()[0] in ("run", "0", "1", "2", "3"))
+        if "activations" not in head:
+            return None
+        end = head.index("activations") + len("activations")
+        return [row[:end].rpartition("  ")[2].strip() for row in rows]
+
+    assert columns(0, 0, 0, None) is None
+    assert columns(2, 2, 2, 2, is_chosen=False) is None
+    assert columns(0, 1, 3, None) == ["kept", "recomputed", "every 3rd", "-"]
+    assert columns(1, 1, 1, 1) == ["recomputed"] * 4
+    assert unusual_activations(experiment) == ["runs 0, 1, 2, 3  Activations of every layer are recomputed: so"]
+    assert columns(0, 0, 2, 2, is_chosen=False) == ["kept", "kept", "every 2nd", "every 2nd"]
+    assert not unusual_activations(experiment)
 
 
 def test_on_several_devices_it_says_where_each_run_trains(

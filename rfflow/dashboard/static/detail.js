@@ -15,6 +15,7 @@ export function Detail({name, state, selected, close}) {
     <div class="bar"><h3>${isOne ? `Run ${numbers[0]}` : `Runs ${numbers.join(', ')}${selected.length > MOST ? ` of ${selected.length}` : ''}`}</h3>
       <span role="tablist">${tabs.map(each => html`<button role="tab" aria-selected=${each === chosen} onClick=${() => setTab(each)}>${each === 'configuration' && !isOne ? 'differences' : each}</button>`)}</span>
       <button id="close" onClick=${close}>Close</button></div>
+    ${chosen === 'configuration' && isOne && html`<${Activations} run=${state.runs.find(run => run.number === numbers[0])} />`}
     ${chosen === 'configuration' && html`<${Configurations} name=${name} numbers=${numbers} />`}
     ${chosen === 'log' && html`<${RunLog} name=${name} number=${numbers[0]} updated=${state.updated} />`}
     ${chosen === 'ops' && html`<div class="scroll">${state.ops.filter(op => op.run === numbers[0] || op.clone === numbers[0]).map(op => html`<${Line} op=${op} />`)}</div>`}
@@ -29,6 +30,13 @@ function useAnswer(call, dependencies) {
     return () => { isOver = true; };
   }, dependencies);
   return said;
+}
+
+// What a run does with activations, which its configuration may leave to rfflow.
+function Activations({run}) {
+  if (!run?.activations) return null;
+  const how = run.activations.startsWith('every') ? `${run.activations} layer's recomputed` : run.activations;
+  return html`<p id="activations">Activations: ${how} <span class="dim">(${run.activations_why})</span></p>`;
 }
 
 // All keys of one run; of several, those in which they differ.

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from peft import PeftType
 from transformers import PreTrainedModel, Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rfflow.runs.activations import Activations
 from rfflow.worker.memory.sizes import show_bytes
 from rfflow.worker.training.context import unmoved_random_state
 from rfflow.worker.training.longest import Batch
@@ -254,16 +255,20 @@ def keep_choice(trainer: Trainer) -> None:
     replace_method(model, "gradient_checkpointing_enable", enable_as_chosen)
 
 
-def told(every: int, kept: Kept | None, batch: Batch | None, free: float) -> str:
-    """Say what was chosen, and why, for the run's log."""
+def asked(trainer: Trainer, args: Mapping[str, Any]) -> Activations:
+    """Return what a trainer does as it was told, or as TRL does where it was not."""
+    given = next((name for name in (NAME.rpartition(".")[2], "gradient_checkpointing") if name in args), None)
+    why = "as TRL does unless told otherwise" if given is None else f"trainer.args.{given} is {args[given]}".lower()
+    if not trainer.args.activation_checkpointing:
+        return Activations(0, why)
+    return Activations(int((trainer.args.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)), why)
+
+
+def chosen(every: int, kept: Kept | None, batch: Batch | None, free: float) -> Activations:
+    """Return what was chosen, and why."""
     if kept is None:
-        return f"Activations are kept: this model cannot recompute them ({NAME}=auto)"
-    which = (
-        "every layer" if every == 1 else f"every {every}{'nd' if every == 2 else 'rd' if every == 3 else 'th'} layer"
-    )
+        return Activations(0, "this model cannot recompute them", is_chosen=True)
     if batch is None:
-        return f"Activations of {which} are recomputed: how long a batch can be is not known ({NAME}=auto)"
+        return Activations(every, "how long a batch can be is not known", is_chosen=True)
     figures = f"{show_bytes(kept.all(batch))} for {batch.rows} x {batch.tokens} tokens, {show_bytes(max(0, free))} free"
-    if every:
-        return f"Activations of {which} are recomputed: kept they would take {figures} ({NAME}=auto)"
-    return f"Activations are kept: {figures} ({NAME}=auto)"
+    return Activations(every, f"kept they would take {figures}" if every else figures, is_chosen=True)

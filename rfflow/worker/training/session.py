@@ -19,6 +19,7 @@ from transformers import Trainer
 from rfflow.config.claims import check_alone, claims_of
 from rfflow.errors import ConfigError, RunFailed
 from rfflow.files import replace_text
+from rfflow.runs.activations import Activations
 from rfflow.runs.events import Boundary, Pause, Progress, Ready, WarmStart
 from rfflow.runs.run import RunCard
 from rfflow.worker.data.checks import what_is_dropped
@@ -84,7 +85,7 @@ class TrainingSession:
                 trainer = self.context.variables.run(build)
                 _keep_token_out(trainer)
                 self._claim(lambda name: getattr(trainer.args, name, None))
-                self._settle_activations(trainer)
+                settled = self._settle_activations(trainer)
                 if spec.build is not None:
                     self._shared.note_rows(self.run.number, trainer)
                 else:
@@ -118,7 +119,7 @@ class TrainingSession:
             self._shared.bases.part_tokenizers()
         assert isinstance(ready, Ready)
         if spec.build is None:
-            ready = replace(ready, arguments=self._shared.untold_arguments(spec))
+            ready = replace(ready, arguments=self._shared.untold_arguments(spec), activations=settled)
         if is_at_boundary:
             self._unkept = trained_weights(trainer.model)
         return ready
@@ -291,17 +292,25 @@ class TrainingSession:
         load_weights(trainer.model, weights, warm_start.parent)
         start_at_chunk(trainer, warm_start.first_chunk, self.run.spec.chunks)
 
-    def _settle_activations(self, trainer: Trainer) -> None:
-        """Keep activations where there is room for them, if the run leaves that to us."""
+    def _settle_activations(self, trainer: Trainer) -> Activations | None:
+        """Keep activations where there is room for them, if the run leaves that to us; return what it does."""
         spec = self.run.spec
+        if spec.build is not None:
+            return None
         if not spec.chooses_activations:
-            if spec.build is None and trainer.args.activation_checkpointing:
+            asked = activations.asked(trainer, spec.trainer.args)
+            if asked.every:
                 activations.keep_choice(trainer)
-            return
+            return asked
+        settled = self._choose_activations(trainer)
+        log.info("%s (%s=auto)", settled.sentence, activations.NAME)
+        return settled
+
+    def _choose_activations(self, trainer: Trainer) -> Activations:
+        spec = self.run.spec
         if self.run.recomputes and activations.can_recompute(trainer):
             activations.recompute(trainer, 1)
-            log.info("Activations are recomputed: the memory was not enough (%s=auto)", activations.NAME)
-            return
+            return Activations(1, "the memory was not enough", is_chosen=True)
         batch = longest_batch(trainer)
         try:
             kept = self._shared.kept_by(spec, trainer)
@@ -318,7 +327,7 @@ class TrainingSession:
         every = activations.choose(kept, batch, loss, free, asked)
         if every:
             activations.recompute(trainer, every)
-        log.info("%s", activations.told(every, kept, batch, free))
+        return activations.chosen(every, kept, batch, free)
 
     def _hold(self, trainer: Trainer) -> None:
         """Count what the run owns, and what its first step will add."""

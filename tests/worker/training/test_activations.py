@@ -15,7 +15,9 @@ from datasets import Dataset, load_dataset
 
 from rfflow.checkpointing import experiment_file
 from rfflow.config.spec import ExperimentSpec, MemorySpec, RunSpec
+from rfflow.control.status import read_status
 from rfflow.engine.engine import Engine
+from rfflow.runs.activations import Activations
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import Run, RunState
 from rfflow.worker.training import activations
@@ -181,8 +183,12 @@ def test_no_bit_depends_on_it(
     for number in range(4):
         assert not ended[str(number)].differences(alone), number
     assert "Activations are kept: " in runs[3].paths.log.read_text()
+    found = [run.activations for run in runs if run.activations is not None]
+    assert [(one.every, one.is_chosen) for one in found] == [(0, False), (2, False), (1, False), (0, True)]
+    assert found[0].why == "trainer.args.activation_checkpointing is false" and " tokens, " in found[3].why
     (short,), ended = train(tmp_path / "short", [auto(plain)], device_limit="1MB")
     assert "Activations of every layer are recomputed: kept they would take" in short.paths.log.read_text()
+    assert short.activations is not None and short.activations.every == 1
     assert not ended["0"].differences(alone)
 
 
@@ -208,11 +214,16 @@ def test_a_run_out_of_memory_recomputes_from_then_on(
     spec = auto(with_callback(plain, "OutOfMemory", step=9, name="recompute"))
     (run, other), ended = train(tmp_path / "x", [spec, auto(plain)])
     assert run.recomputes and not other.recomputes
-    assert "Activations are recomputed: the memory was not enough" in run.paths.log.read_text()
+    assert "Activations of every layer are recomputed: the memory was not enough" in run.paths.log.read_text()
     alone = train_alone(plain, tmp_path / "alone")
     assert not ended["0"].differences(alone) and not ended["1"].differences(alone)
     state = experiment_file.read(ExperimentPaths(tmp_path / "x").state)
     assert state is not None and [record.recomputes for record in state.runs] == [True, False]
+    told = [record.activations for record in state.runs]
+    assert told == [run.activations, other.activations] and str(other.activations) == "kept"
+    assert run.activations == Activations(1, "the memory was not enough", is_chosen=True)
+    (status, _) = (read_status(tmp_path / "x" / "control") or {})["runs"]
+    assert (status["activations"], status["activations_why"]) == ("recomputed", "the memory was not enough")
 
 
 def test_rows_laid_end_to_end_are_one_row() -> None:
