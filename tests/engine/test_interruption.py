@@ -30,7 +30,10 @@ class Heard(Interruption):
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
+    """Begin with the system's own, even where the tests run under nohup, and leave what was there."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
