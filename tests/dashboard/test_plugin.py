@@ -94,6 +94,15 @@ def test_a_second_look_says_only_what_is_new(tmp_path: Path) -> None:
     assert page.ask("/state", **asked).json["runs"][0]["best"] == {"loss": 1.0, "learning_rate": 1.0}
 
 
+def test_an_evaluations_points_come_with_their_limits(tmp_path: Path) -> None:
+    root = make_experiment(tmp_path / "one")
+    page = Page(root)
+    log(root, 0, 1, eval_f1=0.5, eval_f1_low=0.25, eval_f1_high=1.0)
+    log(root, 0, 2, eval_f1=0.5)
+    said = page.ask("/state", experiment="one", since=0, metrics="eval_f1,,eval_f1_low,eval_f1_high").json
+    assert said["points"] == [[0, 1, 1, 1.0, 0.5, None, 0.25, 1.0], [0, 2, 1, 2.0, 0.5, None, None, None]]
+
+
 def test_the_state_is_sent_again_only_when_it_has_changed(tmp_path: Path) -> None:
     root = make_experiment(tmp_path / "one")
     page = Page(root)

@@ -5,10 +5,12 @@ import {hue, remember, remembered, shown} from './words.js';
 
 const AXES = {step: 'step', chunk: 'chunk', rows: 'rows seen', time: 'time'};
 const NEAR = 24; // pixels within which a point is meant: further away a run has no value there
+const FEW = 12; // so many names, and bands, can be told apart
 const GRAINS = 600; // places of a time axis: the clocks of runs have no moments in common
 
-// Points of one metric, and of the evaluation that belongs to it, by run: {number: [[step, chunk, time, value, evaluation], ...]}
-export const metricsFor = metric => (metric.startsWith('eval_') ? [metric] : [metric, `eval_${metric}`]);
+// Points of one metric, of the evaluation that belongs to it, or of its own limits, by run:
+// {number: [[step, chunk, time, value, evaluation, low, high], ...]}
+export const metricsFor = metric => (metric.startsWith('eval_') ? [metric, '', `${metric}_low`, `${metric}_high`] : [metric, `eval_${metric}`]);
 
 export function Curves({state, points, version, metric, setMetric, selected, select, visible}) {
   const [view, setView] = useState(() => remembered('view', {axis: 'step', smoothing: 0, logX: false, logY: false, evaluations: false}));
@@ -29,7 +31,7 @@ export function Curves({state, points, version, metric, setMetric, selected, sel
     drawn.current = lines;
     if (plot.current?.key === key) { plot.current.setData(data); return; }
     plot.current?.destroy();
-    plot.current = Object.assign(new uPlot(options({lines, view, selected, width, metric}), data, box.current), {key});
+    plot.current = Object.assign(new uPlot(options({lines, view, selected, width, metric, drawn}), data, box.current), {key});
     let focused = null;
     plot.current.hooks.setSeries = [(_, index) => { focused = index; }];
     plot.current.over.addEventListener('click', () => { const line = focused && drawn.current[focused - 1]; if (line) latest.current.select([line.run]); });
@@ -49,16 +51,17 @@ function linesOf(runs, points, view, visible) {
   const found = [], spread = view.axis === 'time' ? grainOf(points) : 0;
   for (const run of runs) {
     if (run.state === 'deleted' || !visible(run) || !points.has(run.number)) continue;
-    const lines = [new Map(), new Map()];
-    for (const [step, chunk, time, value, evaluation] of points.get(run.number)) {
+    const lines = [new Map(), new Map()], limits = new Map();
+    for (const [step, chunk, time, value, evaluation, low, high] of points.get(run.number)) {
       const x = {step, chunk: (chunk ?? 0) + (run.chunks_before ?? 0), rows: run.rows ? step * run.rows : null, time: spread ? Math.round(time / spread) * spread : time}[view.axis];
       if (x == null || (view.logX && x <= 0)) continue;
       for (const [which, y] of [[0, value], [1, view.evaluations ? evaluation : null]]) if (y != null && !(view.logY && y <= 0)) lines[which].set(x, y);
+      if (low != null && high != null && !(view.logY && low <= 0)) limits.set(x, [low, high]);
     }
     lines.forEach((line, isEvaluation) => {
       if (!line.size) return;
       const xs = [...line.keys()].sort((a, b) => a - b), ys = xs.map(x => line.get(x));
-      found.push({run: run.number, isEvaluation: Boolean(isEvaluation), xs, ys: isEvaluation ? ys : smoothed(ys, view.smoothing)});
+      found.push({run: run.number, isEvaluation: Boolean(isEvaluation), xs, ys: isEvaluation ? ys : smoothed(ys, view.smoothing), limits: isEvaluation ? new Map() : limits});
     });
   }
   return found;
@@ -76,18 +79,54 @@ function smoothed(ys, weight) {
   return ys.map(y => { sum = sum * weight + y; total = total * weight + 1; return sum / total; });
 }
 
-function options({lines, view, selected, width, metric}) {
+// Whose limits are shown: of those that are selected, or of all where they are few.
+function banded(lines, selected) {
+  const known = lines.filter(line => line.limits.size);
+  return selected.length || known.length > FEW ? known.filter(line => selected.includes(line.run)) : known;
+}
+
+function drawBands({ctx, bbox, valToPos}, lines) {
+  ctx.save();
+  ctx.beginPath();
+  ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+  ctx.clip();
+  for (const {run, limits} of lines) {
+    const points = [...limits].sort(([one], [other]) => one - other);
+    const edge = end => points.map(([x, ends]) => [valToPos(x, 'x', true), valToPos(ends[end], 'y', true)]);
+    ctx.beginPath();
+    for (const [x, y] of [...edge(1), ...edge(0).reverse()]) ctx.lineTo(x, y);
+    ctx.closePath();
+    ctx.fillStyle = ctx.strokeStyle = hue(run);
+    ctx.globalAlpha = 0.12;
+    ctx.fill();
+    ctx.globalAlpha = 0.4;
+    ctx.stroke();
+  }
+  ctx.restore();
+}
+
+function options({lines, view, selected, width, metric, drawn}) {
   const ink = getComputedStyle(document.documentElement).getPropertyValue('--dim').trim();
   const axis = {stroke: ink, grid: {stroke: '#8883'}, ticks: {stroke: '#8883'}};
   const scale = isLog => (isLog ? {distr: 3, log: 10} : {});
+  const bands = () => banded(drawn.current, selected);
+  const range = (_, min, max) => { // the limits are in it, too
+    if (min == null) return [null, null];
+    for (const [low, high] of bands().flatMap(line => [...line.limits.values()])) [min, max] = [Math.min(min, low), Math.max(max, high)];
+    return view.logY ? uPlot.rangeLog(min, max, 10, false) : uPlot.rangeNum(min, max, 0.1, true);
+  };
+  const said = (plot, value, series, place) => {
+    const limits = drawn.current[series - 1]?.limits.get(plot.data[0][place]);
+    return value == null ? '--' : limits ? `${shown(value)} [${limits.map(shown).join(', ')}]` : shown(value);
+  };
   const pale = number => selected.length > 0 && !selected.includes(number);
   return {
-    width, height: 320, cursor: {focus: {prox: NEAR}, hover: {prox: NEAR}}, focus: {alpha: 0.3}, legend: {show: lines.length <= 12},
-    scales: {x: {time: view.axis === 'time', ...scale(view.logX)}, y: scale(view.logY)},
+    width, height: 320, cursor: {focus: {prox: NEAR}, hover: {prox: NEAR}}, focus: {alpha: 0.3}, legend: {show: lines.length <= FEW}, hooks: {drawAxes: [plot => drawBands(plot, bands())]},
+    scales: {x: {time: view.axis === 'time', ...scale(view.logX)}, y: {...scale(view.logY), range}},
     axes: [axis, {...axis, size: 60, values: (_, ticks) => ticks.map(tick => (tick == null ? '' : shown(tick)))}],
     series: [{label: AXES[view.axis]}, ...lines.map(({run, isEvaluation}) => ({
       label: isEvaluation ? `${run} eval` : `run ${run}`, stroke: hue(run), width: isEvaluation ? 0 : selected.includes(run) ? 3 : 1.4,
-      alpha: pale(run) ? 0.3 : 1, spanGaps: true, value: (_, value) => (value == null ? '--' : shown(value)),
+      alpha: pale(run) ? 0.3 : 1, spanGaps: true, value: said,
       points: isEvaluation || metric.startsWith('eval_') ? {show: true, size: 6, fill: hue(run)} : {show: false},
     }))],
   };
