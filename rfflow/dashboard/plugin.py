@@ -117,7 +117,10 @@ class RfflowPlugin(base_plugin.TBPlugin):
                 return _refused(request, reason, 403)
             if (request.content_length or 0) > _LARGEST:
                 return _refused(request, f"A request is {_LARGEST} bytes long at most.", 413)
-            body = request.get_json(silent=True)
+            try:
+                body = request.get_json(silent=True)
+            except RecursionError:
+                body = None
             if not isinstance(body, dict):
                 return _refused(request, "The request is no JSON object.", 400)
             return self._answered(request, lambda request: function(request, body))
@@ -129,7 +132,7 @@ class RfflowPlugin(base_plugin.TBPlugin):
             return http_util.Respond(request, function(request), "application/json")
         except KeyError as error:
             return _refused(request, f"There is no {error.args[0]!r}.", 400)
-        except (ValueError, TypeError, RfflowError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError, OSError, RfflowError) as error:
             return _refused(request, redacted(str(error)), 400)
 
     # --- what is read -------------------------------------------------------------------------------------------------
