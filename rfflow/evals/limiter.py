@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Hashable
@@ -31,6 +32,10 @@ class Leave:
 
     paid: float
     """What it has cost, in USD: what it may cost at most, until somebody knows better."""
+    given: float = 0.0
+    """When, by the clock of the loop."""
+    is_refused: bool = False
+    """Whether the server has had too much."""
 
 
 @dataclass
@@ -59,9 +64,11 @@ class Limiter:
         self.spent = spent
         self._requests = self._tokens = -1e18
         """When the quota would be as if nothing had been sent."""
-        self._until = self._slowed_at = -1e18
+        self._until = self._slowed_at = self._halved_at = -1e18
         self._rate = 1.0
         """The part of the limits that the server seems to give."""
+        self._room = math.inf
+        """How many may be on their way as far as the server seems to bear it, where no rate is said."""
         self._queues: dict[Hashable, deque[_Waiting]] = {}
         self._taken: dict[Hashable, float] = {}
         """Tokens, by who has had them; who comes late begins with as many as who was served last."""
@@ -102,18 +109,32 @@ class Limiter:
             BudgetSpent: if it could cost more than is left.
         """
         await self._wait(who, _Waiting(tokens, usd, asyncio.get_running_loop().create_future()))
-        leave = Leave(usd)
+        leave = Leave(usd, asyncio.get_running_loop().time())
         try:
             yield leave
         finally:
             self._on_way -= 1
             self._reserved -= usd
             self.spent += leave.paid
+            if not leave.is_refused:
+                self._room += 1 / self._room
             self._serve()
 
-    def refused(self, seconds: float) -> None:
-        """The server has had too much: nobody sends for so long, and everybody a little slower after that."""
+    def refused(self, seconds: float, leave: Leave | None = None) -> None:
+        """The server has had too much: nobody sends for so long, and everybody a little slower after that.
+
+        Where no rate is said, half as many are on their way after that, and again more as answers come.
+
+        Args:
+            seconds: how long.
+            leave: of the request that was refused, where that is known.
+        """
         now = asyncio.get_running_loop().time()
+        if leave is not None:
+            leave.is_refused = True
+        is_news = leave is None or leave.given >= self._halved_at  # many that were on their way are refused together
+        if is_news and self.limit.rpm is None and self.limit.tpm is None:
+            self._room, self._halved_at = max(1.0, min(self._room, self._on_way) / 2), now
         self._until = max(self._until, now + seconds)
         self._requests = max(self._requests, self._until + _BURST)
         self._tokens = max(self._tokens, self._until + _BURST)
@@ -145,7 +166,7 @@ class Limiter:
         loop = asyncio.get_running_loop()
         while (who := self._next()) is not None:
             waiting = self._queues[who][0]
-            if self.limit.concurrency is not None and self._on_way >= self.limit.concurrency:
+            if self._on_way >= min(self._room, self.limit.concurrency or math.inf):
                 return
             if self.limit.usd is not None and self.spent + self._reserved + waiting.usd > self.limit.usd:
                 if not self._on_way:  # else it may turn out cheaper than it might have been

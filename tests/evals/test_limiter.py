@@ -44,10 +44,10 @@ async def ask_all(limiter: Limiter, server: Server, requests: list[int]) -> None
     async def one(tokens: int) -> None:
         async with places:
             while True:
-                async with limiter.leave("run", tokens):
+                async with limiter.leave("run", tokens) as leave:
                     if (wait := await server.ask(tokens)) is None:
                         return
-                    limiter.refused(wait)
+                    limiter.refused(wait, leave)
 
     await asyncio.gather(*map(one, requests))
 
@@ -80,6 +80,12 @@ def test_a_limit_that_is_not_known_is_found_and_nobody_is_lost() -> None:
     server = Server(rpm=100)
     assert minutes(server, [10] * 500, rpm=133) < 7.5
     assert 0 < server.refused < 100
+
+
+def test_where_no_limit_is_said_fewer_are_on_their_way_until_the_server_bears_it() -> None:
+    server = Server(rpm=300, window=6)
+    assert minutes(server, [10] * 600) < 2.5
+    assert 0 < server.refused < 120, "all that wait do not come back at once, again and again"
 
 
 def test_who_has_more_on_its_way_and_longer_prompts_gets_no_more() -> None:

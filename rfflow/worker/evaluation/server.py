@@ -180,7 +180,7 @@ class ServerGenerator:
             tries.refusals += 1
             if tries.refusals > _REFUSED:
                 return Reply(None, error=f"refused {tries.refusals} times: {error}")
-            self._limiter.refused(retry_after(error.response.headers, tries.refusals))
+            self._limiter.refused(retry_after(error.response.headers, tries.refusals), leave)
             return None
         except (openai.APIConnectionError, openai.InternalServerError, _Unreadable, ValueError) as error:
             if not isinstance(error, openai.APITimeoutError | _Unreadable | ValueError):
