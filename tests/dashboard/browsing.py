@@ -76,8 +76,9 @@ class Tab:
         self.page = page
         page.set_default_timeout(PATIENCE)
         self.errors: list[str] = []
-        """What the page's own code has raised."""
+        """What the page's own code has raised, or TensorBoard's content security policy has stopped."""
         page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda said: self.errors.append(said.text) if "Content Security" in said.text else None)
         page.goto(address)
         self.frame = page.frame_locator("iframe[src*='name=rfflow']")
         self.frame.locator("#runs tbody tr").first.wait_for()

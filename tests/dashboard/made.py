@@ -52,7 +52,7 @@ def make_full(root: Path) -> Path:
     Two runs of different batch sizes, on a slot each, a clone of the first that started warm, one that has failed of a
     loss that is no number, and one that waits; names with markup in them.
     """
-    since = "2026-01-01T10:00:00"
+    since = "2026-01-01T10:00:00.000+00:00"
     metrics = [
         {"loss": 100.0, "eval_loss": 3.5, MARKUP: 1.0},
         {"loss": 9.0, "eval_loss": 3.25},
@@ -95,7 +95,7 @@ def make_full(root: Path) -> Path:
                 file.write(json.dumps(line) + "\n")
     (root / "timeline.json").write_text(json.dumps({"runs": [], "chunks": chunks}))
     Journal(root / "ops.jsonl").append(
-        Entry("clone", 0, "applied", "Run 0 was cloned as run 2 from its weights.", file="x.yaml", clone=2),
+        Entry("clone", 0, "applied", "Run 0 was cloned as run 2 from its weights.", file="x.yaml", clone=2, time=since),
         Entry("stop", 1, "applied", f"Run 1 was stopped: worse than run 0 {MARKUP}", by="policy/Halving"),
         Entry("stop", 3, "refused", "Run 3 is failed.", file="20260101-100000-000000000-stop-tab.yaml"),
     )

@@ -25,7 +25,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def tab(address: str, open_page: Any) -> Iterator[Tab]:
     """The page, whose own code has raised nothing when the test ends."""
-    tab = Tab(open_page(), address)
+    tab = Tab(open_page(timezone_id="UTC"), address)
     tab.at("#metric").select_option("loss")
     tab.at("#plot .u-over").wait_for()
     yield tab
@@ -234,6 +234,13 @@ def test_the_log_of_ops_says_who_and_why(tab: Tab) -> None:
         "person, file Run 0 was cloned as run 2 from its weights.",
     ]
     assert tab.at("#hint").inner_text().startswith("Halving issues ops too")
+
+
+def test_times_are_those_of_where_the_browser_is(address: str, open_page: Any) -> None:
+    tab = Tab(open_page(timezone_id="Asia/Tokyo", locale="en-US"), address)
+    assert tab.row(0).locator("[data-key=slot]").inner_text() == "0 since 19:00:00"
+    assert tab.at("#ops > div").last.inner_text().startswith("19:00:00 person, file")
+    assert not tab.errors
 
 
 def test_one_run_has_its_configuration_log_ops_and_answers(tab: Tab) -> None:

@@ -1,7 +1,7 @@
 // Stop, resume, delete; what came of them; and everybody's ops.
 import {html, useEffect, useRef, useState} from './vendor/htm-preact.js';
 import {ask, post} from './server.js';
-import {spans} from './words.js';
+import {clock, spans} from './words.js';
 
 const STATES = {
   stop: ['queued', 'running'], resume: ['stopped'],
@@ -72,4 +72,4 @@ export function Log({state, answers}) {
 
 const who = op => (op.by === 'person' ? (/-tab\.yaml$/.test(op.file) ? 'person, here' : /^\d{8}-\d{6}-\d{9}-/.test(op.file) ? 'person, ctl' : 'person, file') : op.by);
 
-export const Line = ({op}) => html`<div><span class="dim">${(op.time || '').slice(11, 19)}</span> <span class="pill" title=${op.file}>${who(op)}</span> <span class=${op.outcome === 'applied' ? '' : 'bad'}>${op.detail}</span></div>`;
+export const Line = ({op}) => html`<div><span class="dim">${clock(op.time)}</span> <span class="pill" title=${op.file}>${who(op)}</span> <span class=${op.outcome === 'applied' ? '' : 'bad'}>${op.detail}</span></div>`;

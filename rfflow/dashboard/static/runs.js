@@ -1,6 +1,6 @@
 // The table: one row a run, any column, what differs from a baseline.
 import {html, useMemo, useRef, useState} from './vendor/htm-preact.js';
-import {difference, duration, filterOf, hue, overridesOf, remember, remembered, shown} from './words.js';
+import {clock, difference, duration, filterOf, hue, overridesOf, remember, remembered, shown} from './words.js';
 
 const USUAL = ['rank', 'overrides', 'state', 'slot', 'chunk', 'step', 'objective', 'best', 'loss', 'seconds', 'left', 'parent'];
 
@@ -82,7 +82,7 @@ function columnsOf(runs, objective) {
   const keys = [...new Set(runs.flatMap(run => Object.keys(overridesOf(run))))];
   const metrics = [...new Set(runs.flatMap(run => Object.keys(run.metrics || {})))].sort();
   const number = text => (text !== undefined && text !== '' && Number.isFinite(Number(text)) ? Number(text) : text);
-  const held = run => (run.state === 'running' && run.since ? `${run.slot} since ${run.since.slice(11, 19)}` : run.slot ?? '');
+  const held = run => (run.state === 'running' && run.since ? `${run.slot} since ${clock(run.since)}` : run.slot ?? '');
   const metric = (key, title, value) => ({key, title, value, isMetric: true});
   return [
     {key: 'number', title: 'run', value: run => run.number},

@@ -16,7 +16,8 @@ export function duration(seconds) {
   return seconds < 90 ? `${seconds.toFixed(0)} s` : seconds < 5400 ? `${(seconds / 60).toFixed(0)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-export const clock = seconds => new Date(seconds * 1000).toLocaleTimeString();
+// 10:00:00, where the browser is; of a time as ISO 8601 writes it
+export const clock = time => (Number.isNaN(Date.parse(time)) ? '' : new Date(time).toLocaleTimeString([], {hourCycle: 'h23', hour: '2-digit', minute: '2-digit', second: '2-digit'}));
 
 // 0-3, 5
 export function spans(numbers) {
