@@ -356,7 +356,7 @@ class ExperimentSpec:
     quotas: QuotasSpec = field(default_factory=QuotasSpec)
 
 
-FUSIONS = ("off", "auto", "slice")
+FUSIONS = ("off", "auto", "slice", "cat", "grouped")
 EXPERIMENT_KEYS = (
     *("name", "objective", "engine", "control", "checkpoint", "policy", "search", "loggers", "callbacks"),
     *("limits", "prices"),

@@ -35,6 +35,7 @@ class Gangs:
         self._replies: dict[int, Reply] = {}
         self._own: dict[int, float] = {}
         """Seconds that the own code has taken of each run that began this turn in a gang."""
+        self._form = "slice" if fusion == "auto" else fusion
         self._choices = Choices() if fusion == "auto" else None
         self._chosen: dict[frozenset[int], Choice] = {}
         self._later: list[dict[int, TrainingSession]] = []
@@ -163,7 +164,7 @@ class Gangs:
 
     def _trunk(self, session: TrainingSession) -> Trunk:
         key = f"trunk of {session.run.spec.model.key}"
-        return self._shared.made_once(key, lambda: Trunk(session.base))
+        return self._shared.made_once(key, lambda: Trunk(session.base, self._form))
 
     def _of(self, sessions: Mapping[int, TrainingSession]) -> Gang:
         trunk = self._trunk(next(iter(sessions.values())))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from rfflow.worker.gangs.calibration import Choice, Choices, now
+from rfflow.worker.gangs.forms import MIXING
 from rfflow.worker.gangs.member import AtBackward, AtForward, Meeting, Member, Reply
 from rfflow.worker.gangs.passes import Call, Pass, in_order
 from rfflow.worker.gangs.trunk import Trunk
@@ -253,8 +254,14 @@ class Gang:
         current = Pass([place.call for place in places])
         with _as_set(places[0].call.settings):
             output = self._trunk.forward(current)
+        self._check_numbers(places, [output.detach()])
         self.passes += 1
         return current, output
+
+    def _check_numbers(self, places: Sequence[_Place], found: Sequence[torch.Tensor | None]) -> None:
+        """Raise where a run may have spoilt the numbers of others, in a form in which that can be."""
+        if self._trunk.form in MIXING and len(places) > 1 and not _are_numbers(found):
+            raise ArithmeticError("something is no number, by which run it may be")
 
     def _is_exact_forward(self, current: Pass, output: torch.Tensor, places: Sequence[_Place]) -> bool:
         """Whether each run has what a pass of its own gives it, to the bit."""
@@ -320,6 +327,7 @@ class Gang:
             )
         if (choice := self._to_verify) is not None and len(places) > 1:
             found = self._verified(choice, gone, settings, parameters, found)
+        self._check_numbers(places, found)
         _keep(parameters, found)
 
     def _verified(
@@ -364,10 +372,16 @@ def _gradient(place: _Place, output: torch.Tensor) -> torch.Tensor:
     return place.leaf.grad.reshape(-1, output.shape[-1])
 
 
+def _are_numbers(tensors: Sequence[torch.Tensor | None]) -> bool:
+    sums = [one.sum(dtype=torch.float32) for one in tensors if one is not None]
+    return not sums or bool(torch.stack(sums).isfinite().all())
+
+
 def _keep(parameters: Sequence[torch.Tensor], found: Sequence[torch.Tensor | None]) -> None:
     """Add gradients to those that are there: all of them, or none where one cannot be added."""
     before = [parameter.grad for parameter in parameters]
-    sums = [old if new is None else _sum(old, new) for old, new in zip(before, found, strict=True)]
+    laid_out = [None if new is None else _as(one, new) for one, new in zip(parameters, found, strict=True)]
+    sums = [old if new is None else _sum(old, new) for old, new in zip(before, laid_out, strict=True)]
     try:
         for parameter, gradient in zip(parameters, sums, strict=True):
             parameter.grad = gradient
@@ -375,6 +389,13 @@ def _keep(parameters: Sequence[torch.Tensor], found: Sequence[torch.Tensor | Non
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient
         raise
+
+
+def _as(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Return a gradient that lies in memory as its parameter does, which fused optimizers take for granted."""
+    if gradient.stride() == parameter.stride() and gradient._base is None:
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _sum(old: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:

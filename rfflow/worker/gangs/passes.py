@@ -61,6 +61,8 @@ class Pass:
         self.blocks = _blocks(calls)
         self.generators = [_generator(call) for call in calls]
         """What the dropout of each draws from."""
+        self.made: dict[Hashable, torch.Tensor] = {}
+        """What layers have made that other layers need as well."""
 
     @property
     def ids(self) -> torch.Tensor:

@@ -31,9 +31,11 @@ class Trunk:
 
     Args:
         base: whose decoder it is.
+        form: how adapters are computed, see :mod:`.forms`.
     """
 
-    def __init__(self, base: Base):
+    def __init__(self, base: Base, form: str = "slice"):
+        self.form = form
         self._model = base.structure()
         self._decoder: nn.Module = self._model.get_decoder()
         self._attention = str(self._model.config._attn_implementation)

@@ -37,10 +37,10 @@ def prepared(specs: Sequence[RunSpec], root: Path) -> Iterator[dict[int, Trainin
 
 
 def train(
-    sessions: Mapping[int, TrainingSession], choices: Choices | None = None
+    sessions: Mapping[int, TrainingSession], choices: Choices | None = None, form: str = "slice"
 ) -> tuple[dict[int, Outcome | BaseException], Gang]:
     """Train runs to their ends in a gang; one that fails leaves its error."""
-    trunk = Trunk(sessions[0].base)
+    trunk = Trunk(sessions[0].base, form)
     gang = Gang(trunk, choices)
     for run, session in sessions.items():
         assert why_not(session.coroutine.trainer, session.base.model) is None
