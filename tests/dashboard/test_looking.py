@@ -221,6 +221,10 @@ def test_only_overrides_that_differ_are_shown_and_who_holds_a_slot_since_when(ta
     tab.at(".menu summary").click()
     tab.at("[data-column='every override']").check()
     assert tab.row(0).locator("[data-key='every override']").inner_text() == "+recipe=sft lr=1e-2"
+    long = tab.row(4).locator("[data-key=overrides]")
+    assert long.bounding_box()["width"] <= 330 and long.get_attribute("title") == f"lr=1e-1 x={MARKUP}", (
+        "room for metrics"
+    )
 
 
 # --- ops, one run, several --------------------------------------------------------------------------------------------

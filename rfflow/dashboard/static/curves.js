@@ -6,6 +6,7 @@ import {hue, remember, remembered, shown} from './words.js';
 const AXES = {step: 'step', chunk: 'chunk', rows: 'rows seen', time: 'time'};
 const NEAR = 24; // pixels within which a point is meant: further away a run has no value there
 const FEW = 12; // so many names, and bands, can be told apart
+const WHOLE = [1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8].flatMap(ten => [ten, 2 * ten, 5 * ten]); // there is no half a step
 const GRAINS = 600; // places of a time axis: the clocks of runs have no moments in common
 
 // Points of one metric, of the evaluation that belongs to it, or of its own limits, by run:
@@ -123,7 +124,7 @@ function options({lines, view, selected, width, metric, drawn}) {
   return {
     width, height: 320, cursor: {focus: {prox: NEAR}, hover: {prox: NEAR}}, focus: {alpha: 0.3}, legend: {show: lines.length <= FEW}, hooks: {drawAxes: [plot => drawBands(plot, bands())]},
     scales: {x: {time: view.axis === 'time', ...scale(view.logX)}, y: {...scale(view.logY), range}},
-    axes: [axis, {...axis, size: 60, values: (_, ticks) => ticks.map(tick => (tick == null ? '' : shown(tick)))}],
+    axes: [view.axis === 'time' ? axis : {...axis, incrs: WHOLE}, {...axis, size: 60, values: (_, ticks) => ticks.map(tick => (tick == null ? '' : shown(tick)))}],
     series: [{label: AXES[view.axis]}, ...lines.map(({run, isEvaluation}) => ({
       label: isEvaluation ? `${run} eval` : `run ${run}`, stroke: hue(run), width: isEvaluation ? 0 : selected.includes(run) ? 3 : 1.4,
       alpha: pale(run) ? 0.3 : 1, spanGaps: true, value: said,

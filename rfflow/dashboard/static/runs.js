@@ -2,7 +2,7 @@
 import {html, useMemo, useRef, useState} from './vendor/htm-preact.js';
 import {clock, difference, duration, filterOf, hue, overridesOf, remember, remembered, shown} from './words.js';
 
-const USUAL = ['rank', 'overrides', 'state', 'slot', 'chunk', 'step', 'objective', 'best', 'loss', 'seconds', 'left', 'parent'];
+const USUAL = ['rank', 'overrides', 'objective', 'best', 'state', 'slot', 'chunk', 'step', 'loss', 'seconds', 'left', 'parent'];
 
 export function Runs({state, selected, select, baseline, setBaseline, open, filter, setFilter}) {
   const {runs, objective} = state;
@@ -59,7 +59,7 @@ export function Runs({state, selected, select, baseline, setBaseline, open, filt
         onClick=${e => click(e, run.number)} onKeyDown=${e => press(e, run.number)} onDblClick=${open}>
       <td><input type="checkbox" tabindex="-1" aria-label="select run ${run.number}" checked=${selected.includes(run.number)} /></td>
       <td class="number"><span class="swatch" style="background:${hue(run.number)}"></span>${run.number}</td>
-      ${shownColumns.filter(c => c.key !== 'number').map(c => html`<td class="${c.isText ? '' : 'number'} ${c.key === 'state' ? run.state : ''}" data-key=${c.key}>${c.text ? c.text(run) : shown(c.value(run))}${c.isMetric && pinned && pinned !== run && differs(c, run, pinned)}</td>`)}
+      ${shownColumns.filter(c => c.key !== 'number').map(c => html`<td class="${c.isText ? 'text' : 'number'} ${c.key === 'state' ? run.state : ''}" data-key=${c.key} title=${c.isText ? c.value(run) : null}>${c.text ? c.text(run) : shown(c.value(run))}${c.isMetric && pinned && pinned !== run && differs(c, run, pinned)}</td>`)}
       <td><button class="quiet" data-pin=${run.number} tabindex="-1" title="compare the others with this run (key: p)" aria-pressed=${run === pinned} onClick=${e => { e.stopPropagation(); pin(run.number); }}>${run === pinned ? 'baseline' : 'pin'}</button></td></tr>`)}</tbody></table></div>`;
 }
 
@@ -90,12 +90,12 @@ function columnsOf(runs, objective) {
     {key: 'overrides', title: 'overrides', value: own, isText: true},
     {key: 'every override', title: 'every override', value: run => (run.overrides || []).join(' '), isText: true},
     ...keys.map(key => ({key: `override ${key}`, title: key, value: run => number(overridesOf(run)[key])})),
+    metric('objective', objective.metric, run => run.metrics?.[objective.metric]),
+    metric('best', `best ${objective.metric}`, run => run.best?.[objective.metric]),
     {key: 'state', title: 'state', value: run => run.state, isText: true},
     {key: 'slot', title: 'slot', value: run => run.slot, text: held},
     {key: 'chunk', title: 'chunk', value: run => run.chunk ?? 0, text: run => `${run.chunk ?? 0}/${run.chunks ?? '?'}`},
     {key: 'step', title: 'step', value: run => run.step, text: run => `${run.step}/${run.steps ?? '?'}`},
-    metric('objective', objective.metric, run => run.metrics?.[objective.metric]),
-    metric('best', `best ${objective.metric}`, run => run.best?.[objective.metric]),
     ...metrics.filter(name => name !== objective.metric).flatMap(name => [metric(name, name, run => run.metrics?.[name]), metric(`best ${name}`, `best ${name}`, run => run.best?.[name])]),
     {key: 'seconds', title: 'time', value: run => run.seconds, text: run => duration(run.seconds)},
     {key: 'left', title: 'left', value: run => run.left, text: run => duration(run.left)},
