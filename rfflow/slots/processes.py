@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
@@ -49,14 +50,25 @@ class ProcessSlots(WiredSlots):
 
 
 class _Process:
+    """What a worker runs in: Python itself would take it for running as long as anything that it has forked is."""
+
     def __init__(self, process: SpawnProcess):
+        assert process.pid is not None
         self._process = process
+        self._own = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
+
+    @property
+    def ended(self) -> int | None:
+        return self._own
 
     def kill(self) -> None:
         self._process.kill()
 
     def join(self, timeout: float) -> bool:
-        self._process.join(timeout)
+        if self._own is None:
+            self._process.join(timeout)
+        else:
+            connection.wait([self._own], timeout)
         return not self._process.is_alive()
 
     def how_ended(self) -> str:
@@ -68,6 +80,11 @@ class _Process:
     def would_end_again(self) -> bool:
         # One that is killed may begin the next time; one that leaves by itself will do so again.
         return (self._process.exitcode or 0) > 0
+
+    def forget(self) -> None:
+        if self._own is not None:
+            os.close(self._own)
+            self._own = None
 
 
 @contextmanager

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _START = 180.0
 """Seconds that Ray is given to start an actor."""
+_LOOK = 5.0
+"""Those of silence after which it is asked whether an actor is there still."""
 
 
 class RaySlots(WiredSlots):
@@ -101,6 +103,7 @@ class _Actor:
         self._served = served
         self.trouble: str | None = None
         """Why it has never come."""
+        self.ended = None  # Ray is asked, see _carry
 
     def kill(self) -> None:
         import ray
@@ -132,6 +135,9 @@ class _Actor:
 
     def would_end_again(self) -> bool:
         return self.trouble is not None
+
+    def forget(self) -> None:
+        """Ray holds what there is."""
 
 
 class _Door:
@@ -192,8 +198,11 @@ def _carry(door: _Door, name: str, there: Any, listening: Any, body: _Actor) -> 
         to = {there: wire, wire: there, listening: nudges}
         with contextlib.suppress(EOFError, OSError):
             while True:
-                for ready in connection.wait(list(to)):
+                come = connection.wait(list(to), _LOOK)
+                for ready in come:
                     to[ready].send_bytes(ready.recv_bytes())  # type: ignore[union-attr]
+                if not come and body.join(0):  # what it has forked may hold the connections open
+                    break
     for end in (there, listening, wire, nudges):
         if end is not None:
             end.close()

@@ -23,6 +23,9 @@ from rfflow.config.spec import ExperimentSpec
 from rfflow.errors import ConfigError, RfflowError, WorkerError
 from rfflow.runs.events import Command, Event, Failed, Heard, Lost, Refused, Said, Train, Unsaved, Up
 
+_LOOK = 1.0
+"""Seconds between two looks whether the engine's process is there still."""
+
 
 class Wire(Protocol):
     """One end of a connection; what is sent arrives whole and in order."""
@@ -37,6 +40,10 @@ class Wire(Protocol):
         Raises:
             EOFError, OSError: if the other end is gone.
         """
+        ...
+
+    def poll(self, timeout: float) -> bool:
+        """Return whether there is something to receive, or the other end is gone, within so many seconds."""
         ...
 
 
@@ -137,8 +144,12 @@ def packed(command: Command | None) -> bytes:
 
 def _listen(wire: Wire, mailbox: _Mailbox, tell: Callable[..., None]) -> None:
     """Take commands as they come, so that the end of the engine is heard in the middle of a chunk."""
+    engine = multiprocessing.parent_process()
     while True:
         try:
+            while not wire.poll(_LOOK):
+                if engine is not None and os.getppid() != engine.pid:  # what it has forked may hold the wire open
+                    raise EOFError
             data = wire.recv_bytes()
         except (EOFError, OSError):
             _leave()  # the engine is gone; nobody would hear what is trained from here on

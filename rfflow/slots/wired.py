@@ -25,6 +25,11 @@ _LOOK = 0.05
 class Body(Protocol):
     """Whatever a worker runs in."""
 
+    @property
+    def ended(self) -> int | None:
+        """What can be waited for until it has ended, where that can be: what it has forked may hold its wire open."""
+        ...
+
     def kill(self) -> None:
         """End it at once."""
         ...
@@ -41,6 +46,10 @@ class Body(Protocol):
         """Whether another one that has not come to begin would end in the same way."""
         ...
 
+    def forget(self) -> None:
+        """Let go of what is held of it here; nothing is asked of it any more."""
+        ...
+
 
 @dataclass
 class Link:
@@ -55,6 +64,12 @@ class Link:
     """The worker's process, once it is known."""
     is_up: bool = False
     """Whether it has begun."""
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.wire.close()
+        self.nudges.close()
+        self.body.forget()
 
 
 class WiredSlots(ABC):
@@ -93,11 +108,15 @@ class WiredSlots(ABC):
 
     def hear(self, timeout: float | None = None) -> Heard | None:
         """Wait for the next event of any worker."""
-        wires = {link.wire: slot for slot, link in self._links.items()}
-        for ready in connection.wait(list(wires), timeout):
-            slot = wires[ready]
+        ready_of: dict[Any, int] = {link.wire: slot for slot, link in self._links.items()}
+        ready_of |= {link.body.ended: slot for slot, link in self._links.items() if link.body.ended is not None}
+        for ready in connection.wait(list(ready_of), timeout):
+            slot = ready_of[ready]
+            wire = self._links[slot].wire
             try:
-                heard: Heard = pickle.loads(self._links[slot].wire.recv_bytes())
+                if not wire.poll():  # it has ended, and all that it has told was heard
+                    return self._bury(slot)
+                heard: Heard = pickle.loads(wire.recv_bytes())
             except (EOFError, OSError):
                 return self._bury(slot)
             if isinstance(heard.event, Lost):
@@ -135,8 +154,7 @@ class WiredSlots(ABC):
         until = time.monotonic() + _PATIENCE
         for link in self._links.values():
             self._end(link, until)
-            link.wire.close()
-            link.nudges.close()
+            link.close()
         self._links.clear()
         atexit.unregister(self._end_all)
 
@@ -160,9 +178,8 @@ class WiredSlots(ABC):
     def _bury(self, slot: int) -> Heard:
         link = self._links.pop(slot)
         link.body.join(_PATIENCE)
-        link.wire.close()
-        link.nudges.close()
         how = link.body.how_ended()
+        link.close()
         if link.is_up:
             return Heard(slot, None, Lost(how))
         how = f"{how} before it could begin; its own words stand above"

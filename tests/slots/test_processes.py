@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from rfflow.runs.experiment import Callback, Experiment
 from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.run import Run, RunState
 from rfflow.slots.processes import ProcessSlots
+from tests.support.counting import leave_a_child
 from tests.support.toy import put, quick_inbox, toy_engine, toy_spec
 
 __all__ = ["quick_inbox"]
@@ -312,12 +314,45 @@ def test_a_policy_decides_as_on_one_device(root: Path, name: str) -> None:
     assert alone and decided(2) == alone
 
 
-def test_workers_do_not_outlive_the_engine(root: Path) -> None:
+@pytest.fixture
+def children(tmp_path: Path) -> Iterator[Path]:
+    """Where processes note whom they leave behind, who are ended at last."""
+    pids = tmp_path / "children"
+    yield pids
+    for pid in pids.read_text().split() if pids.exists() else []:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def test_that_a_worker_is_gone_is_heard_although_what_it_has_forked_is_not(
+    root: Path, expected: list[str], children: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Processes of a run's data, or of a reward: they hold open what their parent had open."""
+    killed: list[float] = []
+
+    def kill_it() -> None:
+        kill(engine, 1)
+        killed.append(time.time())
+
+    specs = [toy_spec(CHUNKS)] * 4
+    forks = {slot: {"TOY_FORKS": str(children)} for slot in (0, 1)}
+    engine = toy_engine(root, specs, [Watch(6, kill_it)], processes=2, environments=forks)
+    engine.run()
+    engine.close()
+    assert states(engine) == [RunState.COMPLETED] * 4 and ends(root) == expected
+    (heard,) = [record.created for record in caplog.records if "is lost" in record.getMessage()]
+    assert heard - killed[0] < 30 and time.time() - killed[0] < 50, "it was waited for whom it has left behind"
+
+
+@pytest.mark.parametrize("forks", [False, True], ids=["alone", "with a child that is left"])
+def test_workers_do_not_outlive_the_engine(root: Path, forks: bool, children: Path) -> None:
     """Killed outright, it leaves nobody behind that would write to the experiment's directory."""
     told = root.parent / "pids"
 
     def die() -> None:
         told.write_text(" ".join(str(slots_of(engine).pid(slot)) for slot in (0, 1)))
+        if forks:
+            leave_a_child(children)
         os.kill(os.getpid(), signal.SIGKILL)
 
     engine = make(root, Watch(3, die))
@@ -329,7 +364,7 @@ def test_workers_do_not_outlive_the_engine(root: Path) -> None:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     pids = [int(word) for word in told.read_text().split()]
-    until = time.monotonic() + 10
+    until = time.monotonic() + 20
     while any(is_running(pid) for pid in pids):
         assert time.monotonic() < until, "a worker is still there"
         time.sleep(0.01)  # nothing tells when a process is gone that is nobody's child any more
