@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import report
@@ -46,6 +47,36 @@ def test_a_part_that_is_measured_again_replaces_only_itself(tmp_path: Path) -> N
     assert text.startswith("Before\n") and text.endswith("\nafter\n") and "old" not in text
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "ratio" in line]
     assert rows == [["ratio", "0.7", "0.5", "0.9", "3", "< 1", "yes"], ["ratio", "1.5", "1.5", "1.5", "1", "< 1", "no"]]
+
+
+def test_a_quota_is_used_fairly_and_nothing_is_sent_in_vain() -> None:
+    from benchmarks.limits import Server, play
+    from rfflow.config.spec import LimitSpec
+
+    ours, retries = play(Server(tpm=2e5), LimitSpec(tpm=2e5)), play(Server(tpm=2e5), None)
+    assert ours.server.seen["wasted"] == ours.lost == 0 and ours.use > 0.95
+    assert min(ours.fairness(part) for part in (0.25, 0.5)) > 0.9
+    assert retries.lost > 1000 and retries.server.seen["wasted"] > 4000
+
+
+def test_policies_are_raced_on_the_same_answers() -> None:
+    from benchmarks.racing import POLICIES, answers, play
+
+    scores = answers(4, 64, "F1", np.random.default_rng(1))
+    shares = {name: play(scores, make())[2] for name, make in POLICIES.items()}
+    assert all(0 < share <= 1 for share in shares.values()) and shares["halving"] < 0.5
+
+
+def test_intervals_are_counted_where_they_hold() -> None:
+    from benchmarks.coverage import UNIT, cover_one, limits_of_others, others_cover_one
+
+    right, ones = (np.arange(100) < 70).astype(float), np.ones(100)
+    assert cover_one(right, ones, UNIT, 50, 1) > 0.9 > others_cover_one("normal", right, ones, UNIT, 50, 1)
+    # By hand: 1.96 standard errors of 50 in 101, and no width at the end of the range.
+    low, high = limits_of_others("normal", np.array([0.5, 1.0]), 50, 101, UNIT)
+    assert high - low == pytest.approx([2 * 1.959964 * (0.25 / 50 * 51 / 100) ** 0.5, 0])
+    low, high = limits_of_others("hoeffding", np.array([3.0]), 50, 101, (1.0, 5.0))
+    assert high - low == pytest.approx([8 * (np.log(40) / 100 * 51 / 100) ** 0.5])
 
 
 @pytest.mark.slow
