@@ -104,7 +104,7 @@ def run_workers(work: Work, folder: Path, workers: int, device: str) -> Trained:
 
 def train_with_workers(jobs: Path, workers: int, device: str) -> None:
     """Train what a file lists, in this process and its workers."""
-    from rfflow.config.spec import DatasetSpec, ExperimentSpec, ModelSpec, RunSpec, TrainerSpec
+    from rfflow.config.spec import DatasetSpec, ExperimentSpec, ModelSpec, TrainerSpec, TrainSpec
     from rfflow.engine.engine import Engine
     from rfflow.runs.paths import ExperimentPaths
     from rfflow.slots.processes import ProcessSlots
@@ -113,7 +113,7 @@ def train_with_workers(jobs: Path, workers: int, device: str) -> None:
     slots = ProcessSlots(spec, [{"CUDA_VISIBLE_DEVICES": "0"}] * workers)
     engine = Engine(spec, ExperimentPaths(jobs.parent / "experiment"), slots=slots)
     for number, job in enumerate(json.loads(jobs.read_text(encoding="utf-8"))):
-        run = RunSpec(
+        run = TrainSpec(
             model=ModelSpec(name=job["model"], kwargs={"dtype": "float32"}),
             dataset=DatasetSpec(path=job["data"], eval_size=0),
             trainer=TrainerSpec(target="trl.SFTTrainer", args_target="trl.SFTConfig", args=job["args"]),

@@ -10,16 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from rfflow.confidential import shown_config
 from rfflow.config.fields import boolean, plain, settings_of, whole_number
-from rfflow.config.spec import (
-    EXPERIMENT_KEYS,
-    DatasetSpec,
-    ModelSpec,
-    RunSpec,
-    TrainerSpec,
-)
+from rfflow.config.spec import EXPERIMENT_KEYS, BuiltSpec, RunSpec
 
 
-def built_run(build_trainer: Callable[[DictConfig], Any], cfg: DictConfig, name: str) -> RunSpec:
+def built_run(build_trainer: Callable[[DictConfig], Any], cfg: DictConfig, name: str) -> BuiltSpec:
     """Return the run of an app whose function builds the trainer; our settings stand in its section ``rfflow``, if any.
 
     Args:
@@ -34,11 +28,7 @@ def built_run(build_trainer: Callable[[DictConfig], Any], cfg: DictConfig, name:
     chunks, evaluate = section.pop("chunks", 4), section.pop("evaluate", True)
     for group, defaults in _TRACKING.items():
         section[group] = {**{key: {"_target_": target} for key, target in defaults.items()}, **section.get(group, {})}
-    return RunSpec(
-        model=ModelSpec("built by the app"),
-        dataset=DatasetSpec(path="built by the app"),
-        trainer=TrainerSpec("built by the app", "built by the app"),
-        peft=None,
+    return BuiltSpec(
         chunks=whole_number(chunks, "rfflow.chunks"),
         evaluate=boolean(evaluate, "rfflow.evaluate"),
         config=shown.config,

@@ -11,10 +11,10 @@ from hydra.core.hydra_config import HydraConfig
 
 from rfflow.config.dataset import read_dataset
 from rfflow.config.fields import settings_of, whole_number
-from rfflow.config.spec import DatasetSpec, EvaluationSpec, Node, PromptSpec
+from rfflow.config.spec import DatasetSpec, EvaluationSpec, Node, PromptSpec, TrainerSpec
 from rfflow.errors import ConfigError
 
-READS_QUESTIONS = "rfflow.evals.questions.Question"
+READS_QUESTIONS = TrainerSpec("rfflow.evals.questions.Question", "rfflow.evals.questions.Question")
 """What stands where a trainer's class would, for whoever asks which columns are read."""
 INTERVALS = ("auto", "exact", "anytime")
 

@@ -11,15 +11,17 @@ from omegaconf import DictConfig
 
 from rfflow.confidential import shown_config
 from rfflow.config.dataset import read_dataset
-from rfflow.config.evaluation import READS_QUESTIONS, is_evaluation, read_evaluation
+from rfflow.config.evaluation import is_evaluation, read_evaluation
 from rfflow.config.experiment import check_lr
 from rfflow.config.fields import boolean, plain, section_of, settings_of, whole_number, without_none
 from rfflow.config.spec import (
+    EvalSpec,
     GenerateSpec,
     ModelSpec,
     Node,
     RunSpec,
     TrainerSpec,
+    TrainSpec,
 )
 from rfflow.config.unread import unread_keys
 from rfflow.errors import ConfigError, nearest
@@ -37,11 +39,10 @@ def read_run(cfg: DictConfig) -> RunSpec:
                 f"model.adapter is {adapter}, which is what training goes on with, and this run answers questions. To "
                 f"let an adapter answer them: generator.adapter={adapter}"
             )
-        return RunSpec(
+        return EvalSpec(
             model=_read_model(section_of(config, "model")),
             dataset=read_dataset(section_of(config, "dataset")),
-            trainer=TrainerSpec(READS_QUESTIONS, READS_QUESTIONS),
-            peft=_read_peft(config.get("peft")),  # of a clone that answers with its parent's weights
+            peft=_read_peft(config.get("peft")),
             chunks=whole_number(config.get("chunks", 1), "chunks"),
             config=shown.config,
             hidden=shown.hidden,
@@ -54,7 +55,7 @@ def read_run(cfg: DictConfig) -> RunSpec:
     model = _read_model(section)
     trainer = _read_trainer(section_of(config, "trainer"), model)
     model = _with_head(model, trainer.target, trainer.args)
-    return RunSpec(
+    return TrainSpec(
         model=model,
         dataset=read_dataset(section_of(config, "dataset")),
         trainer=trainer,

@@ -180,41 +180,62 @@ class EvaluationSpec:
     """The run with which all others are compared, besides the leading one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """One configuration: to train, read from a configuration of ours or built by an app's function; or to evaluate."""
+    """One configuration: a :class:`TrainSpec`, a :class:`BuiltSpec` or an :class:`EvalSpec`."""
+
+    chunks: int
+    """Slices of an epoch, C in the formula of :func:`rfflow.runs.chunks.chunk_ends`; shards of an evaluation."""
+    config: Node = field(default_factory=dict)
+    """The configuration this was read from, resolved, for people to look at: without what is not for all eyes."""
+    hidden: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What it shows only by the variable of the environment that it comes from, by dotted names; no secrets."""
+    experiment: Node | None = None
+    """What belongs to the experiment, where it does not stand at the root of the configuration."""
+    unread: tuple[str, ...] = ()
+    """Keys at the root of the configuration that are not ours and that nothing refers to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec(RunSpec):
+    """A run that trains, read from a configuration of ours."""
 
     model: ModelSpec
     dataset: DatasetSpec
     trainer: TrainerSpec
     peft: Node | None
     """A ``peft.PeftConfig`` node; ``None`` fine-tunes every weight."""
-    chunks: int
-    """Slices of an epoch, C in the formula of :func:`rfflow.runs.chunks.chunk_ends`."""
-    evaluate: bool = True
-    """Evaluate at every chunk boundary where there is an evaluation set."""
-    config: Node = field(default_factory=dict)
-    """The configuration this was read from, resolved, for people to look at: without what is not for all eyes."""
-    hidden: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """What it shows only by the variable of the environment that it comes from, by dotted names; no secrets."""
-    generate: GenerateSpec | None = None
-    """What to answer at every chunk boundary, if anything."""
-    build: Callable[[], Any] | None = None
-    """Builds the trainer, where an app does that itself; ``model``, ``dataset``, ``trainer`` and ``peft`` say nothing
-    then."""
-    evaluation: EvaluationSpec | None = None
-    """What to evaluate, where nothing is trained; ``trainer`` and ``peft`` say nothing then."""
-    experiment: Node | None = None
-    """What belongs to the experiment, where it does not stand at the root of the configuration."""
-    unread: tuple[str, ...] = ()
-    """Keys at the root of the configuration that are not ours and that nothing refers to."""
     adapter: str | None = None
     """Where the weights are that the run's adapter begins with, if it does not begin at nothing."""
+    evaluate: bool = True
+    """Evaluate at every chunk boundary where there is an evaluation set."""
+    generate: GenerateSpec | None = None
+    """What to answer at every chunk boundary, if anything."""
 
     @property
     def chooses_activations(self) -> bool:
         """Whether activations are kept or recomputed as there is memory."""
-        return self.build is None and self.trainer.args.get("activation_checkpointing") == AUTO
+        return self.trainer.args.get("activation_checkpointing") == AUTO
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltSpec(RunSpec):
+    """A run whose trainer an app builds by a function of its own."""
+
+    build: Callable[[], Any]
+    evaluate: bool = True
+    """Evaluate at every chunk boundary where there is an evaluation set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec(RunSpec):
+    """A run that trains nothing, and answers questions."""
+
+    model: ModelSpec
+    dataset: DatasetSpec
+    evaluation: EvaluationSpec
+    peft: Node | None = None
+    """Of a clone that answers with its parent's weights: their configuration."""
 
 
 @dataclass(frozen=True)

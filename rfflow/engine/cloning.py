@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from hydra.errors import HydraException
 
 from rfflow.checkpointing.disk import is_disk_trouble, link_or_copy, unsaved
-from rfflow.config.spec import RunSpec
+from rfflow.config.spec import EvalSpec, RunSpec
 from rfflow.errors import EngineError, OpError, WorkerError
 from rfflow.runs import places
 from rfflow.runs.events import Ready, WarmStart
@@ -171,7 +171,7 @@ class Cloner:
         with self._refusing(run, parent):
             places.make(place)
             run.spec, run.overrides, hydra = self._composer.compose_clone(parent, order.overrides, order.number, place)
-            run.is_evaluation = run.spec.evaluation is not None
+            run.is_evaluation = isinstance(run.spec, EvalSpec)
             start = None if order.place is None else self._start(run, parent, order.place)
             run.first_chunk = start.first_chunk if start else 0
             self._builder.enrol(run, hydra)

@@ -27,7 +27,7 @@ class RunningEstimates:
 
         Of a run that is trained it is the same.
         """
-        spec = run.spec.evaluation
+        spec = run.evaluation
         if spec is None or run.plan is None:
             return boundary
         found = running_metrics(
@@ -51,7 +51,7 @@ def check_baselines(runs: Sequence[Run]) -> None:
     """
     there = [run.number for run in runs if run.is_evaluation]
     for run in runs:
-        baseline = run.spec.evaluation.baseline if run.spec is not None and run.spec.evaluation is not None else None
+        baseline = run.evaluation.baseline if run.evaluation is not None else None
         if baseline is not None and baseline not in there:
             raise ConfigError(
                 f"stats.baseline is {baseline}, and no evaluation has that number. Allowed: {spans(there)}."

@@ -113,7 +113,7 @@ def keys_of(run: Run, limits: Mapping[str, object]) -> dict[str, str]:
 
 def _asked(run: Run) -> dict[str, tuple[str, str]]:
     """Return the server and the model that a run asks, by the sections whose generators do."""
-    spec = run.spec.evaluation
+    spec = run.evaluation
     if spec is None:
         return {}
     generators = {"generator": spec.generator}

@@ -25,7 +25,7 @@ from rfflow.config.app import experiment_config
 from rfflow.config.claims import Claims, claims_of
 from rfflow.config.overrides import on_top, setting_apart
 from rfflow.config.references import as_typed, resolved, unresolvable, value_at
-from rfflow.config.spec import EXPERIMENT_KEYS, Node, RunSpec
+from rfflow.config.spec import EXPERIMENT_KEYS, EvalSpec, Node, RunSpec, TrainSpec
 from rfflow.config.typos import explained
 from rfflow.control.admission import Admission
 from rfflow.errors import ConfigError, RfflowError
@@ -185,7 +185,7 @@ class Composer:
         Raises:
             ConfigError: if it is an evaluation that has an adapter to train.
         """
-        if spec.evaluation is not None and spec.peft is not None:
+        if isinstance(spec, EvalSpec) and spec.peft is not None:
             raise ConfigError(
                 f"peft._target_ is {spec.peft['_target_']!r}, and this run is an evaluation, in which nothing is "
                 "trained. Say peft=none; generator.adapter=DIR/runs/N answers with what a run has trained."
@@ -349,7 +349,7 @@ def check_shared(jobs: Sequence[Job]) -> None:
 
 def say_which_orders(jobs: Sequence[Job]) -> None:
     """Say it where runs see the rows in different orders: after a chunk they are compared on other rows, too."""
-    given = (job.spec.trainer.args for job in jobs if job.spec.build is None and job.spec.evaluation is None)
+    given = (job.spec.trainer.args for job in jobs if isinstance(job.spec, TrainSpec))
     seeds = {args.get("data_seed") if args.get("data_seed") is not None else args.get("seed") for args in given}
     if len(seeds) > 1:
         names = ", ".join(sorted(map(str, seeds)))
@@ -368,8 +368,8 @@ def check_claims(jobs: Sequence[Job]) -> None:
     """
     claims = Claims()
     for job in jobs:
-        arguments = job.spec.trainer.args.get
-        claims.take(job.number, claims_of(arguments, job.stands_in))
+        given = job.spec.trainer.args if isinstance(job.spec, TrainSpec) else {}
+        claims.take(job.number, claims_of(given.get, job.stands_in))
 
 
 def _shared(cfg: DictConfig) -> Node:

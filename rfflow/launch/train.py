@@ -20,7 +20,7 @@ from rfflow.config.files import escaped_words
 from rfflow.config.overrides import as_written
 from rfflow.config.references import as_typed
 from rfflow.config.run import read_run
-from rfflow.config.spec import RunSpec
+from rfflow.config.spec import BuiltSpec, RunSpec
 from rfflow.engine import restoring
 from rfflow.errors import ConfigError
 from rfflow.launch import resume, start
@@ -84,7 +84,7 @@ def _train(cfg: DictConfig, read: Callable[[DictConfig], RunSpec]) -> RunSpec | 
         return spec
     settle()
     hydra = HydraConfig.get()
-    if cfg.get("search") and hydra.mode is not RunMode.MULTIRUN and spec.build is None:
+    if cfg.get("search") and hydra.mode is not RunMode.MULTIRUN and not isinstance(spec, BuiltSpec):
         chosen = hydra.runtime.choices.get("search")
         raise ConfigError(
             f"search={chosen} asks for configurations, and this is one run. Add --multirun and what to search: "

@@ -15,7 +15,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rfflow.config.dataset import read_dataset
 from rfflow.config.evaluation import READS_QUESTIONS, read_evaluation
-from rfflow.config.spec import TrainerSpec
 from rfflow.errors import ConfigError, RfflowError
 from rfflow.evals.estimates import running_metrics, shares
 from rfflow.evals.items import Item, read_items
@@ -110,7 +109,7 @@ def _questions(config: Mapping[str, Any]) -> list[Question]:
     from rfflow.worker.evaluation.pieces import in_order
 
     seed = int(config.get("seed") or 0)
-    data = load_data(read_dataset(dict(config["dataset"])), seed, TrainerSpec(READS_QUESTIONS, READS_QUESTIONS))
+    data = load_data(read_dataset(dict(config["dataset"])), seed, READS_QUESTIONS)
     return in_order(data, seed)[0]
 
 

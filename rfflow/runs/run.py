@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rfflow.config.spec import RunSpec
+from rfflow.config.spec import EvalSpec, EvaluationSpec, RunSpec
 from rfflow.runs.activations import Activations
 from rfflow.runs.chunks import ChunkPlan, ChunkResult
 from rfflow.runs.owner import Owner
@@ -86,7 +86,7 @@ class Run:
         self.overrides = overrides
         """Hydra overrides that set this run apart, for people to read."""
         self.paths = paths
-        self.is_evaluation = spec is not None and spec.evaluation is not None
+        self.is_evaluation = isinstance(spec, EvalSpec)
         """Whether it answers questions, and trains nothing."""
         self.parent = parent
         """The run this one was cloned from."""
@@ -117,6 +117,11 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.number}, {self.state.value}, step {self.step})"
+
+    @property
+    def evaluation(self) -> EvaluationSpec | None:
+        """What it evaluates, if it does."""
+        return self.spec.evaluation if isinstance(self.spec, EvalSpec) else None
 
     def card(self, owner: Owner | None = None) -> RunCard:
         """Return what a worker needs of it."""

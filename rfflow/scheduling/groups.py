@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rfflow.config.quotas import asked_of
-from rfflow.config.spec import ExperimentSpec, RunSpec
+from rfflow.config.spec import EvalSpec, ExperimentSpec, RunSpec, TrainSpec
 
 
 def companions(first: RunSpec, waiting: Mapping[int, RunSpec], experiment: ExperimentSpec) -> list[int]:
@@ -18,16 +18,16 @@ def companions(first: RunSpec, waiting: Mapping[int, RunSpec], experiment: Exper
     """
     if _asks_server(first):  # it leaves the device alone while it waits for answers
         return [number for number, spec in waiting.items() if _asks_server(spec)]
-    if experiment.fusion == "off" or not _may_fuse(first):
+    if experiment.fusion == "off" or (base := _base_of(first)) is None:
         return []
-    return [number for number, spec in waiting.items() if _may_fuse(spec) and spec.model.key == first.model.key]
+    return [number for number, spec in waiting.items() if _base_of(spec) == base]
 
 
 def _asks_server(spec: RunSpec) -> bool:
     """Whether a run is an evaluation that a server answers."""
-    return spec.evaluation is not None and asked_of(spec.evaluation.generator) is not None
+    return isinstance(spec, EvalSpec) and asked_of(spec.evaluation.generator) is not None
 
 
-def _may_fuse(spec: RunSpec) -> bool:
-    """Whether a run trains an adapter of a base that is there for all."""
-    return spec.evaluation is None and spec.build is None and spec.peft is not None
+def _base_of(spec: RunSpec) -> str | None:
+    """Return the key of the base of which a run trains an adapter; ``None`` where it does something else."""
+    return spec.model.key if isinstance(spec, TrainSpec) and spec.peft is not None else None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from rfflow.config.spec import ExperimentSpec, RunSpec
+from rfflow.config.spec import BuiltSpec, ExperimentSpec, RunSpec
 from rfflow.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def with_what_can_travel(spec: ExperimentSpec, runs: Iterable[RunSpec]) -> Exper
 
     A function of a notebook, or one made inside another, has no name by which a second process could find it.
     """
-    if spec.devices != "auto" or all(run.build is None or _can_travel(run.build) for run in runs):
+    if spec.devices != "auto" or all(_can_travel(run.build) for run in runs if isinstance(run, BuiltSpec)):
         return spec
     log.warning(
         "What builds the trainers cannot be given to another process, so they train on one device. For more, put the "

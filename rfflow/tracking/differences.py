@@ -80,7 +80,7 @@ def candidate(run: Run, metric: str, share: float) -> Candidate | None:
         metric: as it is called in its configuration.
         share: its own of what may go wrong, from :func:`shares_of`.
     """
-    spec = run.spec.evaluation if run.is_evaluation else None
+    spec = run.evaluation
     if spec is None or run.plan is None or not run.chunks or metric not in spec.metrics:
         return None
     if run.state is RunState.DELETED:
@@ -93,11 +93,11 @@ def candidate(run: Run, metric: str, share: float) -> Candidate | None:
 
 def shares_of(runs: Iterable[Run]) -> dict[int, float]:
     """Return how much of what may go wrong falls to each evaluation."""
-    specs = {run.number: (run.parent, run.spec.evaluation) for run in runs if run.is_evaluation}
+    specs = {run.number: (run.parent, run.evaluation) for run in runs if run.is_evaluation}
     foreseen = [spec.candidates or 0 for _, spec in specs.values() if spec is not None]
     return shares({number: parent for number, (parent, _) in specs.items()}, max(foreseen, default=0))
 
 
 def _baseline(experiment: Experiment) -> int | None:
-    specs = [run.spec.evaluation for run in experiment.runs if run.is_evaluation]
+    specs = [run.evaluation for run in experiment.runs]
     return next((spec.baseline for spec in specs if spec is not None and spec.baseline is not None), None)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from rfflow.config.spec import EvalSpec
 from rfflow.runs.events import Pause, Ready, WarmStart
 from rfflow.runs.run import RunCard
 from rfflow.worker.evaluation.session import EvaluationSession
@@ -79,6 +80,6 @@ class Session(Protocol):
 
 def make_session(run: RunCard, shared: Shared, *, capture_output: bool = True, hydra: Any = None) -> Session:
     """Return the session of a run, by what the run is."""
-    if run.spec.evaluation is not None:
+    if isinstance(run.spec, EvalSpec):
         return EvaluationSession(run, shared, capture_output=capture_output, hydra=hydra)
     return TrainingSession(run, shared, capture_output=capture_output, hydra=hydra)

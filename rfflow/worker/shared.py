@@ -15,7 +15,7 @@ from transformers import Trainer
 
 from rfflow.confidential import redacted
 from rfflow.config.claims import Claims
-from rfflow.config.spec import DatasetSpec, MemorySpec, RunSpec, TrainerSpec
+from rfflow.config.spec import DatasetSpec, MemorySpec, TrainerSpec, TrainSpec
 from rfflow.config.targets import import_object
 from rfflow.evals.quotas import Quotas
 from rfflow.runs.owner import SECTION
@@ -70,7 +70,7 @@ class Shared:
                 self._data[key] = load_data(spec, self.seed, trainer)
         return self._data[key]
 
-    def kept_by(self, spec: RunSpec, trainer: Trainer) -> activations.Kept | None:
+    def kept_by(self, spec: TrainSpec, trainer: Trainer) -> activations.Kept | None:
         """Return what a forward pass of a run keeps; it is measured once for all that differ in other things."""
         args = trainer.args
         key = json.dumps([repr(spec.model), spec.peft, args.bf16, args.fp16], sort_keys=True, default=str)
@@ -78,7 +78,7 @@ class Shared:
             self._kept[key] = activations.measure(trainer)
         return self._kept[key]
 
-    def adapter_names(self, spec: RunSpec) -> Names:
+    def adapter_names(self, spec: TrainSpec) -> Names:
         """Return what weights are called in the file of a run's adapter, as far as any run like it has asked."""
         alike = {key: value for key, value in (spec.peft or {}).items() if key not in _SIZES}
         key = json.dumps([repr(spec.model), spec.trainer.target, alike], sort_keys=True, default=str)
@@ -97,14 +97,14 @@ class Shared:
                 self._said.add(line)
                 log.warning("%s", line)
 
-    def untold_arguments(self, spec: RunSpec) -> dict[str, dict[str, Any]]:
+    def untold_arguments(self, spec: TrainSpec) -> dict[str, dict[str, Any]]:
         """Return what the classes of a run's configuration take, each class once."""
         targets = [spec.trainer.args_target, *([] if spec.peft is None else [str(spec.peft["_target_"])])]
         untold = [target for target in targets if target not in self._described]
         self._described.update(untold)
         return {target: described(import_object(target, "_target_")) for target in untold}
 
-    def has_bases(self, spec: RunSpec) -> bool:
+    def has_bases(self, spec: TrainSpec) -> bool:
         """Whether the models that a run of ours shares are loaded."""
         return all(self.bases.has(model) for model in (spec.model, spec.trainer.ref_model) if model is not None)
 

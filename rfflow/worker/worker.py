@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 
 from rfflow.checkpointing.checkpoints import Checkpoint
 from rfflow.checkpointing.disk import is_disk_trouble
-from rfflow.config.spec import ExperimentSpec, RunSpec
+from rfflow.config.spec import EvalSpec, ExperimentSpec, RunSpec, TrainSpec
 from rfflow.errors import EngineError, OpError
 from rfflow.evals.quotas import Quotas
 from rfflow.runs.events import (
@@ -226,9 +226,9 @@ class Worker:
 
     def _is_light(self, spec: RunSpec) -> bool:
         """Whether a run can be built beside one that is training: it brings little but an adapter."""
-        if spec.evaluation is not None:
+        if isinstance(spec, EvalSpec):
             return not wants_base(spec.evaluation) or self.shared.bases.has(spec.model)
-        return spec.build is None and spec.peft is not None and self.shared.has_bases(spec)
+        return isinstance(spec, TrainSpec) and spec.peft is not None and self.shared.has_bases(spec)
 
     def _warm(self, order: Warm) -> Event:
         try:
@@ -329,7 +329,8 @@ class Worker:
         with self._log_of(run):
             log.warning("Out of memory at step %s", turn.step, exc_info=error)
         order = self._prepared[run]
-        recomputes = order.card.spec.chooses_activations and not order.card.recomputes
+        spec = order.card.spec
+        recomputes = isinstance(spec, TrainSpec) and spec.chooses_activations and not order.card.recomputes
         more = ", and with its activations recomputed" if recomputes else ""
         log.warning("Run %s is out of memory and is tried once more with what could be freed%s", run, more)
         if recomputes:

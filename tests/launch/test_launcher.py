@@ -21,14 +21,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 import rfflow
-from rfflow.config.spec import DatasetSpec, ModelSpec, RunSpec, TrainerSpec
+from rfflow.config.spec import DatasetSpec, ModelSpec, RunSpec, TrainerSpec, TrainSpec
 from rfflow.engine.cloning import Cloner
 from rfflow.errors import ConfigError, OpError, RunFailed
 from rfflow.launch import start
 from rfflow.runs.run import Run
 from tests.support.stub_engine import StubEngine
 
-RUN = RunSpec(
+RUN = TrainSpec(
     model=ModelSpec("tiny"),
     dataset=DatasetSpec(path="rows.jsonl"),
     trainer=TrainerSpec("trl.SFTTrainer", "trl.SFTConfig"),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from rfflow.config.spec import ExperimentSpec
+from rfflow.config.spec import BuiltSpec, ExperimentSpec
 from rfflow.errors import ConfigError
 from rfflow.slots.devices import find_devices, with_what_can_travel
 from tests.support.toy import toy_spec
@@ -74,9 +73,9 @@ def test_a_function_that_no_process_can_find_keeps_the_runs_in_this_one(caplog: 
     """Where nobody asked for several devices; who did is told that it cannot be."""
     run = toy_spec()
     auto, two = ExperimentSpec(name="x"), ExperimentSpec(name="x", devices=2)
-    for made in (run, replace(run, build=functools.partial(build, {"lr": 1}))):
+    for made in (run, BuiltSpec(chunks=2, build=functools.partial(build, {"lr": 1}))):
         assert with_what_can_travel(auto, [run, made]) == auto
-    hidden = replace(run, build=lambda: None)
+    hidden = BuiltSpec(chunks=2, build=lambda: None)
     assert with_what_can_travel(two, [hidden]) == two and not caplog.records
     assert with_what_can_travel(auto, [run, hidden]).devices == 1
     assert "cannot be given to another process, so they train on one device" in caplog.text

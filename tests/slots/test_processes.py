@@ -9,14 +9,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rfflow.checkpointing import experiment_file
-from rfflow.config.spec import CheckpointSpec
+from rfflow.config.spec import BuiltSpec, CheckpointSpec
 from rfflow.engine.engine import Engine
 from rfflow.engine.interruption import Interrupted
 from rfflow.engine.restoring import take_up
@@ -266,7 +265,7 @@ def test_what_cannot_travel_is_refused_before_training(root: Path, where: str, m
     if where == "there":  # pickled by its name, which means nothing in the worker
         build.__qualname__ = "made_in_a_notebook"
         monkeypatch.setattr(sys.modules[__name__], "made_in_a_notebook", build, raising=False)
-    spec = replace(toy_spec(CHUNKS), build=build)
+    spec = BuiltSpec(chunks=CHUNKS, build=build)
     engine = toy_engine(root, [toy_spec(CHUNKS), spec], processes=2)
     with pytest.raises(ConfigError, match=r"Run 1 cannot be given to another process.*engine.devices=1"):
         engine.run()

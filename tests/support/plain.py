@@ -14,7 +14,7 @@ from hydra.utils import get_object
 from transformers import Trainer
 from trl.trainer.utils import create_model_from_path
 
-from rfflow.config.spec import RunSpec
+from rfflow.config.spec import TrainSpec
 
 TIMINGS = ("runtime", "per_second", "step_time")
 
@@ -54,7 +54,7 @@ class Outcome:
         return sorted(found)
 
 
-def train_alone(spec: RunSpec, output_dir: Path, **given: Any) -> Outcome:
+def train_alone(spec: TrainSpec, output_dir: Path, **given: Any) -> Outcome:
     """Train one configuration with TRL and nothing else, from paths to weights; ``given`` goes to the trainer."""
     AcceleratorState._reset_state(reset_partial_state=True)
     args = get_object(spec.trainer.args_target)(output_dir=str(output_dir), **spec.trainer.args)

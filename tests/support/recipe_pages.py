@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rfflow.config.spec import RunSpec
+from rfflow.config.spec import TrainSpec
 from rfflow.runs.run import Run
 from tests.launch.test_cli import Shell
 
@@ -50,7 +50,7 @@ def composed(
     yield from rfflow.engines[0].runs
 
 
-def check_names(spec: RunSpec) -> None:
+def check_names(spec: TrainSpec) -> None:
     """Check that a run's arguments are TRL's and PEFT's, and that its formatting function is there."""
     from rfflow.config.targets import import_object, resolve_function
     from rfflow.worker.training.arguments import check_values, listed

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from rfflow.config.spec import DatasetSpec, ModelSpec, RunSpec, TrainerSpec
+from rfflow.config.spec import DatasetSpec, ModelSpec, TrainerSpec, TrainSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -139,9 +139,9 @@ def run_spec(
     dataset: Mapping[str, Any] = MappingProxyType({}),
     trainer: str = "trl.SFTTrainer",
     args_target: str = "trl.SFTConfig",
-) -> RunSpec:
+) -> TrainSpec:
     """Return a run of `model` on `data`; `args` and `peft` override ARGS and LORA, ``peft=None`` is no adapter."""
-    return RunSpec(
+    return TrainSpec(
         model=ModelSpec(name=str(model), kwargs=dict(model_kwargs)),
         dataset=DatasetSpec(path=str(data), eval_size=eval_size, **dataset),
         trainer=TrainerSpec(target=trainer, args_target=args_target, args={**ARGS, **args}),

@@ -33,6 +33,7 @@ from rfflow.config.spec import (
     QuotasSpec,
     RunSpec,
     TrainerSpec,
+    TrainSpec,
 )
 from rfflow.control.inbox import Inbox
 from rfflow.engine.engine import Engine
@@ -62,7 +63,7 @@ def toy_spec(chunks: int = 4, **settings: Any) -> RunSpec:
     cannot be built; ``rewarded`` makes it log a reward, and ``starts`` an
     evaluation before its first step.
     """
-    return RunSpec(
+    return TrainSpec(
         model=ModelSpec("toy"),
         dataset=DatasetSpec(path="toy"),
         trainer=TrainerSpec("toy", "toy"),

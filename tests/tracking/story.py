@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from rfflow.config.spec import DatasetSpec, ExperimentSpec, ModelSpec, Objective, RunSpec, TrainerSpec
+from rfflow.config.spec import DatasetSpec, ExperimentSpec, ModelSpec, Objective, TrainerSpec, TrainSpec
 from rfflow.runs.chunks import ChunkPlan, ChunkResult
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.paths import ExperimentPaths
@@ -45,7 +45,7 @@ def add_run(experiment: Experiment, overrides: tuple[str, ...], parent: int | No
     number = len(experiment.runs)
     paths = experiment.paths.run(number)
     config["trainer"]["output_dir"] = str(paths.checkpoints)
-    spec = RunSpec(
+    spec = TrainSpec(
         model=ModelSpec("tiny"),
         dataset=DatasetSpec(path="rows.jsonl"),
         trainer=TrainerSpec("trl.SFTTrainer", "trl.SFTConfig"),

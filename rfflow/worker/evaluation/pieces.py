@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rfflow.config.spec import EvaluationSpec, Node, RunSpec
+from rfflow.config.evaluation import READS_QUESTIONS
+from rfflow.config.spec import EvalSpec, EvaluationSpec, Node
 from rfflow.config.targets import import_object, resolve_function
 from rfflow.errors import ConfigError
 from rfflow.evals.judging import parted
@@ -44,14 +45,13 @@ def wants_base(spec: EvaluationSpec) -> bool:
     return spec.generator is not None and wants(spec.generator, "base", "generator")
 
 
-def make_pieces(spec: RunSpec, shared: Shared) -> Pieces:
+def make_pieces(spec: EvalSpec, shared: Shared) -> Pieces:
     """Read, retrieve, fill in the prompts and make the generator: what is wrong is said before anything is asked.
 
     Raises:
         ConfigError: for whatever cannot be.
     """
     evaluation = spec.evaluation
-    assert evaluation is not None
     questions, pool = _questions(spec, shared)
     if evaluation.pipeline is not None:
         function = resolve_function(evaluation.pipeline, "pipeline")
@@ -78,9 +78,7 @@ def make_pieces(spec: RunSpec, shared: Shared) -> Pieces:
     return Pieces(questions, asked, _hashes(asked, what), documents, replies, judges, generator)
 
 
-def _judges(spec: RunSpec, shared: Shared, questions: Sequence[Question]) -> list[Judging]:
-    assert spec.evaluation is not None
-
+def _judges(spec: EvalSpec, shared: Shared, questions: Sequence[Question]) -> list[Judging]:
     def generator(section: Node, where: str) -> Any:
         return _generator(section, spec, shared, where)
 
@@ -88,11 +86,11 @@ def _judges(spec: RunSpec, shared: Shared, questions: Sequence[Question]) -> lis
     return [make_judging(name, node, questions, generator) for name, node in nodes.items()]
 
 
-def _questions(spec: RunSpec, shared: Shared) -> tuple[list[Question], list[Question]]:
+def _questions(spec: EvalSpec, shared: Shared) -> tuple[list[Question], list[Question]]:
     """Return the questions in their order, and the rows that are not scored."""
 
     def read() -> tuple[list[Question], list[Question]]:
-        return in_order(shared.data(spec.dataset, spec.trainer), shared.seed)
+        return in_order(shared.data(spec.dataset, READS_QUESTIONS), shared.seed)
 
     return shared.made_once(f"questions {spec.dataset.key}", read)
 
@@ -109,7 +107,7 @@ def in_order(data: Data, seed: int) -> tuple[list[Question], list[Question]]:
     return [scored[place] for place in order], [each for each in others if each.text not in taken]
 
 
-def _generator(node: Node, spec: RunSpec, shared: Shared, where: str = "generator") -> Any:
+def _generator(node: Node, spec: EvalSpec, shared: Shared, where: str = "generator") -> Any:
     """Return what answers prompts: an object made of a class, or a function with what stands beside it."""
     if not isinstance(import_object(str(node["_target_"]), where), type):
         return resolve_function(node, where)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rfflow.config.spec import EvalSpec
 from rfflow.errors import ConfigError, OpError, RunFailed
 from rfflow.evals.estimates import metric_names
 from rfflow.evals.items import Item, ItemsFile, Score, read_items
@@ -31,7 +32,9 @@ class EvaluationSession:
     """One run on its way through the questions."""
 
     def __init__(self, run: RunCard, shared: Shared, *, capture_output: bool = True, hydra: Any = None):
+        assert isinstance(run.spec, EvalSpec), "what trains has a session of another kind"
         self.run = run
+        self._spec = run.spec
         self.context = RunContext(shared.fabric.device, run.paths.log, capture_output=capture_output, hydra=hydra)
         self.holdings: RunTensors | None = None
         self._shared = shared
@@ -61,8 +64,7 @@ class EvaluationSession:
             ConfigError: if the run cannot be made, naming it.
             OpError: for a warm start that cannot be.
         """
-        spec = self.run.spec
-        assert spec.evaluation is not None
+        spec = self._spec
         try:
             with self.context.active():
                 self._pieces = self.context.variables.run(make_pieces, spec, self._shared)
@@ -116,12 +118,12 @@ class EvaluationSession:
             OpError: if what answers has no place for them.
         """
         take = None if self._pieces is None else getattr(self._pieces.generator, "take_weights", None)
-        if take is None or self.run.spec.peft is None:
+        if take is None or self._spec.peft is None:
             raise OpError(
                 "an evaluation answers with its parent's weights only by generator=transformers, and with the parent's "
                 "peft section. Clone it without warm_start, or leave peft as it is."
             )
-        take(self.run.spec.peft, self._shared.fabric.load(warm_start.weights)["weights"], warm_start.parent)
+        take(self._spec.peft, self._shared.fabric.load(warm_start.weights)["weights"], warm_start.parent)
 
     def keep_weights(self) -> None:
         """There are none."""
@@ -212,22 +214,22 @@ class EvaluationSession:
 
     def _check_base(self) -> None:
         """Look whether a generator has changed what it shares with other runs."""
-        spec = self.run.spec
-        if spec.evaluation is not None and wants_base(spec.evaluation):
+        spec = self._spec
+        if wants_base(spec.evaluation):
             self._shared.bases.get(spec.model).check_untouched(f"Run {self.run.number}")
 
     def _put(self, pieces: Pieces, position: int, reply: Reply) -> None:
         """Score an answer, and write it down before anything else happens."""
-        assert self._metrics is not None and self.run.spec.evaluation is not None
+        assert self._metrics is not None
         question, found = pieces.questions[position], pieces.found[position]
         found = found if reply.found is None else reply.found
         scores: dict[str, Score] = {}
         trouble = reply.error
         if reply.text is not None:
-            k, took = self.run.spec.evaluation.k, (reply.usage, reply.latency, reply.cost)
+            k, took = self._spec.evaluation.k, (reply.usage, reply.latency, reply.cost)
             scores, trouble = self._metrics(question, reply.text, found, k, *took)
         else:
-            scores = dict.fromkeys(self.run.spec.evaluation.metrics)
+            scores = dict.fromkeys(self._spec.evaluation.metrics)
         item = Item(
             position=position,
             id=question.id,

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from rfflow.config.spec import TrainSpec
 from rfflow.worker.gangs.calibration import Choice, Choices
 from rfflow.worker.gangs.gang import Gang
 from rfflow.worker.gangs.member import AtBackward, AtForward, Member, Reply
@@ -155,7 +156,7 @@ class Gangs:
     def _look(self, session: Any) -> str | None:
         if not isinstance(session, TrainingSession):
             return "it trains nothing"
-        if session.run.spec.build is not None:
+        if not isinstance(session.run.spec, TrainSpec):
             return "an app has built it"
         try:
             return why_not(session.coroutine.trainer, session.base.model) or self._trunk(session).trouble
@@ -163,7 +164,7 @@ class Gangs:
             return f"its model is not understood ({type(error).__name__}: {error})"
 
     def _trunk(self, session: TrainingSession) -> Trunk:
-        key = f"trunk of {session.run.spec.model.key}"
+        key = f"trunk of {session.spec.model.key}"
         return self._shared.made_once(key, lambda: Trunk(session.base, self._form))
 
     def _of(self, sessions: Mapping[int, TrainingSession]) -> Gang:

@@ -34,7 +34,7 @@ def share_of(session: TrainingSession, shared: Shared) -> Share:
     batch, kept = longest_batch(trainer), None
     if batch is not None:
         with session.context.active():
-            kept = shared.kept_by(session.run.spec, trainer)
+            kept = shared.kept_by(session.spec, trainer)
     if batch is None or kept is None:
         return Share(own)
     hidden = 2 * kept.layer * batch.rows * batch.tokens  # what it goes on from alone, and the gradient of that

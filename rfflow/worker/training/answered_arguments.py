@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, GenerationConfig, TrainerCallback, TrainingArguments
 
-from rfflow.config.spec import RunSpec
+from rfflow.config.spec import TrainSpec
 from rfflow.errors import ConfigError, nearest
 from rfflow.worker.models.arguments import KEYWORDS
 from rfflow.worker.rewards.functions import names_reward_model
@@ -56,7 +56,7 @@ def _default(field: Field[Any]) -> Any:
 class Place:
     """Where a run is to train, and with what."""
 
-    spec: RunSpec
+    spec: TrainSpec
     device: torch.device
     model_fields: Collection[str]
     """The names in the model's config; ``from_pretrained`` takes them, too."""

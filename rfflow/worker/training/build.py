@@ -1,4 +1,4 @@
-"""From a RunSpec to the trainer that a plain TRL script would have built, with every mistake named before training."""
+"""From a TrainSpec to the trainer that a plain TRL script would have built; every mistake is named before training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from peft import PeftConfig, TaskType, get_peft_model
 from transformers import Trainer, TrainingArguments, set_seed
 
-from rfflow.config.spec import AUTO, Node, RunSpec, TrainerSpec
+from rfflow.config.spec import AUTO, Node, TrainerSpec, TrainSpec
 from rfflow.config.targets import import_object
 from rfflow.config.unread import check_misplaced
 from rfflow.errors import ConfigError, nearest
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def build_trainer(
-    spec: RunSpec, base: Base, data: Data, output_dir: Path, device: torch.device, reference: Base | None = None
+    spec: TrainSpec, base: Base, data: Data, output_dir: Path, device: torch.device, reference: Base | None = None
 ) -> Trainer:
     """Build the trainer of one run.
 

@@ -22,7 +22,7 @@ from datasets import Dataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from rfflow.config.spec import RunSpec
+from rfflow.config.spec import TrainSpec
 from rfflow.worker.models.bases import Base
 from rfflow.worker.training.context import RandomState
 from rfflow.worker.training.torch_settings import read_torch_settings
@@ -80,7 +80,7 @@ class FirstEvaluations:
     def __init__(self) -> None:
         self._found: dict[str, _Evaluated] = {}
 
-    def share(self, trainer: Trainer, spec: RunSpec, base: Base) -> None:
+    def share(self, trainer: Trainer, spec: TrainSpec, base: Base) -> None:
         """Let a trainer find what another one like it has computed; the method is replaced on this object alone."""
         if not trainer.args.eval_on_start or not _is_libraries_own(trainer, spec):
             return
@@ -133,7 +133,7 @@ def _repeat(trainer: Trainer, dataloader: Any, evaluated: _Evaluated) -> EvalLoo
     return evaluated.output._replace(metrics=dict(evaluated.output.metrics or {}))
 
 
-def _is_libraries_own(trainer: Trainer, spec: RunSpec) -> bool:
+def _is_libraries_own(trainer: Trainer, spec: TrainSpec) -> bool:
     """Whether nothing of a user's is called in an evaluation, and none of what the libraries have remembers it."""
     callbacks = trainer.callback_handler.callbacks
     optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
@@ -148,7 +148,7 @@ def _is_libraries_own(trainer: Trainer, spec: RunSpec) -> bool:
     )
 
 
-def _key(trainer: Trainer, spec: RunSpec, base: Base, dataloader: Any, prefix: str) -> str | None:
+def _key(trainer: Trainer, spec: TrainSpec, base: Base, dataloader: Any, prefix: str) -> str | None:
     """Return what evaluations have in common that come to the same; ``None`` for one that is alone."""
     rows = dataloader.dataset
     if not isinstance(rows, Dataset):

@@ -17,6 +17,7 @@ import torch
 from transformers import Trainer
 
 from rfflow.config.claims import check_alone, claims_of
+from rfflow.config.spec import BuiltSpec, TrainSpec
 from rfflow.errors import ConfigError, RunFailed
 from rfflow.files import replace_text
 from rfflow.runs.activations import Activations
@@ -44,7 +45,9 @@ class TrainingSession:
     """One run on its way from spec to adapter."""
 
     def __init__(self, run: RunCard, shared: Shared, *, capture_output: bool = True, hydra: Any = None):
+        assert isinstance(run.spec, TrainSpec | BuiltSpec), "an evaluation has a session of another kind"
         self.run = run
+        self._spec = run.spec
         self.context = RunContext(shared.fabric.device, run.paths.log, capture_output=capture_output, hydra=hydra)
         self.holdings: RunTensors | None = None
         """What the run owns on the device; known once it is prepared."""
@@ -77,19 +80,19 @@ class TrainingSession:
             ConfigError: if the run cannot be built, naming it.
             OpError: if the warm start does not fit.
         """
-        spec, self._step = self.run.spec, step
+        spec, self._step = self._spec, step
         try:
-            self._claim(spec.trainer.args.get)
+            self._claim((spec.trainer.args if isinstance(spec, TrainSpec) else {}).get)
             build = self._plan()
             with self._leaving_bases_alone(), self.context.active():
                 trainer = self.context.variables.run(build)
                 _keep_token_out(trainer)
                 self._claim(lambda name: getattr(trainer.args, name, None))
                 settled = self._settle_activations(trainer)
-                if spec.build is not None:
-                    self._shared.note_rows(self.run.number, trainer)
-                else:
+                if isinstance(spec, TrainSpec):
                     self._shared.first_evaluations.share(trainer, spec, self._bases()[0])
+                else:
+                    self._shared.note_rows(self.run.number, trainer)
                 if warm_start is not None:
                     self._warm(trainer, warm_start)
                 self._coroutine = TrainerCoroutine(
@@ -100,9 +103,9 @@ class TrainingSession:
                     checkpoint=checkpoint,
                     variables=self.context.variables,
                 )
-                if spec.build is None and spec.peft is not None:
+                if isinstance(spec, TrainSpec) and spec.peft is not None:
                     self._coroutine.snapshots.names = self._shared.adapter_names(spec)
-                if spec.generate is not None and spec.build is None:
+                if isinstance(spec, TrainSpec) and spec.generate is not None:
                     rows = self._shared.data(spec.dataset, spec.trainer).eval
                     kind: Any = Generations if isinstance(rows, dict) else Generation
                     self._coroutine.generate = kind(spec.generate, rows, trainer.processing_class)
@@ -111,14 +114,14 @@ class TrainingSession:
                 claims = self.context.variables.run(list, claims_of_trainer(trainer))
                 self._shared.claims.take(self.run.number, claims)
             self._hold(trainer)
-            if spec.build is None:  # here, where it goes to the terminal and not to the run's own log
+            if isinstance(spec, TrainSpec):  # here, where it goes to the terminal and not to the run's own log
                 self._shared.say(what_is_dropped(trainer, self._shared.data(spec.dataset, spec.trainer)))
         except (ConfigError, RunFailed) as error:
             raise ConfigError(f"{self.run.called}: {error}") from error
         finally:
             self._shared.bases.part_tokenizers()
         assert isinstance(ready, Ready)
-        if spec.build is None:
+        if isinstance(spec, TrainSpec):
             ready = replace(ready, arguments=self._shared.untold_arguments(spec), activations=settled)
         if is_at_boundary:
             self._unkept = trained_weights(trainer.model)
@@ -166,6 +169,12 @@ class TrainingSession:
         """The trainer's."""
         assert self._coroutine is not None, "prepare() comes first"
         return self._coroutine
+
+    @property
+    def spec(self) -> TrainSpec:
+        """Its configuration; of a trainer that an app has built there is none."""
+        assert isinstance(self._spec, TrainSpec), "an app has built it"
+        return self._spec
 
     @property
     def base(self) -> Base:
@@ -231,8 +240,8 @@ class TrainingSession:
 
     def _plan(self) -> Callable[[], Trainer]:
         """Load what the run shares; return what builds its trainer."""
-        spec = self.run.spec
-        if spec.build is not None:
+        spec = self._spec
+        if isinstance(spec, BuiltSpec):
             return functools.partial(call_builder, spec.build)
         base, *references = self._bases()
         data = self._shared.data(spec.dataset, spec.trainer)
@@ -246,15 +255,15 @@ class TrainingSession:
     def _claim(self, argument: Callable[[str], Any]) -> None:
         """Check that nothing the run asks for is another's, or the whole process's."""
         number, claims = self.run.number, self._shared.claims
-        if self.run.spec.build is not None:  # what of ours cannot be read is answered when the trainer is built
+        if isinstance(self._spec, BuiltSpec):  # what of ours cannot be read is answered when the trainer is built
             check_alone(argument)
         claims.take(number, claims_of(argument, self.context.cwd))
         claims.agree(number, argument, self._shared.fabric.device.type)
 
     def _bases(self) -> list[Base]:
         """Return the models that the run shares with others: its base, and the reference it compares with."""
-        spec = self.run.spec
-        names = [] if spec.build is not None else [spec.model, spec.trainer.ref_model]
+        spec = self._spec
+        names = [spec.model, spec.trainer.ref_model] if isinstance(spec, TrainSpec) else []
         return [self._shared.bases.get(name) for name in names if name is not None]
 
     @contextlib.contextmanager
@@ -294,20 +303,19 @@ class TrainingSession:
 
     def _settle_activations(self, trainer: Trainer) -> Activations | None:
         """Keep activations where there is room for them, if the run leaves that to us; return what it does."""
-        spec = self.run.spec
-        if spec.build is not None:
+        spec = self._spec
+        if isinstance(spec, BuiltSpec):
             return None
         if not spec.chooses_activations:
             asked = activations.asked(trainer, spec.trainer.args)
             if asked.every:
                 activations.keep_choice(trainer)
             return asked
-        settled = self._choose_activations(trainer)
+        settled = self._choose_activations(trainer, spec)
         log.info("%s (%s=auto)", settled.sentence, activations.NAME)
         return settled
 
-    def _choose_activations(self, trainer: Trainer) -> Activations:
-        spec = self.run.spec
+    def _choose_activations(self, trainer: Trainer, spec: TrainSpec) -> Activations:
         if self.run.recomputes and activations.can_recompute(trainer):
             activations.recompute(trainer, 1)
             return Activations(1, "the memory was not enough", is_chosen=True)
@@ -343,8 +351,8 @@ class TrainingSession:
 
     def _require(self, need: Need, there: int = 0) -> None:
         """Refuse the run if it does not fit."""
-        spec, require = self.run.spec, self._shared.memory.require
-        if spec.build is not None:
+        spec, require = self._spec, self._shared.memory.require
+        if isinstance(spec, BuiltSpec):
             require(need, "Its trainer", there)
         elif spec.peft is not None:
             advice = "A smaller peft.r, fewer peft.target_modules or another trainer.args.optim needs less."
@@ -363,8 +371,8 @@ class TrainingSession:
             shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
             raise
         shutil.rmtree(final, ignore_errors=True)
-        if self.run.spec.build is None and self.run.spec.peft is not None:
-            base = self._shared.bases.get(self.run.spec.model)
+        if isinstance(self._spec, TrainSpec) and self._spec.peft is not None:
+            base = self._shared.bases.get(self._spec.model)
             told = {"fingerprint": base.fingerprint, "device": self._shared.fabric.device.type}
             replace_text(self.run.paths.base, json.dumps(told) + "\n")
         os.replace(aside, final)

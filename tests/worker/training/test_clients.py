@@ -18,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from transformers import TrainerCallback
 
-from rfflow.config.spec import MemorySpec, RunSpec
+from rfflow.config.spec import BuiltSpec, MemorySpec, RunSpec
 from rfflow.errors import ConfigError
 from rfflow.runs.events import Finished
 from rfflow.runs.paths import RunPaths
@@ -213,7 +213,7 @@ def test_apps_are_told_what_their_runs_would_share(
         return build_trainer(one, base, data, tmp_path / "one for all", torch.device("cpu"))
 
     with pytest.raises(ConfigError, match=r"Runs 0 and 1 both write to trainer\.args\.output_dir .*/one for all, "):
-        prepare(shared, tmp_path, *[replace(spec(), build=build)] * 2)
+        prepare(shared, tmp_path, *[BuiltSpec(chunks=1, build=build)] * 2)
 
 
 def test_what_a_run_used_is_free_when_it_has_ended(
