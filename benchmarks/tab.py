@@ -3,8 +3,8 @@
     python benchmarks/tab.py
 
 CPU time of TensorBoard's process for a poll, without the web server, where nothing has changed and where one run has
-logged a line and the status was written anew; and, of an experiment that waits, the time until an op is answered: over
-HTTP, and from a click in the system's Chromium until the answer stands in the page.
+ended a chunk: logged a line, and the status and the timeline were written anew; and, of an experiment that waits, the
+time until an op is answered: over HTTP, and from a click in the system's Chromium until the answer stands in the page.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from tests.dashboard.browsing import Tab, chromium, process, served
 POLLS = 50
 LINES = 100
 """Lines that each run has logged."""
+CHUNKS = 10
+"""Chunks that each run has trained."""
 BELOW = {4: 1.0, 64: 3.0, 500: 15.0}
 """Milliseconds of a poll in which nothing has changed, by the number of runs."""
 
@@ -43,15 +45,20 @@ class Page:
         self._plugin = RfflowPlugin(SimpleNamespace(logdir=str(root), flags=SimpleNamespace()))
         self._apps = self._plugin.get_plugin_apps()
         self._root = root
-        self._seen: dict[str, Any] = {"tag": "", "cursor": 0}
+        self._seen: dict[str, Any] = {"tag": "", "since": 0, "ops": 0, "chunks": "0,0"}
 
     def poll(self) -> float:
         """Ask for what is new; return the milliseconds of CPU time."""
-        query = {"experiment": self._root.name, "tag": self._seen["tag"], "since": self._seen["cursor"]}
+        query = {"experiment": self._root.name, **self._seen}
         begun = time.process_time()
         answer = self._open("/state", query_string={**query, "metrics": "loss,eval_loss"})
         taken = time.process_time() - begun
-        self._seen = answer.json
+        said = answer.json
+        self._seen |= {"tag": said["tag"], "since": said["cursor"]}
+        if "timeline" in said:
+            chunks = said["timeline_from"] + len(said["timeline"])
+            ended = said["timeline"][-1][3] if said["timeline"] else self._seen["chunks"].partition(",")[2]
+            self._seen |= {"ops": said["ops_from"] + len(said["ops"]), "chunks": f"{chunks},{ended}"}
         return taken * 1000
 
     def _open(self, route: str, **arguments: Any) -> Any:
@@ -71,6 +78,8 @@ def polls(folder: Path, number: int) -> list[Figure]:
         log = paths.run(run).metrics
         log.parent.mkdir(parents=True)
         log.write_text("".join(_line(step) for step in range(LINES)))
+    chunks = [_chunk(run, chunk) for chunk in range(CHUNKS) for run in range(number)]
+    paths.timeline.write_text(json.dumps({"runs": [], "chunks": chunks}))
     page = Page(root)
     page.poll()
     still = [page.poll() for _ in range(POLLS)]
@@ -79,6 +88,8 @@ def polls(folder: Path, number: int) -> list[Figure]:
         with paths.run(0).metrics.open("a") as file:
             file.write(_line(LINES + step))
         StatusFile(paths.control).write(status)
+        chunks.append(_chunk(0, CHUNKS + step))
+        paths.timeline.write_text(json.dumps({"runs": [], "chunks": chunks}))
         moving.append(page.poll())
     return [
         Figure(f"{number} runs, nothing new", tuple(still), "ms", BELOW[number]),
@@ -90,6 +101,11 @@ def _status(paths: ExperimentPaths, number: int) -> Status:
     metrics = {"loss": 2.0, "eval_loss": 2.1, "grad_norm": 0.5, "learning_rate": 1e-4, "epoch": 0.5}
     runs = [RunStatus(n, "running" if n < 2 else "queued", (f"lr={n}",), 1, 4, 25, 100, metrics) for n in range(number)]
     return Status(str(paths.root), tuple(runs))
+
+
+def _chunk(run: int, chunk: int) -> dict[str, Any]:
+    begun = 1e9 + chunk * 100 + run / 10
+    return {"run": run, "chunk": chunk + 1, "step": chunk * 10, "started": begun, "ended": begun + 9.5, "slot": 0}
 
 
 def _line(step: int) -> str:

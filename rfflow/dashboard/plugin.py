@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -129,7 +130,7 @@ class RfflowPlugin(base_plugin.TBPlugin):
 
     def _answered(self, request: Any, function: Callable[[Any], Any]) -> Any:
         try:
-            return http_util.Respond(request, function(request), "application/json")
+            return http_util.Respond(request, _json(function(request)), "application/json")
         except KeyError as error:
             return _refused(request, f"There is no {error.args[0]!r}.", 400)
         except (ValueError, TypeError, OverflowError, RecursionError, OSError, RfflowError) as error:
@@ -154,7 +155,9 @@ class RfflowPlugin(base_plugin.TBPlugin):
         points = experiment.points(int(request.args["since"]), names) if "since" in request.args else {}
         if request.args.get("tag") == tag:
             return {"tag": tag, "same": True, **points}
-        return {**experiment.state(), "tag": tag, **points}
+        known, _, ended = request.args.get("chunks", "0,0").partition(",")
+        state = experiment.state(int(request.args.get("ops", 0)), (int(known), float(ended)))
+        return {**state, "tag": tag, **points}
 
     def _run(self, request: Any) -> dict[str, Any]:
         experiment, number = self._experiment(request), int(request.args.get("run", ""))
@@ -201,6 +204,14 @@ class RfflowPlugin(base_plugin.TBPlugin):
         experiment = self._experiments()[body.get("experiment", "")]
         with self._lock:
             return self._composers.setdefault(experiment.root, Composer(experiment))
+
+
+def _json(content: dict[str, Any]) -> Any:
+    """Write it as JSON: TensorBoard's own way looks at every value, which takes six times as long."""
+    try:
+        return json.dumps(content, allow_nan=False)
+    except ValueError:  # a number that JSON has not; TensorBoard makes it a word
+        return content
 
 
 def _refused(request: Any, reason: str, code: int) -> Any:

@@ -82,13 +82,21 @@ class Experiment:
 
     # --- all of it ----------------------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """Return the runs as they stand, the ops and the timeline (``[run, chunk, started, ended, slot]``)."""
+    def state(self, ops: int = 0, chunks: tuple[int, float] = (0, 0.0)) -> dict[str, Any]:
+        """Return the runs as they stand, the ops and the timeline (``[run, chunk, started, ended, slot]``).
+
+        Args:
+            ops: how many ops are known already: of those that are, none is returned.
+            chunks: how many chunks are known already, and when the last of them ended. A run that goes on from an
+                earlier checkpoint takes some back; then all are returned.
+        """
         status, settings = self.status(), self.settings
         self._read_logs()
         self._ops += [{**op, "detail": redacted(str(op.get("detail", "")))} for op in self._journal.new()]
-        chunks = (self._timeline.get() or {}).get("chunks", [])
-        runs = _timed(status.get("runs") or [], chunks)
+        timeline = (self._timeline.get() or {}).get("chunks", [])
+        known, ended = chunks
+        known = known if 0 < known <= len(timeline) and timeline[known - 1]["ended"] == ended else 0
+        runs = _timed(status.get("runs") or [], timeline)
         standing = settings.objective.standing(run.get("metrics") or {} for run in runs)
         places = [run.get("rank") for run in runs]
         if None in places:  # an older experiment's
@@ -110,9 +118,11 @@ class Experiment:
             "no_ops": self.why_no_ops(),
             "hint": self._hint(runs, waiting=bool(status.get("waiting"))),
             "runs": runs,
-            "ops": self._ops,
+            "ops": self._ops[max(ops, 0) :],
+            "ops_from": min(max(ops, 0), len(self._ops)),
             "pending": list(self._pending()),
-            "timeline": [[c["run"], c["chunk"], c["started"], c["ended"], c.get("slot", 0)] for c in chunks],
+            "timeline": [[c["run"], c["chunk"], c["started"], c["ended"], c.get("slot", 0)] for c in timeline[known:]],
+            "timeline_from": known,
         }
 
     def why_no_ops(self) -> str | None:

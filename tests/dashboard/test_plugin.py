@@ -115,6 +115,32 @@ def test_the_state_is_sent_again_only_when_it_has_changed(tmp_path: Path) -> Non
     assert again["ops"][0]["detail"] == "hub_token=(hidden) was given"
 
 
+def test_ops_and_chunks_that_are_known_are_not_sent_again(tmp_path: Path) -> None:
+    root = make_experiment(tmp_path / "one")
+    page, asked = Page(root), {"experiment": "one"}
+
+    def write(*ended: float) -> None:
+        chunks = [{"run": 0, "chunk": n, "step": n, "started": 0.0, "ended": end} for n, end in enumerate(ended, 1)]
+        (root / "timeline.json").write_text(json.dumps({"chunks": chunks}))
+
+    def said(ops: int, chunks: str) -> tuple[Any, ...]:
+        state = page.ask("/state", **asked, ops=ops, chunks=chunks).json
+        ops = [op["detail"] for op in state["ops"]]
+        return state["ops_from"], ops, state["timeline_from"], [chunk[3] for chunk in state["timeline"]]
+
+    write(1.5, 2.5)
+    journal = [json.dumps({"op": "stop", "detail": text}) + "\n" for text in ("a", "b")]
+    (root / "ops.jsonl").write_text(journal[0])
+    assert said(0, "0,0") == (0, ["a"], 0, [1.5, 2.5])
+    write(1.5, 2.5, 3.25)
+    (root / "ops.jsonl").write_text("".join(journal))
+    assert said(1, "2,2.5") == (1, ["b"], 2, [3.25])
+    assert said(2, "3,3.25") == (2, [], 3, [])
+    write(1.5, 2.75)  # it went on from an earlier checkpoint
+    assert said(2, "3,3.25") == (2, [], 0, [1.5, 2.75])
+    assert said(9, "2,2.5") == (2, [], 0, [1.5, 2.75]) and said(-1, "-2,7") == (0, ["a", "b"], 0, [1.5, 2.75])
+
+
 def test_the_end_of_a_log_is_read_without_secrets(tmp_path: Path) -> None:
     root = make_experiment(tmp_path / "one")
     (root / "runs/0/run.log").write_text("x" * 30_000 + "\nhf_token: abcdefgh\nlast line")

@@ -24,13 +24,13 @@ function Experiment({name, listed, setName, load}) {
   const [state, setState] = useState(null), [error, setError] = useState(''), [version, setVersion] = useState(0);
   const [selected, select] = useState([]), [baseline, setBaseline] = useState(null), [filter, setFilter] = useState('');
   const [isCloning, setCloning] = useState(false), [isOpen, setOpen] = useState(false), [metric, setMetric] = useState(null);
-  const seen = useRef({tag: '', cursor: 0, metric: null, points: new Map()});
+  const seen = useRef({tag: '', cursor: 0, metric: null, points: new Map(), ops: [], timeline: []});
   if (seen.current.metric !== metric) Object.assign(seen.current, {metric, cursor: 0, points: new Map()});
 
   const refresh = usePolling(async isOver => {
-    const {tag, cursor, metric: asked} = seen.current;
+    const {tag, cursor, metric: asked, ops, timeline} = seen.current, known = {ops: ops.length, chunks: `${timeline.length},${timeline.at(-1)?.[3] ?? 0}`};
     try {
-      const said = await ask('state', {experiment: name, tag, ...(asked && {since: cursor, metrics: metricsFor(asked)})});
+      const said = await ask('state', {experiment: name, tag, ...known, ...(asked && {since: cursor, metrics: metricsFor(asked)})});
       if (isOver() || seen.current.metric !== asked) return;
       seen.current.tag = said.tag;
       for (const [run, ...point] of said.points ?? []) {
@@ -39,7 +39,13 @@ function Experiment({name, listed, setName, load}) {
       }
       if (said.points) seen.current.cursor = said.cursor;
       if (said.points?.length) setVersion(before => before + 1);
-      if (!said.same) { setState(said); setMetric(before => before ?? said.objective.metric); }
+      if (!said.same) {
+        // Of what only grows, what is new was said.
+        seen.current.ops = [...ops.slice(0, said.ops_from), ...said.ops];
+        seen.current.timeline = [...timeline.slice(0, said.timeline_from), ...said.timeline];
+        setState({...said, ops: seen.current.ops, timeline: seen.current.timeline});
+        setMetric(before => before ?? said.objective.metric);
+      }
       setError('');
     } catch (problem) { if (!isOver()) setError(problem.message); }
   }, EVERY, [name, metric]);
