@@ -275,6 +275,27 @@ def test_several_are_told_apart_by_what_differs_and_by_their_answers(tab: Tab) -
     tab.at("#generations td", "Because. 1").first.wait_for()
 
 
+def test_numbers_are_short_and_lose_nothing_that_counts(tab: Tab) -> None:
+    load = "const {shown} = await import(new URL('static/words.js', root.baseURI));"
+    values = "[0.0005, 2e-5, 1.23456e-7, -3e-4, 1234567.5, 3, 12345678, 0.1, 3.23349, 0, 'auto', null, [1, 2]]"
+    wanted = [
+        "5e-4",
+        "2e-5",
+        "1.235e-7",
+        "-3e-4",
+        "1.235e+6",
+        "3",
+        "12345678",
+        "0.1",
+        "3.233",
+        "0",
+        "auto",
+        "",
+        "[1,2]",
+    ]
+    assert tab.at("html").evaluate(f"async root => {{ {load} return {values}.map(shown); }}") == wanted
+
+
 def test_names_and_texts_are_no_markup(tab: Tab) -> None:
     """Whatever others write into an experiment is text here: overrides, metrics, configurations, logs, answers."""
     assert MARKUP in tab.row(4).locator("[data-key=overrides]").inner_text()

@@ -6,7 +6,7 @@ export function shown(value) {
   if (typeof value === 'object') return JSON.stringify(value);
   if (typeof value !== 'number' || Number.isInteger(value)) return String(value);
   const size = Math.abs(value);
-  return size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+  return size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(3).replace(/\.?0+e/, 'e') : String(Number(value.toPrecision(4)));
 }
 
 export const difference = value => (value > 0 ? '+' : value < 0 ? '−' : '±') + shown(Math.abs(value));
