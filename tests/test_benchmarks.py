@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,18 @@ def test_a_quota_is_used_fairly_and_nothing_is_sent_in_vain() -> None:
     assert ours.server.seen["wasted"] == ours.lost == 0 and ours.use > 0.95
     assert min(ours.fairness(part) for part in (0.25, 0.5)) > 0.9
     assert retries.lost > 1000 and retries.server.seen["wasted"] > 4000
+
+
+def test_a_plain_loop_asks_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai", reason="the extra `api` is not installed")
+    from benchmarks import together
+
+    monkeypatch.setattr(together, "LATENCY", 0.0)
+    server = together.Counting()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    assert asyncio.run(together.by_loop(server, 1)) > 0 and server.requests == together.QUESTIONS
+    server.shutdown()
+    server.server_close()
 
 
 def test_policies_are_raced_on_the_same_answers() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import signal
 import sys
 import threading
 from collections import Counter
@@ -198,6 +199,25 @@ def test_one_that_fails_and_one_that_is_stopped_leave_the_others_as_they_are(
     chunks = json.loads((root() / "timeline.json").read_text())["chunks"]
     ended = {(each["run"], each["chunk"]): each["ended"] for each in chunks}
     assert ended[1, 2] > ended[0, 2], "it goes on when the other is through"
+
+
+def test_all_are_left_together_by_ctrl_c_and_go_on(
+    serve: Callable[[int], Server], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is on its way still arrives; nothing is asked twice."""
+    server = serve(1)
+    server.at = {7: lambda: os.kill(os.getpid(), signal.SIGINT)}
+    with pytest.raises(SystemExit):
+        evaluate(server, monkeypatch, "generator.model=one,two")
+    assert "Interrupted; everything is saved" in capsys.readouterr().err
+    there = [answered(run) for run in (0, 1)]
+    assert 7 <= sum(there) == server.seen.total() < 12
+    from rfflow import __main__ as cli
+
+    monkeypatch.setattr(sys, "argv", ["rfflow", f"resume={root()}"])
+    cli.main()
+    assert [(run["state"], run["step"]) for run in table()] == [("completed", "12")] * 2
+    assert server.seen == {"one": 12, "two": 12}
 
 
 def test_one_without_money_waits_while_the_other_goes_on(
