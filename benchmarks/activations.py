@@ -1,5 +1,7 @@
 """What a step gains where activations are kept: the same TRL trainer, kept, every third layer, every layer, in turn.
 
+Steps in processor time.
+
     python benchmarks/activations.py                     # a tiny model of 12 layers, 2 x 64 tokens
     python benchmarks/activations.py --model smollm2     # the demo's model
     python benchmarks/activations.py --batch 4 --length 256 --full
@@ -39,8 +41,8 @@ def train(work: Work, folder: Path, args: Mapping[str, Any]) -> tuple[float, byt
     """Train one run by TRL.
 
     Returns:
-        the seconds of a step; what was trained; the bytes that a step keeps: all, with every third layer recomputed,
-        with every one.
+        the processor's seconds of a step, which other programs disturb least; what was trained; the bytes that a step
+        keeps: all, with every third layer recomputed, with every one.
     """
     import torch
     import trl
@@ -59,9 +61,9 @@ def train(work: Work, folder: Path, args: Mapping[str, Any]) -> tuple[float, byt
     )
     kept, batch = measure(trainer), Batch(given["per_device_train_batch_size"], given["max_length"])
     assert kept is not None
-    began = time.perf_counter()
+    began = time.process_time()
     trainer.train()
-    seconds = (time.perf_counter() - began) / trainer.state.global_step
+    seconds = (time.process_time() - began) / trainer.state.global_step
     trained = [weight.detach().flatten() for weight in trainer.model.parameters() if weight.requires_grad]
     sizes = kept.all(batch), kept.with_every(3, batch), kept.with_every(1, batch)
     return seconds, torch.cat(trained).numpy().tobytes(), sizes

@@ -50,8 +50,8 @@ class Checkpointer:
         """The step of each run's last checkpoint, written or on its way."""
         self._writing: dict[int, int] = {}
         """The step of the checkpoint that is on its way, by run."""
-        self._ended: dict[int, str] = {}
-        """How runs that have ended stand in the file; they do not change any more."""
+        self._written: dict[int, tuple[RunRecord, str]] = {}
+        """How runs stand in the file; between two boundaries hardly any of them changes."""
         self._warm: dict[int, int | None] = {}
         """Clones that began with their parents' weights, and the steps at which those had them."""
         self._reached: dict[int, int] = {}
@@ -151,14 +151,11 @@ class Checkpointer:
         if self._spec.every is None:
             return
         self._last_answer = answer or self._last_answer
-        runs = []
-        for run in self._experiment.runs:
-            record = self._record(run, ahead(run.number))
-            if run.state.is_final and run.number not in self._ended:
-                self._ended[run.number] = experiment_file.run_text(record)
-            elif run.state is RunState.DELETED:
-                self._ended[run.number] = experiment_file.run_text(record)  # it may have ended in another way before
-            runs.append(record)
+        runs = [self._record(run, ahead(run.number)) for run in self._experiment.runs]
+        for record in runs:
+            before = self._written.get(record.number)
+            if before is None or before[0] != record:
+                self._written[record.number] = record, experiment_file.run_text(record)
         state = SavedExperiment(
             name=self._experiment.spec.name,
             started=self._experiment.started,
@@ -174,7 +171,8 @@ class Checkpointer:
             command=self._command,
         )
         with self._told("experiment.json"):
-            experiment_file.write(self._experiment.paths.state, state, self._ended, is_first=self._is_first)
+            texts = {number: text for number, (_, text) in self._written.items()}
+            experiment_file.write(self._experiment.paths.state, state, texts, is_first=self._is_first)
         self._is_first = False
 
     def ended(self, run: Run) -> None:

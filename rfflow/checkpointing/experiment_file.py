@@ -170,7 +170,7 @@ def write(path: Path, saved: SavedExperiment, texts: Mapping[int, str], *, is_fi
     Args:
         path: the file.
         saved: the content.
-        texts: the runs that have ended, which do not change any more, as :func:`run_text` gives them.
+        texts: runs as :func:`run_text` gives them, where somebody has them.
         is_first: whether the file need not be there; anywhere else it was taken away under us.
 
     Raises:

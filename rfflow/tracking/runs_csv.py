@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,10 @@ COLUMNS = (
     "directory",
     "error",
 )
+
+
+_STEP = re.compile(r"(?:checkpoint|step)-([0-9]+)")
+"""A checkpoint of a trainer's own, or one of ours."""
 
 
 class RunsTable:
@@ -127,14 +133,15 @@ def _row(experiment: Experiment, run: Run, place: int) -> dict[str, Any]:
 
 def newest_checkpoint(run: Run) -> Path | None:
     """Return the trained adapter if there is one, else the checkpoint with the highest step."""
-    if run.paths.final.is_dir():
+    try:  # one look: at every boundary it is taken for every run
+        names = os.listdir(run.paths.checkpoints)
+    except OSError:
+        return None
+    if run.paths.final.name in names and run.paths.final.is_dir():
         return run.paths.final
-    steps = [
-        (int(path.name.rpartition("-")[2]), path)
-        for path in (*run.paths.checkpoints.glob("checkpoint-*"), *run.paths.checkpoints.glob("step-*"))
-        if path.name.rpartition("-")[2].isdigit()
-    ]
-    return max(steps)[1] if steps else None
+    found = [match for name in names if (match := _STEP.fullmatch(name))]
+    newest = max(found, key=lambda match: (int(match[1]), match[0]), default=None)
+    return None if newest is None else run.paths.checkpoints / newest[0]
 
 
 def error_line(run: Run) -> str:
