@@ -131,8 +131,8 @@ class Experiment:
             return None
         if self.is_alive:
             return "This experiment takes no ops: it was started with control.enabled=false."
-        left = [run["number"] for run in self.status().get("runs") or [] if run["state"] in (*_LIVE, "stopped")]
-        if left:
+        runs = self.status().get("runs") or []
+        if not runs or any(run["state"] in (*_LIVE, "stopped") for run in runs):
             return (
                 "No process trains here, so nobody would answer an op. To go on with it, type "
                 f"rfflow resume={self.root}"

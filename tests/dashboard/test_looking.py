@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rfflow.control.status import RunStatus, Status, StatusFile
 from tests.dashboard.browsing import Tab, served
-from tests.dashboard.made import LOSSES, MARKUP, held, make_full
+from tests.dashboard.made import LOSSES, MARKUP, held, make_experiment, make_full
 
 pytestmark = pytest.mark.browser
 MINUS = "\N{MINUS SIGN}"
@@ -311,6 +313,27 @@ def test_names_and_texts_are_no_markup(tab: Tab) -> None:
         tab.at("#detail", MARKUP).wait_for()
     assert tab.at("img").count() == tab.at("#runs b").count() == 0
     assert tab.page.title() != "taken" and tab.at("html").evaluate("() => document.title") != "taken"
+
+
+def test_an_experiment_may_go_and_another_come(tmp_path: Path, open_page: Any) -> None:
+    """Of one that has only begun nobody says when it will end."""
+    root = tmp_path / "outputs" / "one"
+    (root / "control").mkdir(parents=True)
+    StatusFile(root / "control").write(Status(str(root), (RunStatus(0, "queued", ("lr=1",)),)))
+    with served(root.parent) as address:
+        tab = Tab(open_page(), address)
+        assert "1 run, 1 to train · ranked by loss" in tab.at("header").inner_text()
+        shutil.rmtree(root)
+        tab.at("header", "No experiment of rfflow lies below this logdir").wait_for()
+        make_experiment(root.parent / "two")
+        tab.page.reload()
+        tab.row(1).wait_for()
+        make_experiment(root.parent / "three")
+        shutil.rmtree(root.parent / "two")
+        tab.at("#experiment option[value=three]").wait_for(state="attached")
+        tab.row(1).wait_for()
+        assert tab.at("#experiment").input_value() == "three" and tab.at("header .bad").count() == 0
+        assert not tab.errors
 
 
 # --- how it looks -----------------------------------------------------------------------------------------------------

@@ -190,6 +190,8 @@ def test_an_experiment_says_what_can_be_done_with_it(tmp_path: Path) -> None:
     root = make_experiment(tmp_path / "one")
     state = Page(root).ask("/state", experiment="one").json
     assert state["no_ops"].endswith(f"rfflow resume={root}") and not state["alive"]
+    StatusFile(root / "control").write(Status(str(root)))
+    assert "To go on with it" in Page(root).ask("/state", experiment="one").json["no_ops"], "it has hardly begun"
     with held(root):
         assert Page(root).ask("/state", experiment="one").json["no_ops"] is None
     (root / "multirun.yaml").write_text("control: {enabled: false}")

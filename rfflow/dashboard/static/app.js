@@ -13,7 +13,7 @@ const EVERY = 1000; // milliseconds between two looks
 
 function App() {
   const [said, setSaid] = useState(null), [name, setName] = useState(null);
-  const load = () => listing().then(found => { setSaid(found); setName(before => before ?? found.experiments[0]?.name ?? null); }, error => setSaid({error: error.message, experiments: []}));
+  const load = () => listing().then(found => { setSaid(found); setName(before => (found.experiments.find(each => each.name === before) ?? found.experiments[0])?.name ?? null); }, error => setSaid({error: error.message, experiments: []}));
   usePolling(load, 15_000, []);
   if (!said) return html`<header>Reading…</header>`;
   if (name === null) return html`<header>${said.error || 'No experiment of rfflow lies below this logdir.'}</header>`;
@@ -47,7 +47,7 @@ function Experiment({name, listed, setName, load}) {
         setMetric(before => before ?? said.objective.metric);
       }
       setError('');
-    } catch (problem) { if (!isOver()) setError(problem.message); }
+    } catch (problem) { if (!isOver()) { setError(problem.message); load(); } } // its directory may be gone, or the server
   }, EVERY, [name, metric]);
   const [answers, give] = useOps(name, refresh);
   const runs = state?.runs ?? [];
@@ -69,12 +69,13 @@ function Experiment({name, listed, setName, load}) {
 
 function Header({name, listed, state, setName, load, error}) {
   const going = !state.alive ? 'not running' : state.waiting ? 'waits for an op' : 'running';
-  const left = Math.max(0, ...state.runs.map(run => run.left ?? 0)), live = state.runs.filter(run => ['queued', 'running'].includes(run.state)).length;
-  const slots = new Set(state.timeline.map(chunk => chunk[4])).size || 1, sum = state.runs.reduce((all, run) => all + (run.left ?? 0), 0);
+  const live = state.runs.filter(run => ['queued', 'running'].includes(run.state)), left = live.map(run => run.left);
+  const slots = new Set(state.timeline.map(chunk => chunk[4])).size || 1, sum = left.reduce((all, own) => all + own, 0);
+  const time = left.includes(null) ? '' : `, ${duration(Math.max(...left, sum / slots))} left`;
   return html`<header><b>rfflow</b>
       <select id="experiment" aria-label="experiment" value=${name} onChange=${e => setName(e.target.value)}>${listed.experiments.map(each => html`<option value=${each.name} selected=${each.name === name}>${each.name}${each.alive ? '' : ' (not running)'}</option>`)}</select>
       <span id="going" class="pill ${state.alive ? 'on' : ''}">${going}</span>
-      <span class="dim">${state.runs.length} runs${live ? `, ${live} to train, ${duration(Math.max(left, sum / slots))} left` : ''} · ranked by ${state.objective.metric}, ${state.objective.direction}</span>
+      <span class="dim">${state.runs.length} ${state.runs.length === 1 ? 'run' : 'runs'}${live.length ? `, ${live.length} to train${time}` : ''} · ranked by ${state.objective.metric}, ${state.objective.direction}</span>
       ${error && html`<span class="bad">${error}</span>`}</header>
     ${listed.read_only && html`<div class="note" id="readonly">${listed.read_only} ${listed.alone && html`<a href=${listed.alone} target="_blank" rel="noopener">Open it by itself</a>`} ${listed.key && html`<${Key} file=${listed.key} load=${load} />`}</div>`}
     ${state.no_ops && html`<div class="note" id="noops">${state.no_ops}</div>`}
