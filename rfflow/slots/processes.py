@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +56,9 @@ class _Process:
     def __init__(self, process: SpawnProcess):
         assert process.pid is not None
         self._process = process
-        self._own = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
+        self._own: int | None = None
+        with contextlib.suppress(AttributeError, OSError):  # not Linux, or a container that does not allow it
+            self._own = os.pidfd_open(process.pid)
 
     @property
     def ended(self) -> int | None:

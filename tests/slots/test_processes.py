@@ -96,7 +96,16 @@ def test_all_runs_are_trained_side_by_side(root: Path, expected: list[str]) -> N
     assert sorted(watch.chunks) == ALL
 
 
-def test_a_killed_worker_costs_nothing_but_time(root: Path, expected: list[str], caplog: Any) -> None:
+@pytest.mark.parametrize("is_allowed", [True, False], ids=["", "where no process can be watched"])
+def test_a_killed_worker_costs_nothing_but_time(
+    root: Path, expected: list[str], caplog: Any, monkeypatch: pytest.MonkeyPatch, is_allowed: bool
+) -> None:
+    if not is_allowed:
+
+        def refuse(pid: int) -> int:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "pidfd_open", refuse)
     watch = Watch(6, lambda: kill(engine, 1))
     engine = make(root, watch)
     engine.run()
