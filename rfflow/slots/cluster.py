@@ -25,8 +25,12 @@ HOW = (
     "(docs/devices.md)"
 )
 _TOKEN = "What all machines of a cluster share is the file ~/.ray/auth_token, or the variable RAY_AUTH_TOKEN."
+_MODE = "RAY_AUTH_MODE"
+"""Says, to who joins a cluster and to who starts one, whether there are tokens."""
 _PROBE = 120.0
 """Seconds that a machine is given to answer: a first process of Python starts there."""
+_HEAD = 10.0
+"""Those that the head is given, which is running."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +174,6 @@ def _connect(address: str) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     if address == "local":
         os.environ.setdefault("RAY_worker_niceness", "0")
-    elif address != "auto":
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError as error:
@@ -192,7 +194,7 @@ def _connect(address: str) -> None:
         _check_reachable(address)
     said: list[str] = []
     try:
-        with _hearing_libraries(said):
+        with _showing_token(address), _hearing_libraries(said):
             ray.init(address=address, namespace="rfflow", **options)
     except (AuthenticationError, ConnectionError) as error:
         if isinstance(error, AuthenticationError) or "InvalidAuthToken" in "".join(said):
@@ -202,6 +204,65 @@ def _connect(address: str) -> None:
         reason = str(error).strip().partition("\n")[0]
         token = f" {_TOKEN}" if "token" in str(error).lower() else ""
         raise ConfigError(f"The Ray cluster {address} cannot be joined: {reason}{token}") from error
+
+
+@contextlib.contextmanager
+def _showing_token(address: str) -> Iterator[None]:
+    """Show a token to a cluster that wants one, and none to one that has none.
+
+    Ray takes the answer from the environment, and looks there when it is imported. Who shows one to a cluster without
+    is let in all the same, and loses every actor at once.
+
+    Raises:
+        ConfigError: if the environment says otherwise: who insists on tokens must not be talked out of them.
+    """
+    given = os.environ.get(_MODE)
+    wants = None if address == "local" else _wants_token(address)
+    if wants is None and (given is not None or address in ("auto", "local")):
+        yield
+        return
+    mode = "disabled" if wants is False else "token"
+    if given is not None and given.lower() != mode:
+        if wants:
+            raise ConfigError(
+                f"{_MODE} is {given!r}, and the Ray cluster {address} wants a token. Leave the variable out. {_TOKEN}"
+            )
+        raise ConfigError(
+            f"{_MODE} is {given!r}, and the Ray cluster {address} has no tokens. Start it with {_MODE}=token on every "
+            "machine, or leave the variable out here."
+        )
+    os.environ[_MODE] = mode
+    try:
+        _look_again()
+        yield
+    finally:
+        if given is None:
+            del os.environ[_MODE]
+
+
+def _wants_token(address: str) -> bool | None:
+    """Ask the head of a cluster, without a token; ``None`` where it cannot be asked so, by TLS say."""
+    import grpc  # type: ignore[import-untyped]
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        found = canonicalize_bootstrap_address(address)
+        with grpc.insecure_channel(found) as channel:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=_HEAD)
+    except grpc.RpcError as error:
+        return True if error.code() is grpc.StatusCode.UNAUTHENTICATED else None
+    except Exception as error:  # no cluster is there, say; joining it will tell
+        log.debug("Whether %s wants a token is not known: %s", address, error)
+        return None
+    return False
+
+
+def _look_again() -> None:
+    """Let Ray look once more at its environment: an app may have imported it before."""
+    import ray._raylet as core
+
+    if (settings := getattr(core, "Config", None)) is not None:
+        settings.initialize("")
 
 
 @contextlib.contextmanager

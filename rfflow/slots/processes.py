@@ -13,7 +13,7 @@ from typing import Any
 
 from rfflow.config.spec import ExperimentSpec
 from rfflow.slots.serve import Seat, serve
-from rfflow.slots.wired import Link, WiredSlots
+from rfflow.slots.wired import TOO_EARLY, Link, WiredSlots
 
 
 class ProcessSlots(WiredSlots):
@@ -74,11 +74,11 @@ class _Process:
             connection.wait([self._own], timeout)
         return not self._process.is_alive()
 
-    def how_ended(self) -> str:
-        code = self._process.exitcode
+    def how_ended(self, *, has_begun: bool) -> str:
+        code, when = self._process.exitcode, "" if has_begun else TOO_EARLY
         if code is not None and code < 0:
-            return f"its process was killed by signal {-code}"
-        return f"its process ended with status {code}"
+            return f"its process was killed by signal {-code}{when}"
+        return f"its process ended with status {code}{when}"
 
     def would_end_again(self) -> bool:
         # One that is killed may begin the next time; one that leaves by itself will do so again.

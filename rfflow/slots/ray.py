@@ -15,6 +15,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError, connection
@@ -24,7 +25,7 @@ from typing import Any
 from rfflow.config.spec import ExperimentSpec
 from rfflow.slots.cluster import Cluster
 from rfflow.slots.serve import Seat, serve
-from rfflow.slots.wired import Link, WiredSlots
+from rfflow.slots.wired import TOO_EARLY, Link, WiredSlots
 
 log = logging.getLogger(__name__)
 
@@ -116,12 +117,29 @@ class _Actor:
 
         return bool(ray.wait([self._served], timeout=timeout)[0])
 
-    def how_ended(self) -> str:
+    def how_ended(self, *, has_begun: bool) -> str:
+        if self.trouble is not None:
+            return self.trouble
+        return f"{self._how_ended()}{'' if has_begun else TOO_EARLY}"
+
+    def why_not_begun(self) -> str:
+        """Say why Ray has given up on an actor that has never come."""
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            ray.get(self._served, timeout=1)
+        except RayError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            return next(
+                (line for line in lines if "is dead because" in line), lines[-1] if lines else "no reason given"
+            )
+        return "it has ended"
+
+    def _how_ended(self) -> str:
         import ray
         from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
 
-        if self.trouble is not None:
-            return self.trouble
         try:
             ray.get(self._served, timeout=1)
         except ActorDiedError as error:
@@ -186,13 +204,9 @@ class _Door:
 
 def _carry(door: _Door, name: str, there: Any, listening: Any, body: _Actor) -> None:
     """Carry what is told to and fro, until one side has ended."""
-    wire = door.wait_for(f"{name} wire", _START)
-    nudges = None if wire is None else door.wait_for(f"{name} nudges", _START)
+    wire = _wait_for(door, f"{name} wire", body)
+    nudges = None if wire is None else _wait_for(door, f"{name} nudges", body)
     if wire is None or nudges is None:
-        body.trouble = (
-            f"no actor has come within {_START:.0f} s: Ray has no room for it, or it cannot reach this machine "
-            "(ray status says what the cluster has)"
-        )
         body.kill()
     else:
         to = {there: wire, wire: there, listening: nudges}
@@ -206,6 +220,22 @@ def _carry(door: _Door, name: str, there: Any, listening: Any, body: _Actor) -> 
     for end in (there, listening, wire, nudges):
         if end is not None:
             end.close()
+
+
+def _wait_for(door: _Door, name: str, body: _Actor) -> connection.Connection | None:
+    """Wait for an actor to come, as long as it may; note why it has not."""
+    until = time.monotonic() + _START
+    while (come := door.wait_for(name, min(_LOOK, _START))) is None:
+        if body.join(0):
+            body.trouble = f"no actor has come: Ray says: {body.why_not_begun()}"
+            return None
+        if time.monotonic() > until:
+            body.trouble = (
+                f"no actor has come within {_START:.0f} s: Ray has no room for it, or it cannot reach this machine "
+                "(ray status says what the cluster has)"
+            )
+            return None
+    return come
 
 
 def _actor_class() -> Any:

@@ -22,6 +22,9 @@ _LOOK = 0.05
 """... and those between two looks whether it has."""
 
 
+TOO_EARLY = " before it could begin; its own words stand above"
+
+
 class Body(Protocol):
     """Whatever a worker runs in."""
 
@@ -38,8 +41,8 @@ class Body(Protocol):
         """Wait until it has ended, up to so many seconds; return whether it has."""
         ...
 
-    def how_ended(self) -> str:
-        """Say how it has ended: "its process was killed by signal 9"."""
+    def how_ended(self, *, has_begun: bool) -> str:
+        """Say how it has ended, after its worker has begun or before: "its process was killed by signal 9"."""
         ...
 
     def would_end_again(self) -> bool:
@@ -178,9 +181,6 @@ class WiredSlots(ABC):
     def _bury(self, slot: int) -> Heard:
         link = self._links.pop(slot)
         link.body.join(_PATIENCE)
-        how = link.body.how_ended()
+        how = link.body.how_ended(has_begun=link.is_up)
         link.close()
-        if link.is_up:
-            return Heard(slot, None, Lost(how))
-        how = f"{how} before it could begin; its own words stand above"
-        return Heard(slot, None, Lost(how, is_for_good=link.body.would_end_again()))
+        return Heard(slot, None, Lost(how, is_for_good=not link.is_up and link.body.would_end_again()))

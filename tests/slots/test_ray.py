@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from omegaconf import OmegaConf
 
@@ -17,7 +20,7 @@ from rfflow.checkpointing.provenance import versions
 from rfflow.config.experiment import read_experiment
 from rfflow.config.spec import ExperimentSpec
 from rfflow.errors import ConfigError
-from rfflow.slots.cluster import Cluster, check_machines, describe_machine, join_cluster, plan
+from rfflow.slots.cluster import Cluster, _showing_token, check_machines, describe_machine, join_cluster, plan
 from rfflow.slots.ray import RaySlots
 from tests.slots.test_processes import CHUNKS, Watch, ends, expected, states
 from tests.support.counting import CountingWorker
@@ -102,6 +105,51 @@ def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path: Path, monkeypatch
         join_cluster(replace(SPEC, cluster="127.0.0.1:1"), tmp_path)
 
 
+class Head(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers as the head of a cluster does that wants tokens, or has none."""
+
+    def __init__(self, *, wants: bool):
+        self._wants = wants
+
+    def service(self, call: Any) -> Any:
+        def answer(request: bytes, context: Any) -> bytes:
+            if self._wants:
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@pytest.mark.parametrize(
+    ("wants", "given", "shown"),
+    [
+        (True, None, "token"),
+        (False, None, "disabled"),  # a token may lie there all the same: whoever shows it loses every actor
+        (True, "token", "token"),
+        (True, "disabled", "RAY_AUTH_MODE is 'disabled', and the Ray cluster .* wants a token"),
+        (False, "token", "RAY_AUTH_MODE is 'token', and the Ray cluster .* has no tokens"),
+    ],
+)
+def test_a_token_is_shown_where_one_is_wanted(
+    wants: bool, given: str | None, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str | None] = []
+    monkeypatch.setattr("rfflow.slots.cluster._look_again", lambda: looked.append(os.environ.get("RAY_AUTH_MODE")))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if given is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", given)
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Head(wants=wants)])
+    address = f"127.0.0.1:{server.add_insecure_port('0.0.0.0:0')}"
+    server.start()
+    try:
+        refused = pytest.raises(ConfigError, match=shown) if " " in shown else contextlib.nullcontext()
+        with refused, _showing_token(address):
+            assert os.environ["RAY_AUTH_MODE"] == shown
+    finally:
+        server.stop(0)
+    assert looked == ([] if " " in shown else [shown]) and os.environ.get("RAY_AUTH_MODE") == given
+
+
 def test_without_ray_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     importing = builtins.__import__
 
@@ -151,6 +199,6 @@ def test_an_actor_that_finds_no_room_is_not_waited_for(
     full = replace(local, count=1, demands={"num_cpus": 1000})
     slots = RaySlots(SPEC, full, CountingWorker)
     engine = toy_engine(tmp_path / "x", [toy_spec(CHUNKS)], make_slots=lambda spec: slots)
-    with pytest.raises(Exception, match="no actor has come within 0 s: Ray has no room for it"):
+    with pytest.raises(Exception, match=r"no actor has come within 0 s: Ray has no room for it.*cluster has\)\. "):
         engine.run()
     engine.close()

@@ -111,10 +111,16 @@ def environ() -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="module")
 def address(environ: dict[str, str]) -> Iterator[str]:
     """The head of a cluster that asks for a token."""
+    with started(environ, environ["HOME"]) as there:
+        yield there
+
+
+@contextlib.contextmanager
+def started(environ: Mapping[str, str], folder: str) -> Iterator[str]:
+    """Start the head of a cluster."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = environ["HOME"]
     head = Machine(environ, "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
     try:
         wait_until(lambda: answers(f"127.0.0.1:{port}") or not head.is_running)
@@ -167,6 +173,37 @@ def test_a_machine_that_is_gone_costs_nothing_but_time(
     told = r"The worker of slot \d is lost.*: its actor (is gone, or the machine|died)"
     assert re.search(told, did.stderr), did.stderr
     assert found["before"] == [0, 1] and len(found["after"]) == 1, "both machines were to train, and then one"
+
+
+def test_a_cluster_without_tokens_is_shown_none(environ: dict[str, str], tmp_path: Path) -> None:
+    """Although one lies here: it would let this process in, and take every actor from it at once."""
+    folder = tempfile.mkdtemp(prefix="ray")
+    try:
+        with started({**environ, "RAY_AUTH_MODE": "disabled"}, folder) as there:
+            given = {name: value for name, value in environ.items() if name != "RAY_AUTH_MODE"}
+            asked = [sys.executable, "-c", BEGIN, there, str(tmp_path)]
+            did = subprocess.run(asked, env=given, capture_output=True, text=True, timeout=120, check=False)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert did.stdout.splitlines()[-1:] == ["Up"], did.stdout + did.stderr
+
+
+BEGIN = """
+import sys
+from pathlib import Path
+import ray  # as an app may that imports more than it needs
+from rfflow.config.spec import ExperimentSpec
+from rfflow.runs.events import GiveUp
+from rfflow.slots.cluster import join_cluster
+from rfflow.slots.ray import RaySlots
+from tests.support.counting import CountingWorker
+spec = ExperimentSpec(name="x", cluster=sys.argv[1])
+slots = RaySlots(spec, join_cluster(spec, Path(sys.argv[2])), CountingWorker)
+slots.send(0, GiveUp(0))
+heard = slots.hear(60)
+slots.close()
+print(heard and type(heard.event).__name__)
+"""
 
 
 LOSE = (
