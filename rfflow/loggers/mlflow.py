@@ -148,6 +148,13 @@ class MLflowLogger(Tracker):
         """Set a run's status; one that was deleted is KILLED, and stays to be seen."""
         self._terminate(self._ids[run.number], _STATUS.get(run.state, "KILLED"))
 
+    def has_ended(self, group: Group, run: int) -> bool:
+        """Whether a run is there that does not run any more."""
+        if not self._parent:
+            self._open(group)
+        found = self._find(group, run)
+        return found is not None and found.info.status != "RUNNING"
+
     def close(self, group: Group, status: str) -> None:
         """Set the status of the run of all."""
         if self._parent:

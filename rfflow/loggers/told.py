@@ -23,6 +23,7 @@ class Told:
         self._reached: dict[tuple[int, str], int] = {}
         self._ops: dict[int, list[str]] = {}
         self._begun: set[int] = set()
+        self._ended: set[int] = set()
         if path.is_file():
             for line in path.read_text().splitlines():
                 self._read(line)
@@ -31,6 +32,10 @@ class Told:
     def has(self, run: int) -> bool:
         """Whether the tracker has a run of ours."""
         return run in self._begun
+
+    def has_ended(self, run: int) -> bool:
+        """Whether the tracker's run was ended."""
+        return run in self._ended
 
     def ops(self, run: int) -> list[str]:
         """Return what ops have done to a run."""
@@ -47,6 +52,10 @@ class Told:
     def log(self, run: int, metrics: Mapping[str, float], at: int) -> None:
         """Note metrics, at a step or at a chunk."""
         self._note({"run": run, "at": at, "metrics": list(metrics)})
+
+    def end(self, run: int) -> None:
+        """Note that the tracker's run was ended."""
+        self._note({"run": run, "ended": True})
 
     def op(self, run: int, text: str) -> None:
         """Note what an op has done."""
@@ -72,5 +81,7 @@ class Told:
         self._begun.add(run)
         for key in record.get("metrics", ()):
             self._reached[run, key] = max(self._reached.get((run, key), -1), record["at"])
+        if record.get("ended"):
+            self._ended.add(run)
         if "op" in record:
             self._ops.setdefault(run, []).append(record["op"])

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from rfflow.runs.chunks import ChunkResult
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import Run, RunState
 from rfflow.tracking.labels import directory_name, metric_tag
+from rfflow.tracking.reading import read_steps
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,10 @@ class Tracker(Logger):
         """End a run that will not train any more."""
 
     @abstractmethod
+    def has_ended(self, group: Group, run: int) -> bool:
+        """Whether a run was ended, by an earlier process, too."""
+
+    @abstractmethod
     def close(self, group: Group, status: str) -> None:
         """Let go of everything; runs that have not ended are gone on with by another process, perhaps."""
 
@@ -173,8 +178,13 @@ class Tracker(Logger):
         self._thread = threading.Thread(target=self._work, args=(self._calls,), name=self.kind, daemon=True)
         self._thread.start()
         for run in experiment.runs:
-            if not run.state.is_final:
-                self._view(run)
+            past = run.paths.metrics, tuple(run.chunks)
+            if run.state.is_final:
+                self._ask(self._see_off, self._group, self._seen(run, settings(run)), run.paths.final, *past)
+                continue
+            view = self._view(run)
+            if run.step:
+                self._ask(self._catch_up, view, *past)
 
     def on_run_start(self, run: Run) -> None:
         """Show that it runs."""
@@ -186,10 +196,7 @@ class Tracker(Logger):
 
     def on_chunk_end(self, run: Run, result: ChunkResult) -> None:
         """Log what is known of the run at the chunk's end, by the chunk."""
-        view, chunk = self._view(run), run.chunks_before + result.chunk + 1
-        metrics = {f"by_chunk/{name}": value for name, value in _named(result.metrics).items()}
-        self._ask(self.log, view, metrics, result.step, chunk)
-        self._ask(self.log, view, {"chunk": float(result.chunk + 1)}, result.step, None)
+        self._ask(self._log_chunk, self._view(run), result)
 
     def on_run_change(self, run: Run) -> None:
         """Show what an op did to it; a clone begins."""
@@ -204,11 +211,7 @@ class Tracker(Logger):
 
     def on_run_end(self, run: Run) -> None:
         """End it, with its adapter where that is wanted."""
-        view = self._view(run)
-        if "adapter" in self._artifacts and run.state is RunState.COMPLETED and run.paths.final.is_dir():
-            self._ask(self.keep, self._group, view, run.paths.final, "adapter")
-        self._ask(self.tell, view, None)
-        self._ask(self.end, self._group, view)
+        self._ask(self._end_with, self._group, self._view(run), run.paths.final)
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -220,20 +223,52 @@ class Tracker(Logger):
 
     def _view(self, run: Run) -> TrackedRun:
         """Return the run as it stands; before anything else of it, it begins."""
-        view = TrackedRun(
+        view = self._seen(run, settings(run) if run.number not in self._known else {})
+        if run.number not in self._known:
+            self._known.add(run.number)
+            self._ask(self.begin, self._group, view)
+        return view
+
+    def _seen(self, run: Run, configuration: Mapping[str, bool | float | str]) -> TrackedRun:
+        return TrackedRun(
             run.number,
             directory_name(run.number, run.overrides),
-            settings(run) if run.number not in self._known else {},
+            configuration,
             run.state.value,
             run.parent,
             run.chunks_before,
             len(run.chunks),
             run.step,
         )
-        if run.number not in self._known:
-            self._known.add(run.number)
-            self._ask(self.begin, self._group, view)
-        return view
+
+    # Called from the thread.
+
+    def _log_chunk(self, run: TrackedRun, result: ChunkResult) -> None:
+        metrics = {f"by_chunk/{name}": value for name, value in _named(result.metrics).items()}
+        self.log(run, metrics, result.step, run.chunks_before + result.chunk + 1)
+        self.log(run, {"chunk": float(result.chunk + 1)}, result.step, None)
+
+    def _end_with(self, group: Group, run: TrackedRun, final: Path) -> None:
+        if "adapter" in self._artifacts and run.state == RunState.COMPLETED.value and final.is_dir():
+            self.keep(group, run, final, "adapter")
+        self.tell(run, None)
+        self.end(group, run)
+
+    def _catch_up(self, run: TrackedRun, file: Path, results: Sequence[ChunkResult]) -> None:
+        """Log what an earlier process has had no time for, as it was killed; what the tracker has, it has once."""
+        for line in read_steps(file):
+            metrics = {name: value for name, value in line.items() if name not in ("step", "chunk")}
+            if line["step"] <= run.step:
+                self.log(run, _named(metrics), line["step"], None)
+        for result in results:
+            self._log_chunk(run, result)
+
+    def _see_off(self, group: Group, run: TrackedRun, final: Path, file: Path, results: Sequence[ChunkResult]) -> None:
+        """End a run that has ended in an earlier process, where that has had no time for it."""
+        if not self.has_ended(group, run.number):
+            self.begin(group, run)
+            self._catch_up(run, file, results)
+            self._end_with(group, run, final)
 
     def _ask(self, call: Callable[..., None], *args: Any) -> None:
         if self._thread is None:

@@ -68,12 +68,11 @@ class TrackioLogger(Tracker):
     def begin(self, group: Group, run: TrackedRun) -> None:
         """Begin a run, or go on with the one that an earlier process has begun."""
         _silent.add(threading.get_ident())
-        if self._told is None:
-            self._group_of_runs, self._told = group, Told(group.root / "trackio.jsonl")
+        told = self._told_of(group)
         kinship = {"rfflow.run": run.number, "rfflow.parent": run.parent, "rfflow.chunks_before": run.chunks_before}
         self._configs[run.number] = {key.lstrip("_"): value for key, value in run.settings.items()} | kinship
         self._begin(run)
-        self._told.begin(run.number)
+        told.begin(run.number)
         self.tell(run, None)
 
     def log(self, run: TrackedRun, metrics: Mapping[str, float], step: int, chunk: int | None) -> None:
@@ -111,6 +110,11 @@ class TrackioLogger(Tracker):
     def end(self, group: Group, run: TrackedRun) -> None:
         """Finish a run; what an op has to say of it afterwards takes it up again."""
         self._open.pop(run.number).finish()
+        self._told_of(group).end(run.number)
+
+    def has_ended(self, group: Group, run: int) -> bool:
+        """Whether a run was finished."""
+        return self._told_of(group).has_ended(run)
 
     def close(self, group: Group, status: str) -> None:
         """Finish every run; another process may go on with those that have not ended."""
@@ -119,6 +123,11 @@ class TrackioLogger(Tracker):
         self._told = None
         self._states.clear()
         _silent.discard(threading.get_ident())
+
+    def _told_of(self, group: Group) -> Told:
+        if self._told is None:
+            self._group_of_runs, self._told = group, Told(group.root / "trackio.jsonl")
+        return self._told
 
     def _of(self, run: TrackedRun) -> Any:
         return self._open[run.number] if run.number in self._open else self._begin(run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +64,15 @@ class WandbLogger(Tracker):
         self._told: Told | None = None
         self._open: dict[int | None, Any] = {}
         """W&B's runs by the numbers of ours; None is the experiment's own."""
-        self._ended: dict[int | None, int] = {}
+        self._ended: dict[int, int] = {}
         """Exit codes of runs that are to be finished, once the last word of them has been said."""
 
     def begin(self, group: Group, run: TrackedRun) -> None:
         """Begin a run, or go on with the one that an earlier process has begun."""
-        if self._told is None:
-            self._group_of_runs, self._told = group, Told(group.root / "wandb.jsonl")
-        is_new = not self._told.has(run.number)
+        told = self._told_of(group)
+        is_new = not told.has(run.number)
         self._begin(run, {**_nested(run.settings), **_kinship(run)} if is_new else {})
-        self._told.begin(run.number)
+        told.begin(run.number)
         self.tell(run, None)
 
     def log(self, run: TrackedRun, metrics: Mapping[str, float], step: int, chunk: int | None) -> None:
@@ -114,12 +113,18 @@ class WandbLogger(Tracker):
         """Finish a run as soon as another logs something: an op may still have a word on it."""
         self._ended[run.number] = 1 if run.state == "failed" else 0
 
+    def has_ended(self, group: Group, run: int) -> bool:
+        """Whether a run was finished."""
+        return self._told_of(group).has_ended(run)
+
     def close(self, group: Group, status: str) -> None:
         """Finish every run; another process may go on with those that have not ended."""
         code = 0 if status == "success" else 1
-        runs = [(own, self._ended.get(number, code if number is not None else 0)) for number, own in self._open.items()]
+        codes = {number: code if number is not None else 0 for number in self._open} | self._ended
+        runs, told, ended = [(own, codes[number]) for number, own in self._open.items()], self._told, self._ended
         self._open, self._ended, self._told = {}, {}, None
         _finish(runs)
+        _note_ends(told, ended)
 
     def finalize(self, status: str) -> None:
         """Hand over what is left, and let W&B's own process end, each within the patience."""
@@ -149,6 +154,11 @@ class WandbLogger(Tracker):
             self._let_go()
             text = " ".join(without_secrets(str(error)).split())[:300]
             raise ConfigError(f"W&B at {url}: {text}. Look at WANDB_API_KEY and WANDB_BASE_URL; {ways}") from error
+
+    def _told_of(self, group: Group) -> Told:
+        if self._told is None:
+            self._group_of_runs, self._told = group, Told(group.root / "wandb.jsonl")
+        return self._told
 
     def _of(self, run: TrackedRun) -> Any:
         return self._open[run.number] if run.number in self._open else self._begin(run, {})
@@ -199,6 +209,7 @@ class WandbLogger(Tracker):
     def _finish_ended(self) -> None:
         ended, self._ended = self._ended, {}
         _finish([(self._open.pop(number), code) for number, code in ended.items() if number in self._open])
+        _note_ends(self._told, ended)
 
 
 def _finish(runs: Sequence[tuple[Any, int]]) -> None:
@@ -211,6 +222,12 @@ def _finish(runs: Sequence[tuple[Any, int]]) -> None:
             errors.append(error)
     if errors:
         raise errors[0]
+
+
+def _note_ends(told: Told | None, runs: Iterable[int]) -> None:
+    if told is not None:
+        for run in runs:
+            told.end(run)
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rfflow.errors import ConfigError
 from rfflow.loggers.tracker import Tracker
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import RunState
+from rfflow.tracking.metrics_log import MetricsLog
 from rfflow.tracking.timeline import Timeline
 from tests.tracking.story import Story, add_run, tell_whole
 
@@ -33,7 +34,7 @@ class Deaf(Tracker):
         if self.error is not None:
             raise self.error
 
-    begin = log = tell = keep = end = close = _take
+    begin = log = tell = keep = end = has_ended = close = _take
 
 
 def test_a_tracker_that_dies_costs_a_warning(experiment: Experiment, caplog: pytest.LogCaptureFixture) -> None:
@@ -103,6 +104,26 @@ def tell_and_resume(experiment: Experiment, make: Any) -> None:
     logger.finalize("success")
 
 
+def tell_and_be_killed(experiment: Experiment, make: Any) -> None:
+    """Two runs train a chunk more, and one ends, of which a tracker hears nothing; another process goes on."""
+    first, second, *_ = experiment.runs
+    del experiment.runs[2:]
+    logger = make()
+    story = Story(experiment, MetricsLog(), logger)
+    story.begin()
+    for run in (first, second):
+        story.chunk(run, {"loss": 2.0})
+    logger.finalize("failed")
+    deaf = Story(experiment, MetricsLog())
+    for run in (first, second):
+        deaf.chunk(run, {"loss": 1.0})
+    deaf.complete(second)
+    for _ in range(2):  # who has heard of it hears nothing twice
+        logger = make()
+        Story(experiment, logger).begin()
+        logger.finalize("failed")
+
+
 def check_mlflow(experiment: Experiment, uri: str) -> None:
     from mlflow import MlflowClient
 
@@ -144,6 +165,22 @@ def test_mlflow_has_a_run_for_each(experiment: Experiment, tmp_path: Path, monke
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tell_and_resume(experiment, lambda: mlflow_logger(artifacts=["adapter", "timeline"], tracking_uri=uri))
     check_mlflow(experiment, uri)
+
+
+def test_mlflow_gets_what_a_killed_process_has_had_no_time_for(experiment: Experiment, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tell_and_be_killed(experiment, lambda: mlflow_logger(tracking_uri=uri))
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name("sft").experiment_id])
+    runs = {run.data.tags["rfflow.run"]: run.info for run in found}
+    for number, status in (("0", "RUNNING"), ("1", "FINISHED")):
+        steps, chunks = (
+            [(point.step, point.value) for point in client.get_metric_history(runs[number].run_id, key)]
+            for key in ("train/loss", "by_chunk/train/loss")
+        )
+        assert (steps, chunks) == ([(2, 2.0), (4, 1.0)], [(1, 2.0), (2, 1.0)]) and runs[number].status == status
 
 
 def test_ending_runs_stops_no_logging_of_others(

@@ -16,7 +16,7 @@ from rfflow.loggers.hparams import STATES
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import RunState
 from rfflow.tracking.timeline import Timeline
-from tests.loggers.test_trackers import tell_and_resume
+from tests.loggers.test_trackers import tell_and_be_killed, tell_and_resume
 from tests.tracking.story import Story, make_experiment
 
 os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="trackio-"))  # Trackio reads it once, when it is imported
@@ -80,6 +80,14 @@ def test_trackio_has_a_run_for_each(experiment: Experiment, project: str, capsys
     assert runs["4"]["points"]["by_chunk/train/loss"] == [(2, 0.5)], "behind its parent's chunk"
     assert "timeline" in runs["all"]["points"]
     assert capsys.readouterr().out == "", "the terminal is the experiment's"
+
+
+def test_trackio_gets_what_a_killed_process_has_had_no_time_for(experiment: Experiment, project: str) -> None:
+    tell_and_be_killed(experiment, lambda: logger(project=project))
+    runs = read(project)
+    for name in ("0", "1"):
+        assert runs[name]["points"]["by_chunk/train/loss"] == [(1, 2.0), (2, 1.0)]
+    assert runs["1"]["points"]["rfflow.state"][-1][1] == STATES[RunState.COMPLETED]
 
 
 def test_trackio_keeps_adapters_and_the_timeline(experiment: Experiment, project: str) -> None:

@@ -17,7 +17,7 @@ from rfflow.errors import ConfigError
 from rfflow.runs.experiment import Experiment
 from rfflow.tracking.timeline import Timeline
 from tests.loggers.served import WandbStandIn
-from tests.loggers.test_trackers import tell_and_resume
+from tests.loggers.test_trackers import tell_and_be_killed, tell_and_resume
 from tests.tracking.story import Story, add_run, make_experiment
 
 wandb = pytest.importorskip("wandb", reason="NOT TESTED: Weights & Biases, which is not installed")
@@ -165,6 +165,15 @@ def test_no_secret_is_in_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
     assert not [path for path in files if b"sesame" in path.read_bytes()]
+
+
+def test_wandb_gets_what_a_killed_process_has_had_no_time_for(experiment: Experiment, tmp_path: Path) -> None:
+    tell_and_be_killed(experiment, logger)
+    runs = read_all(tmp_path)
+    for number in ("0", "1"):
+        assert runs[number].points("train/loss") == [(2, 2.0), (4, 1.0)]
+        assert runs[number].points("by_chunk/train/loss") == [(1, 2.0), (2, 1.0)]
+    assert runs["1"].exits == [1, 0] and runs["1"].summary["rfflow.state"] == "completed"
 
 
 def test_a_run_that_an_op_takes_up_again_goes_on(tmp_path: Path) -> None:
