@@ -45,11 +45,11 @@ class RunStatus:
     """The slot where it trains, or has trained last; None before its first chunk."""
     since: str | None = None
     """Since when it trains there, ISO 8601; None while it waits."""
-    rank: int | None = None
-    """Its place by the objective; 1 is the best."""
     activations: str | None = None
     """What it does with them, "kept", "recomputed", "every 3rd"; None where that is not known."""
     activations_why: str | None = None
+    rank: int | None = None
+    """Its place by the objective; 1 is the best. Last, as it is all that changes of many when one has trained."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class StatusFile:
             with held(self.path.parent) as directory:
                 written = [self._run(run) for run in status.runs]
                 head = {key: getattr(status, key) for key in ("experiment", "pid", "updated", "waiting", "slots")}
-                in_json = f'{json.dumps(head)[:-1]}, "runs": [{", ".join(run.json for run in written)}]}}'
+                in_json = f'{json.dumps(head)[:-1]}, "runs": [{", ".join(one for one, _ in written)}]}}'
                 write_whole(directory, self.path.with_suffix(".json").name, in_json.encode())
-                in_yaml = "".join(["runs:\n", *(run.yaml for run in written)] if written else ["runs: []\n"])
+                in_yaml = "".join(["runs:\n", *(one for _, one in written)] if written else ["runs: []\n"])
                 write_whole(directory, self.path.name, f"{_dump(head)}{in_yaml}".encode())
         except OSError as error:
             if str(error) != self._trouble:
@@ -93,25 +93,28 @@ class StatusFile:
         else:
             self._trouble = None
 
-    def _run(self, run: RunStatus) -> _Written:
-        before = self._written.get(run.number)
-        if before is None or before.run != run:
+    def _run(self, run: RunStatus) -> tuple[str, str]:
+        """Return a run as JSON and as YAML."""
+        unranked, written = replace(run, rank=None), self._written.get(run.number)
+        if written is None or written.run != unranked:
             # The metrics are a mapping that its owner goes on to change.
-            before = self._written[run.number] = _Written(replace(run, metrics=dict(run.metrics)))
-        return before
+            written = self._written[run.number] = _Written(replace(unranked, metrics=dict(run.metrics)))
+        rank = json.dumps(run.rank)
+        return f'{written.json}, "rank": {rank}}}', f"{written.yaml}  rank: {rank}\n"
 
 
 class _Written:
-    """A run, as it stands in the two files."""
+    """A run, as it stands in the two files, up to its rank."""
 
     def __init__(self, run: RunStatus):
         document = {**vars(run), "overrides": list(run.overrides)}
+        del document["rank"]
         # Trainers log NumPy's and torch's numbers too, which are no plain floats.
         metrics = {str(name): float(value) for name, value in run.metrics.items()}
         # JSON has no NaN and no infinities: there they are words.
         strict = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
         self.run = run
-        self.json = json.dumps({**document, "metrics": strict})
+        self.json = json.dumps({**document, "metrics": strict})[:-1]
         self.yaml = _dump([{**document, "metrics": metrics}])
 
 

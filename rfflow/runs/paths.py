@@ -40,6 +40,7 @@ class ExperimentPaths:
         self.ops = self.root / "ops.jsonl"
         self.state = self.root / "experiment.json"
         self.arguments = self.root / "arguments.json"
+        self._relative: dict[Path, str] = {}
         self.differences = self.root / "differences.csv"
 
     def run(self, number: int) -> RunPaths:
@@ -56,8 +57,11 @@ class ExperimentPaths:
 
     def relative(self, paths: RunPaths) -> str:
         """Return a run's directory as it stands in files: relative where it lies inside, so that all may be moved."""
-        root = self.root.absolute()
-        return str(paths.root.relative_to(root) if paths.root.is_relative_to(root) else paths.root)
+        if paths.root not in self._relative:  # asked for of every run, at every boundary
+            root = self.root.absolute()
+            inside = paths.root.is_relative_to(root)
+            self._relative[paths.root] = str(paths.root.relative_to(root) if inside else paths.root)
+        return self._relative[paths.root]
 
     def found(self, number: int | str, directory: str | None) -> RunPaths:
         """Return the paths of a run whose directory stands in a file; a version before this one has left it out."""

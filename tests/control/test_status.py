@@ -42,7 +42,8 @@ def test_what_changes_of_a_run_is_in_the_files_and_what_does_not_is_as_it_was(tm
     metrics = {"loss": 0.5}
     first = RunStatus(0, "running", ("lr=1e-3", "name='ü: x'"), 1, 4, metrics=metrics)
     file, other = StatusFile(tmp_path), RunStatus(1, "queued")
-    for runs in ((first, other), (replace(first, chunk=2), other), (other,), (), (replace(other, number=0), other)):
+    second = replace(first, chunk=2, rank=2), replace(other, rank=1)
+    for runs in ((first, other), second, (other,), (), (replace(other, number=0), other)):
         metrics["loss"] += 1  # the mapping of the run itself, which goes on
         status = Status("outputs/sft/now", runs, pid=3, updated="today")
         file.write(status)
