@@ -125,6 +125,8 @@ class MetricsCheck:
             if objective.value(metrics) is not None:
                 del self._missing[key]
                 continue
+            if run in self._runs and f"{metric}_low" in self._runs[run].names:
+                continue  # an evaluation none of whose items has a score so far, which is said where they are read
             kind = metric.startswith("eval_")
             # A trainer may log, or evaluate, less often than chunks end.
             if any(name.startswith("eval_") == kind for name in metrics if name != "generation_share"):

@@ -69,8 +69,10 @@ class Judge:
             "reference": reference,
             "references": list(question.references),
         }
-        user = {"role": "user", "content": self._prompt.render(given)}
-        return [user] if self._system is None else [{"role": "system", "content": self._system.render(given)}, user]
+        user = {"role": "user", "content": self._prompt.render(given, question.id)}
+        if self._system is None:
+            return [user]
+        return [{"role": "system", "content": self._system.render(given, question.id)}, user]
 
     def score(self, said: str) -> float:
         """Return the score.

@@ -32,7 +32,7 @@ class Template:
             self._wanted = meta.find_undeclared_variables(_ENVIRONMENT.parse(text)) - set(_ENVIRONMENT.globals)
             self._template = _ENVIRONMENT.from_string(text)
         except TemplateError as error:
-            raise ConfigError(f"{where} is no template of Jinja: {error}.") from error
+            raise ConfigError(f"{where} is no template of Jinja: {str(error).rstrip('.')}.") from error
 
     def check(self, known: set[str]) -> None:
         """Check that it uses nothing that is not there.
@@ -46,8 +46,12 @@ class Template:
                 f"There {'is' if len(known) == 1 else 'are'}: {', '.join(sorted(known)) or 'nothing'}."
             )
 
-    def render(self, variables: Mapping[str, Any]) -> str:
+    def render(self, variables: Mapping[str, Any], question: str) -> str:
         """Fill it in.
+
+        Args:
+            variables: what it may use.
+            question: the id of the one for which it is done.
 
         Raises:
             ConfigError: if an expression in it fails, or does what the sandbox forbids.
@@ -55,7 +59,8 @@ class Template:
         try:
             return str(self._template.render(variables))
         except Exception as error:  # whatever an expression in it leads to
-            raise ConfigError(f"{self._where} cannot be filled in: {type(error).__name__}: {error}.") from error
+            said = f"{type(error).__name__}: {str(error).rstrip('.')}"
+            raise ConfigError(f"{self._where} cannot be filled in for question {question!r}: {said}.") from error
 
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
@@ -102,13 +107,13 @@ class Prompt:
         """
         messages: Messages = []
         if self._system is not None:
-            messages.append({"role": "system", "content": self._system.render(question.row)})
+            messages.append({"role": "system", "content": self._system.render(question.row, question.id)})
         for index, example in enumerate(self.examples):
             found = _variables(example, examples[index] if examples else ())
             answers = {"reference": example.references[0], "references": list(example.references)}
-            messages.append({"role": "user", "content": self._user.render(found)})
-            messages.append({"role": "assistant", "content": self._answer.render({**found, **answers})})
-        content = self._user.render(_variables(question, passages))
+            messages.append({"role": "user", "content": self._user.render(found, example.id)})
+            messages.append({"role": "assistant", "content": self._answer.render({**found, **answers}, example.id)})
+        content = self._user.render(_variables(question, passages), question.id)
         return [*messages, {"role": "user", "content": content}]
 
 

@@ -59,7 +59,10 @@ def read_questions(rows: Iterable[Mapping[str, Any]]) -> list[Question]:
             )
         id = str(index if row.get("id") is None else row["id"])
         if id in found:
-            raise ConfigError(f"The data set has two questions with the id {id!r}, the second in row {index}.")
+            raise ConfigError(
+                f"The data set has two questions with the id {id!r}, the second in row {index}. Allowed: each id once; "
+                "without the column id it is the number of the row."
+            )
         references = row.get("references") if row.get("reference") is None else row["reference"]
         others = {key: value for key, value in row.items() if key not in _COLUMNS}
         found[id] = Question(id, text, _texts(references), _texts(row.get("relevant")), others)
@@ -113,9 +116,13 @@ def check_references(questions: Sequence[Question], wanted_by: str) -> None:
     Raises:
         ConfigError: naming the first that does not.
     """
-    for question in questions:
-        if not question.references:
-            raise ConfigError(f"{wanted_by} compares with a reference, and question {question.id!r} has none.")
+    without = [question.id for question in questions if not question.references]
+    if without:
+        raise ConfigError(
+            f"{wanted_by} compares with a reference, and {len(without)} of {len(questions)} questions have none, the "
+            f"first {without[0]!r}. Allowed: a text or a list of texts in the column reference of each "
+            "(dataset.columns renames), or no metrics and no examples that want one."
+        )
 
 
 def shortened(value: Any) -> str:
@@ -128,4 +135,5 @@ def _texts(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     values = value if isinstance(value, list | tuple) else [value]
-    return tuple(str(each) for each in values if each is not None)
+    # NaN is an empty cell of a table, and is nothing either.
+    return tuple(str(each) for each in values if each is not None and each == each)

@@ -109,17 +109,24 @@ def _checked(value: Any, metric: _Metric) -> Score:
     if isinstance(value, tuple | list):
         if len(value) != 2:
             raise _NoScore(f"returned {value!r}; allowed: a number, or a numerator and a denominator")
-        numerator, denominator = map(float, value)
+        numerator, denominator = (_number(each, value) for each in value)
         if not math.isfinite(numerator) or not math.isfinite(denominator) or denominator < 0:
             raise _NoScore(f"returned {value!r}, which is no ratio")
         if denominator:
             _check_bounds(numerator / denominator, metric)
         return numerator, denominator
-    number = float(value)
+    number = _number(value, value)
     if not math.isfinite(number):
         raise _NoScore(f"returned {number}")
     _check_bounds(number, metric)
     return number
+
+
+def _number(value: Any, returned: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise _NoScore(f"returned {returned!r}; allowed: a number, or a numerator and a denominator") from None
 
 
 def _check_bounds(number: float, metric: _Metric) -> None:

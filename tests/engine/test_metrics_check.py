@@ -156,3 +156,12 @@ def test_nothing_is_said_of_a_metric_that_is_there(caplog: pytest.LogCaptureFixt
     watch.check()
     watch.look(0, {"loss": 1.0, "entropy": 2.0})
     assert not caplog.records
+
+
+def test_an_evaluation_without_a_score_so_far_is_not_misspelt(caplog: pytest.LogCaptureFixture) -> None:
+    names = frozenset({"eval_f1", "eval_f1_low", "eval_f1_high", "eval_cost"})
+    watch = metrics_check("eval_f1", Known(names, evaluates=True))
+    watch.look(0, {"eval_f1_low": 0.0, "eval_f1_high": 1.0, "eval_missing": 4.0})
+    assert not caplog.records
+    metrics_check("eval_cost", Known(names, evaluates=True)).look(0, {"eval_f1": 0.5})
+    assert "Run 0 has not logged objective.metric, 'eval_cost'" in caplog.text

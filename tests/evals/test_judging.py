@@ -106,7 +106,9 @@ def test_answers_are_judged_and_what_is_malformed_is_missing(generator: Any) -> 
     answers = ["good", "odd", "gone"] if isinstance(generator, InBatches) else ["good", "odd", "odd"]
     items = {n: Item(n, str(n), "", answer, (), {"f1": 1.0}, {"t": 3}, cost=0.25) for n, answer in enumerate(answers)}
     found: dict[int, Item] = {}
-    judging.ask(QUESTIONS, items, lambda item: found.update({item.position: item}))
+    judging.begin(QUESTIONS, items, lambda item: found.update({item.position: item}))
+    while judging.replies.next():
+        pass
     judging.replies.close()
     assert [found[n].scores for n in range(3)] == [{"f1": 1.0, "judge": score} for score in (1.0, None, None)]
     assert found[1].error == "metrics.judge: there is no mark in what the judge has said: 'Hm.'"

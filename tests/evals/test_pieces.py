@@ -39,7 +39,7 @@ def test_rows_become_questions() -> None:
         ([{"question": "  "}], "no question in row 0: '  '"),
         (
             [{"question": "a", "id": 1}, {"question": "b", "id": 1}],
-            "two questions with the id '1', the second in row 1",
+            "two questions with the id '1', the second in row 1. Allowed: each id once",
         ),
     ],
 )
@@ -101,10 +101,13 @@ def test_a_prompt_has_examples_with_their_answers_and_passages_first() -> None:
     [
         (PromptSpec("{{ questio }}"), "prompt.user has {{ questio }}, and there is no 'questio'. Did you mean"),
         (PromptSpec("{{ reference }}"), "there is no 'reference'"),  # it would give the answer away
-        (PromptSpec("{{ question"), "prompt.user is no template of Jinja"),
+        (
+            PromptSpec("{{ question"),
+            "prompt.user is no template of Jinja: unexpected end of template, expected 'end of print statement'.",
+        ),
         (PromptSpec("{{ question }}", fewshot=3), "prompt.fewshot is 3, and there are 2 rows"),
-        (PromptSpec("{{ question.__class__.__mro__ }}"), "prompt.user cannot be filled in: SecurityError"),
-        (PromptSpec("{{ question.nothing.at }}"), "prompt.user cannot be filled in: UndefinedError"),
+        (PromptSpec("{{ question.__class__.__mro__ }}"), "cannot be filled in for question '0': SecurityError"),
+        (PromptSpec("{{ question.nothing.at }}"), "cannot be filled in for question '0': UndefinedError"),
     ],
 )
 def test_prompts_that_cannot_be_are_refused(spec: PromptSpec, said: str) -> None:
@@ -176,6 +179,10 @@ def raising(answer: str, row: dict[str, Any]) -> float:
     return float(row["nothing"])
 
 
+def silent(answer: str) -> Any:
+    return None
+
+
 def wanting(answer: str, other: int) -> float:
     return 1.0
 
@@ -189,10 +196,19 @@ def test_metrics_get_what_they_ask_for_and_one_that_fails_is_missing() -> None:
         "long": {"_target_": f"{__name__}.long"},
         "length": {"_target_": f"{__name__}.long", "range": [0, None]},
         "raising": {"_target_": f"{__name__}.raising"},
+        "silent": {"_target_": f"{__name__}.silent"},
     }
     scores, trouble = Metrics(nodes, questions)(questions[2], "2 or 3", ("a",), 3, {})
-    assert scores == {"f1": 0.5, "recall": None, "hits": (1.0, 3.0), "long": None, "length": 6.0, "raising": None}
-    assert trouble is not None
+    assert scores == {
+        "f1": 0.5,
+        "recall": None,
+        "hits": (1.0, 3.0),
+        "long": None,
+        "length": 6.0,
+        "raising": None,
+        "silent": None,
+    }
+    assert trouble is not None and "metrics.silent returned None; allowed: a number, or" in trouble
     assert "metrics.long returned 6, which is outside of 0.0 to 1.0; metrics.long.range=" in trouble
     assert "metrics.raising raised KeyError: 'nothing'" in trouble and "metrics.recall returned nan" in trouble
 
@@ -200,8 +216,9 @@ def test_metrics_get_what_they_ask_for_and_one_that_fails_is_missing() -> None:
 def test_metrics_that_cannot_be_called_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"metrics.w: .*wanting wants 'other', which nobody gives"):
         Metrics({"w": {"_target_": f"{__name__}.wanting"}}, [])
-    questions = read_questions([{"id": "q1", "question": "?"}])
-    with pytest.raises(ConfigError, match=r"metrics\.f1 compares with a reference, and question 'q1' has none"):
+    rows = [{"id": f"q{n}", "question": "?", "reference": [float("nan"), None, "said"][n]} for n in (0, 1, 2)]
+    questions = read_questions(rows)
+    with pytest.raises(ConfigError, match=r"metrics\.f1 .* and 2 of 3 questions have none, the first 'q0'"):
         Metrics({"f1": {"_target_": "rfflow.evals.metrics.f1"}}, questions)
 
 

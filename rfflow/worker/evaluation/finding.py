@@ -36,7 +36,7 @@ def find(spec: EvaluationSpec, shared: Shared, questions: Sequence[Question]) ->
     index = _index(spec, shared)
     count = len(index.passages)
     if count and spec.k > count:
-        raise ConfigError(f"retriever.k is {spec.k}, and the corpus has {count} passages.")
+        raise ConfigError(f"retriever.k is {spec.k}, and the corpus has {count} passages. Allowed: 1 to {count}.")
     texts = [each.text for each in questions]
     if spec.reranker is None:
         return retrieve(index.retriever, texts, spec.k, index.passages)

@@ -83,6 +83,7 @@ class ServerGenerator:
         create = openai.resources.chat.completions.AsyncCompletions.create
         check_arguments(create, {"_target_": "chat.completions.create", **kwargs}, "generator", besides=_OWN)
         key = os.environ.get(api_key_variable)
+        self._key = f"the key in {api_key_variable}" if key else f"who has no key ({api_key_variable} is not set)"
         if key is None and base_url is None:
             raise ConfigError(f"generator=openai wants a key in {api_key_variable}, which is not set.")
         self._settings: dict[str, Any] = {"base_url": url, "api_key": key or "none", "timeout": timeout}
@@ -106,9 +107,12 @@ class ServerGenerator:
         try:
             models = [each.id for each in openai.OpenAI(**self._settings, max_retries=0).models.list()]
         except openai.APIConnectionError as error:
-            raise ConfigError(f"generator: {where} cannot be reached: {error.__cause__ or error}.") from error
+            raise ConfigError(
+                f"generator: {where} cannot be reached: {error.__cause__ or error}. Is it running, and is this where? "
+                "generator.base_url=http://HOST:PORT/v1 names another."
+            ) from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise ConfigError(f"generator: {where} refuses the key: {error}.") from error
+            raise ConfigError(f"generator: {where} refuses {self._key}: {error}.") from error
         except Exception as error:  # a server need not list its models
             logging.getLogger(__name__).info("%s does not list its models: %s", where, error)
             return

@@ -236,10 +236,10 @@ def test_a_server_that_cannot_answer_is_refused_before_anything_is_sent(
 
     with pytest.raises(ConfigError, match=r"'smal', and .* has no such model\. Did you mean 'small'\?"):
         ServerGenerator("smal", Quotas(), base_url=url).check([], [])
-    with pytest.raises(ConfigError, match=r"http://127.0.0.1:9/v1 cannot be reached"):
+    with pytest.raises(ConfigError, match=r"http://127.0.0.1:9/v1 cannot be reached: .*generator.base_url="):
         make("http://127.0.0.1:9/v1").check([], [])
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
-    with pytest.raises(ConfigError, match="refuses the key"):
+    with pytest.raises(ConfigError, match=r"refuses the key in OPENAI_API_KEY: .*no such key"):
         make(url).check([], [])
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ConfigError, match="wants a key in OPENAI_API_KEY"):
@@ -248,7 +248,9 @@ def test_a_server_that_cannot_answer_is_refused_before_anything_is_sent(
 
 
 @pytest.mark.usefixtures("hydra_restore_singletons")
-def test_by_command(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_command(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from rfflow import __main__ as cli
 
     monkeypatch.chdir(tmp_path)
@@ -259,6 +261,8 @@ def test_by_command(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     given += ["prices.small.input=1.0", "prices.small.output=2.0"]
     monkeypatch.setattr(sys, "argv", ["rfflow", "+recipe=prompts", "--multirun", "prompt=question,short", *given])
     cli.main()
+    said = capsys.readouterr()
+    assert "lack a score, and are counted as missing (eval_missing). The first: BadRequestError" in said.out + said.err
     (root,) = Path("outputs/prompts").iterdir()
     with (root / "runs.csv").open() as file:
         runs = list(csv.DictReader(file))
