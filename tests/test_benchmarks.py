@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import report
+from benchmarks import gangs, report
 from benchmarks.figures import BEGIN, END, Figure, read_results, write_readme, write_results
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +91,14 @@ def test_intervals_are_counted_where_they_hold() -> None:
     assert high - low == pytest.approx([2 * 1.959964 * (0.25 / 50 * 51 / 100) ** 0.5, 0])
     low, high = limits_of_others("hoeffding", np.array([3.0]), 50, 101, (1.0, 5.0))
     assert high - low == pytest.approx([8 * (np.log(40) / 100 * 51 / 100) ** 0.5])
+
+
+@pytest.mark.slow
+def test_gangs_are_measured_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:
+    """Against the same runs one by one."""
+    assert gangs.main(["--runs", "2", "--shapes", "1x16", "--steps", "1", "--rounds", "1"]) == 0
+    *_, row = capsys.readouterr().out.splitlines()
+    assert row.startswith("| tiny | 1x16 | 2 |") and row.count("|") == 11
 
 
 @pytest.mark.slow

@@ -80,6 +80,8 @@ class Gangs:
 
     def _form_next(self) -> None:
         """Form the next gang, unless runs of the one before it are on their ways."""
+        if self._gang is not None and self._gang.is_over:
+            self._gang = None
         while self._gang is None and not self._own and self._later:
             members = self._later.pop(0)
             choice = self._chosen.get(frozenset(members))
@@ -91,8 +93,6 @@ class Gangs:
 
     def next(self) -> int | None:
         """Return a member that can go on; what all of them wait for is done first. ``None`` where there is none."""
-        if self._gang is not None and self._gang.is_over:
-            self._gang = None
         self._form_next()
         if self._gang is None:
             return None

@@ -29,6 +29,7 @@ from rfflow.runs.chunks import ChunkResult
 from rfflow.runs.experiment import Callback, Experiment
 from rfflow.runs.paths import ExperimentPaths, RunPaths
 from rfflow.runs.run import Run, RunState
+from rfflow.slots.processes import ProcessSlots
 from tests.engine.test_ops_on_trainers import Composer, Person
 from tests.support.plain import train_alone
 from tests.support.tiny import make_data, run_spec
@@ -210,6 +211,25 @@ def test_ops_come_to_the_same_on_two_slots(
     assert {chunk.slot for run in experiment.runs for chunk in run.chunks} == {0, 1}
     assert sum(len(one) > 1 for one in passes) > 4
     check(experiment, [*specs, specs[0]], tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_ops_come_to_the_same_in_two_processes(specs: list[RunSpec], tmp_path: Path) -> None:
+    """What the one above does in this process; slow for the imports of the two."""
+    person = Person(tmp_path / "control", OPS)
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    four = [*specs, specs[0]]
+    experiment = play(tmp_path, four, [person], slots=lambda spec: ProcessSlots(spec, [threads] * 2))
+    chunks = [chunk for run in experiment.runs for chunk in run.chunks]
+    assert {chunk.slot for chunk in chunks} == {0, 1}
+    at_once = [
+        (one.run, other.run)
+        for one in chunks
+        for other in chunks
+        if one.run < other.run and one.slot == other.slot and one.started < other.ended and other.started < one.ended
+    ]
+    assert at_once, "no two runs were in a gang"
+    check(experiment, four, tmp_path / "alone")
 
 
 def test_killed_in_the_middle_of_a_gang_all_go_on_from_their_checkpoints(
