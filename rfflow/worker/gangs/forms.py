@@ -31,12 +31,28 @@ def add_by_slices(layers: Layers, x: torch.Tensor, result: torch.Tensor, current
         result: what the base makes of it: 1 x tokens x outputs.
         current: whose rows these are.
     """
+    if any(layer is None for layer in layers):
+        return _add_to_some(layers, x, result, current)
+    adapters = [_parts(layer) for layer in layers]
+    rows = _all_dropped(layers, x.to(adapters[0][0].dtype), current).split(current.sizes, dim=1)
+    found = [F.linear(F.linear(part, one[0]), one[1]) for part, one in zip(rows, adapters, strict=True)]
+    scalings = [one[2] for one in adapters]
+    if len(set(scalings)) == 1:
+        return (result + _together(found) * scalings[0]).to(result.dtype)
+    return (result + _together([part * scaling for part, scaling in zip(found, scalings, strict=True)])).to(
+        result.dtype
+    )
+
+
+def _add_to_some(layers: Layers, x: torch.Tensor, result: torch.Tensor, current: Pass) -> torch.Tensor:
+    """Do the same where the rows of some stay as they are: adding a nought would not leave every bit of them."""
     parts = zip(layers, x.split(current.sizes, dim=1), result.split(current.sizes, dim=1), strict=True)
-    rows = [
-        part if layer is None else _part_of_run(layer, given, part, current, index)
-        for index, (layer, given, part) in enumerate(parts)
-    ]
-    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+    return _together(
+        [
+            part if layer is None else _part_of_run(layer, given, part, current, index)
+            for index, (layer, given, part) in enumerate(parts)
+        ]
+    )
 
 
 def _part_of_run(layer: Any, x: torch.Tensor, result: torch.Tensor, current: Pass, index: int) -> torch.Tensor:
@@ -44,6 +60,10 @@ def _part_of_run(layer: Any, x: torch.Tensor, result: torch.Tensor, current: Pas
     down, up, scaling, dropout = _parts(layer)
     x = dropped(dropout, x.to(down.dtype), current.generators[index])
     return (result + F.linear(F.linear(x, down), up) * scaling).to(result.dtype)
+
+
+def _together(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows), dim=1)
 
 
 def add_side_by_side(layers: Layers, x: torch.Tensor, result: torch.Tensor, current: Pass) -> torch.Tensor:
@@ -147,11 +167,20 @@ def _parts(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float, nn.Module]:
 
 def _all_dropped(layers: Layers, x: torch.Tensor, current: Pass) -> torch.Tensor:
     """Return the rows with each run's dropout."""
-    dropouts = [None if layer is None else _parts(layer)[3] for layer in layers]
-    if not any(isinstance(one, nn.Dropout) and one.p > 0 for one in dropouts):
+    dropouts = [nn.Identity() if layer is None else _parts(layer)[3] for layer in layers]
+    shares = [one.p if isinstance(one, nn.Dropout) else 0.0 for one in dropouts]
+    if not any(shares):
         return x
-    parts = zip(dropouts, x.split(current.sizes, dim=1), current.generators, strict=True)
-    return torch.cat([part if one is None else dropped(one, part, generator) for one, part, generator in parts], dim=1)
+    if x.device.type != "cpu":
+        parts = zip(dropouts, x.split(current.sizes, dim=1), current.generators, strict=True)
+        return _together([dropped(one, part, generator) for one, part, generator in parts])
+    noise = torch.empty_like(x)
+    for p, part, generator in zip(shares, noise.split(current.sizes, dim=1), current.generators, strict=True):
+        if p:
+            part.bernoulli_(1 - p, generator=generator).div_(1 - p)
+        else:
+            part.fill_(1)
+    return x * noise
 
 
 def dropped(dropout: nn.Module, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
