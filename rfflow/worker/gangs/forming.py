@@ -72,8 +72,9 @@ class Gangs:
             if session not in self._shares:
                 self._shares[session] = share_of(session, self._shared)
         shares = {run: self._shares[session] for run, session in members.items()}
-        found = groups(shares, self._shared.memory.left)
-        if len(found) > 1 and (line := told(shares, found, self._shared.memory.left)) not in self._lines:
+        free = self._shared.memory.left(0)
+        found = groups(shares, free)
+        if len(found) > 1 and (line := told(shares, found, free)) not in self._lines:
             self._lines.add(line)
             log.info("%s", line)
         return [{run: members[run] for run in group} for group in found if len(group) > 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rfflow.worker.gangs.qualifying import recomputes
@@ -42,33 +42,33 @@ def share_of(session: TrainingSession, shared: Shared) -> Share:
     return Share(own, there, activations.loss_bytes(trainer, batch))
 
 
-def groups(shares: Mapping[int, Share], left: Callable[[int], float]) -> list[list[int]]:
+def groups(shares: Mapping[int, Share], free: float) -> list[list[int]]:
     """Divide runs, in their order, into such as there is room for at once.
 
     Args:
         shares: what each takes, by its number.
-        left: returns the bytes that are there for steps, once runs that own so much have come.
+        free: bytes that are there for what runs own, and for their steps.
     """
     found: list[list[int]] = []
     for run in shares:
-        if found and fits([shares[one] for one in (*found[-1], run)], left):
+        if found and fits([shares[one] for one in (*found[-1], run)], free):
             found[-1].append(run)
         else:
             found.append([run])
     return found
 
 
-def fits(shares: Iterable[Share], left: Callable[[int], float]) -> bool:
+def fits(shares: Iterable[Share], free: float) -> bool:
     """Whether there is room for some runs at once; arguments as for :func:`groups`."""
     shares = list(shares)
-    room = activations.SHARE * left(sum(one.own for one in shares)) - max(one.loss for one in shares)
+    room = activations.SHARE * (free - sum(one.own for one in shares)) - max(one.loss for one in shares)
     return sum(one.kept for one in shares) <= room
 
 
-def told(shares: Mapping[int, Share], found: list[list[int]], left: Callable[[int], float]) -> str:
+def told(shares: Mapping[int, Share], found: list[list[int]], free: float) -> str:
     """Say which runs go together, and why not all."""
     which = "; ".join(", ".join(map(str, group)) for group in found)
-    free = left(sum(one.own for one in shares.values()))
+    free -= sum(one.own for one in shares.values())
     kept = sum(one.kept for one in shares.values())
     return (
         f"Runs go through their base by turns ({which}): together their steps would keep {show_bytes(kept)}, and "

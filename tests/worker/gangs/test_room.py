@@ -48,11 +48,11 @@ def specs(tiny_model: Path, tiny_data: Path) -> list[RunSpec]:
 def test_runs_are_divided_as_there_is_room(free: int, expected: list[list[int]]) -> None:
     """What they own and keep adds up; of what they take by their losses, one at a time, the most counts."""
     shares = {number: Share(own=10, kept=150 + 50 * (number > 1), loss=100) for number in range(4)}
-    assert groups(shares, lambda own: free / SHARE - own / SHARE) == expected
+    assert groups(shares, free / SHARE) == expected
 
 
 def test_where_it_is_not_known_what_they_keep_all_go_together() -> None:
-    assert groups({3: Share(own=10), 5: Share(own=10)}, lambda own: 1e6 - own) == [[3, 5]]
+    assert groups({3: Share(own=10), 5: Share(own=10)}, 1e6) == [[3, 5]]
 
 
 def test_what_a_pass_keeps_is_the_sum_of_what_its_runs_keep(
