@@ -65,7 +65,9 @@ def read_questions(rows: Iterable[Mapping[str, Any]]) -> list[Question]:
             )
         references = row.get("references") if row.get("reference") is None else row["reference"]
         others = {key: value for key, value in row.items() if key not in _COLUMNS}
-        found[id] = Question(id, text, _texts(references), _texts(row.get("relevant")), others)
+        said = _texts(references)
+        said = said if any(each.strip() for each in said) else ()  # an empty cell of a table
+        found[id] = Question(id, text, said, _texts(row.get("relevant")), others)
     if not found:
         raise ConfigError("The data set has no questions.")
     return list(found.values())
@@ -135,5 +137,5 @@ def _texts(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     values = value if isinstance(value, list | tuple) else [value]
-    # NaN is an empty cell of a table, and is nothing either.
+    # NaN is an empty cell, too.
     return tuple(str(each) for each in values if each is not None and each == each)

@@ -219,7 +219,8 @@ class _Candidate:
 def _standing(view: RunView) -> Standing:
     if view.candidate is None:
         return Standing(view.number, view.metrics)
-    is_rough = view.state in ("stopped", "failed", "deleted") and view.chunk < view.chunks
+    # One that was stopped in what is replayed has no more chunks, and has not had all questions.
+    is_rough = not view.is_live and view.chunk < len(view.candidate.looks)
     return Standing(view.number, view.metrics, tuple(zip(view.candidate.looks, view.history, strict=False)), is_rough)
 
 

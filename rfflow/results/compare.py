@@ -165,8 +165,8 @@ def _value(config: Mapping[str, Any], key: str, typed: Mapping[str, str]) -> str
     return f"{key}={found if isinstance(found, str) else json.dumps(found)}"
 
 
-def _place(entry: Entry, objective: Objective) -> tuple[bool, tuple[bool, bool, float]]:
-    return entry.run.state is RunState.FAILED, objective.sort_key(entry.run.metrics)
+def _place(entry: Entry, objective: Objective) -> tuple[bool, bool, tuple[bool, bool, float]]:
+    return entry.run.state is RunState.FAILED, entry.run.standing.is_rough, objective.sort_key(entry.run.metrics)
 
 
 def labels_of(entries: Sequence[Entry], width: int | None = None) -> list[str]:

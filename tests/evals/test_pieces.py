@@ -216,7 +216,7 @@ def test_metrics_get_what_they_ask_for_and_one_that_fails_is_missing() -> None:
 def test_metrics_that_cannot_be_called_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"metrics.w: .*wanting wants 'other', which nobody gives"):
         Metrics({"w": {"_target_": f"{__name__}.wanting"}}, [])
-    rows = [{"id": f"q{n}", "question": "?", "reference": [float("nan"), None, "said"][n]} for n in (0, 1, 2)]
+    rows = [{"id": f"q{n}", "question": "?", "reference": [float("nan"), " ", "said"][n]} for n in (0, 1, 2)]
     questions = read_questions(rows)
     with pytest.raises(ConfigError, match=r"metrics\.f1 .* and 2 of 3 questions have none, the first 'q0'"):
         Metrics({"f1": {"_target_": "rfflow.evals.metrics.f1"}}, questions)

@@ -8,7 +8,8 @@ import pytest
 from rfflow.config.spec import Objective
 from rfflow.errors import ConfigError
 from rfflow.evals.comparison import Candidate
-from rfflow.policies import Race, RunView, Scene
+from rfflow.policies import Median, Race, RunView, Scene
+from rfflow.policies.simulation import Curve, simulate
 
 LOOKS = (25, 50, 75, 100)
 MAXIMIZE = Objective("eval_m", "maximize")
@@ -63,3 +64,11 @@ def test_settings_that_cannot_be_are_refused() -> None:
     for given, said in (({"level": 95}, "policy.level is 95"), ({"margin": -1}, "policy.margin is -1")):
         with pytest.raises(ConfigError, match=said):
             Race(**given)  # type: ignore[arg-type]
+
+
+def test_a_replay_chooses_no_early_estimate_of_one_that_had_been_stopped() -> None:
+    early = Curve(0, ({"eval_m": 0.6},), candidate=Candidate(0, [1.0] * 15 + [0.0] * 10, LOOKS, (0, 1)))
+    whole = Curve(1, ({"eval_m": 0.5},) * 4, candidate=Candidate(1, [1.0, 0.0] * 50, LOOKS, (0, 1)))
+    for policy in (Race(), Median()):
+        chosen = simulate([early, whole], policy, MAXIMIZE).chosen
+        assert chosen is not None and chosen.number == 1

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rfflow.config.spec import Objective
+from rfflow.config.spec import DatasetSpec, EvalSpec, EvaluationSpec, ExperimentSpec, ModelSpec, Objective
 from rfflow.control.ops import Clone, Stop
 from rfflow.control.selection import Ranked, select
+from rfflow.results.compare import Entry, _place
+from rfflow.runs import run as runs
+from rfflow.runs.chunks import ChunkPlan, ChunkResult
+from rfflow.runs.experiment import Experiment
+from rfflow.runs.paths import ExperimentPaths
 from rfflow.runs.ranking import Standing, best_first
+from rfflow.tracking.layout import ranking
 
 MAXIMIZE = Objective("eval_m", "maximize")
 
@@ -37,6 +44,25 @@ def test_what_has_no_value_comes_last_and_training_stands_as_it_is() -> None:
     assert best_first(runs, MAXIMIZE)[0] == 3
     trained = [Standing(0, {"eval_loss": 2.0}), Standing(1, {}), Standing(2, {"eval_loss": 1.0})]
     assert best_first(trained, Objective()) == [2, 0, 1]
+
+
+def test_the_table_and_comparisons_rank_real_runs_so(tmp_path: Path) -> None:
+    experiment = Experiment(ExperimentSpec("e", objective=MAXIMIZE), ExperimentPaths(tmp_path))
+    model, dataset = ModelSpec("m"), DatasetSpec(path="q.jsonl")
+    for number, values in enumerate([(0.9,), (0.2, 0.5), (0.3, 0.4)]):
+        spec = EvalSpec(chunks=2, model=model, dataset=dataset, evaluation=EvaluationSpec(None))
+        run = runs.Run(number, spec, (f"prompt.fewshot={number}",), experiment.paths.run(number))
+        run.plan, run.state = ChunkPlan((10, 20), 2), runs.RunState.COMPLETED if number else runs.RunState.STOPPED
+        for chunk, value in enumerate(values):
+            run.step = 10 * (chunk + 1)
+            run.reach(run.step, {"eval_m": value})
+            run.chunks.append(ChunkResult(number, chunk, run.step, dict(run.metrics), 0.0, 1.0))
+        experiment.runs.append(run)
+    assert [run.number for run in experiment.ranked()] == [1, 2, 0]
+    lines = [line.split() for line in ranking(experiment, 100).plain.splitlines() if "fewshot=" in line]
+    assert [line[1] if line[0] == "★" else line[0] for line in lines] == ["1", "2", "0"] and lines[0][0] == "★"
+    entries = [Entry("e", None, run, ()) for run in experiment.runs]  # type: ignore[arg-type]
+    assert [each.run.number for each in sorted(entries, key=lambda each: _place(each, MAXIMIZE))] == [1, 2, 0]
 
 
 @dataclass
