@@ -217,17 +217,19 @@ def _travels(error: BaseException) -> bool:
 
 
 class _Telling(logging.Handler):
+    """Hands on what rfflow says, and what libraries warn of."""
+
     def __init__(self, tell: Callable[..., None]):
         super().__init__(logging.INFO)
         self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING and record.name.partition(".")[0] != "rfflow":
+            return
         self._tell(None, Said(record.name, record.levelno, without_secrets(record.getMessage())))
 
 
 def _hand_on_logs(tell: Callable[..., None]) -> None:
-    """Let what rfflow says in this process be said where people look."""
-    ours = logging.getLogger("rfflow")
-    ours.setLevel(logging.INFO)
-    ours.addHandler(_Telling(tell))
-    ours.propagate = False
+    """Let what is logged in this process be said where people look; while a run has it, the run's own log hears it."""
+    logging.getLogger("rfflow").setLevel(logging.INFO)
+    logging.getLogger().addHandler(_Telling(tell))

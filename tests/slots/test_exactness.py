@@ -98,11 +98,15 @@ def test_runs_that_move_end_as_in_one_process(
     grpo_spec: Callable[..., RunSpec],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """SFT with a process for its rows, DPO, GRPO and every weight, on two devices, with a move at most boundaries."""
     monkeypatch.setattr("rfflow.scheduling.scheduler._SLACK", -1)  # nobody is at home anywhere
+    caplog.set_level("INFO", "rfflow")
     specs = [
-        run_spec(tiny_model, tiny_data, chunks=4, args={"dataloader_num_workers": 1}),
+        run_spec(
+            tiny_model, tiny_data, chunks=4, args={"dataloader_num_workers": 1, "activation_checkpointing": "auto"}
+        ),
         dpo_spec(),
         grpo_spec(),
         run_spec(tiny_model, tiny_data, chunks=4, peft=None, args={"max_steps": 10}),
@@ -114,6 +118,8 @@ def test_runs_that_move_end_as_in_one_process(
     for alone, run in zip(expected, moved, strict=True):
         assert not differences(left_by(run), left_by(alone)), f"run {run.number}"
         assert not differences(optimizer_of(run), optimizer_of(alone)), f"run {run.number}"
+    logs = [runs[0].paths.log.read_text() for runs in (expected, moved)]
+    assert all("Activations are kept" in log for log in logs) and "Activations are kept" not in caplog.text
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
