@@ -84,9 +84,9 @@ def _per_boundary(watched: dict[str, Any], clock: str = "times") -> dict[str, fl
     total: defaultdict[str, float] = defaultdict(float, {name: sum(each) for name, each in watched[clock].items()})
     # The hooks of the experiment's beginning and end are not of the loop.
     hooks = sum(value for name, value in total.items() if name.startswith("hook on_") and "experiment" not in name)
+    inside = sum(total[name] for name in ("training", "fingerprint", "weights", "finite", "holdings"))
     seconds = {
-        # Of these only the wall time is known.
-        "switches": sum(chunk["switch"] for chunk in watched["chunks"]),
+        "switches": total["resume"] - inside if clock == "cpu" else sum(one["switch"] for one in watched["chunks"]),
         "small files of the checkpoint": total["draft"],
         "waiting for the checkpoint before": total["waiting"],
         "experiment.json": total["saved"],

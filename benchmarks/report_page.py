@@ -92,7 +92,7 @@ def _read(out: Path) -> Iterator[Record]:
 
 
 def _label(record: Record) -> str:
-    if record["part"] in ("sides", "gpu"):
+    if record["part"] in ("sides", "pair", "gpu"):
         return f"{record['model']}, {record['runs']} runs of {record['steps']} steps"
     return str(record["model"])
 

@@ -165,12 +165,12 @@ WHOLE = "everything that is not training"
 
 
 def boundary(setting: Setting) -> Round:
-    """What lies between two chunks, by part."""
+    """What lies between two chunks, by part, in processor time of the thread that trains."""
     work = replace(setting.work, steps=max(setting.work.steps, 16)).runs(2)
     watched = _watch(work, setting.folder / "boundary", 16)
-    parts = {name: 1000 * seconds for name, seconds in _per_boundary(watched).items()}
-    busy = {WHOLE: 1000 * _per_boundary(watched, "cpu")[WHOLE]}
-    return {RFFLOW: {**parts, f"{WHOLE}, processor time": busy[WHOLE], "training, a chunk": 1000 * _on_device(watched)}}
+    parts = {name: 1000 * seconds for name, seconds in _per_boundary(watched, "cpu").items()}
+    whole = {f"{WHOLE}, with waiting": 1000 * _per_boundary(watched)[WHOLE]}
+    return {RFFLOW: {**parts, **whole, "training, a chunk": 1000 * _on_device(watched)}}
 
 
 def boundary_figures(rounds: Sequence[Round], runs: int) -> list[Figure]:
@@ -183,11 +183,26 @@ def boundary_figures(rounds: Sequence[Round], runs: int) -> list[Figure]:
     ]
 
 
+def pair(setting: Setting) -> Round:
+    """The same runs by rfflow and by a careful script, and nobody else."""
+    work = setting.work.runs(setting.runs)
+    theirs = run_plain(work, setting.folder / "careful", one_process=True, environ=KEEP)
+    return {CAREFUL: record(theirs), RFFLOW: record(run_rfflow(work, setting.folder / "rfflow"), theirs)}
+
+
+def pair_figures(rounds: Sequence[Round], runs: int) -> list[Figure]:
+    """Processor time, which other programs disturb least."""
+    told = [Figure(f"{name}: processor time", column(rounds, name, "cpu"), "s") for name in (RFFLOW, CAREFUL)]
+    wanted = 0.97 if runs >= 8 else None
+    return [*told, Figure("rfflow / careful TRL: processor time", against(rounds, RFFLOW, CAREFUL, "cpu"), "", wanted)]
+
+
 PARTS: Mapping[str, Part] = {
     "sides": Part("Every way to train the same runs", sides, sides_figures),
     "scale": Part("2 to 16 runs, 1 to 16 chunks", scale, scale_figures, models=("tiny",)),
     "trainers": Part("SFT, DPO and GRPO", trainers, trainers_figures, models=("tiny",)),
-    "boundary": Part("Between two chunks", boundary, boundary_figures),
+    "pair": Part("rfflow and a careful script alone", pair, pair_figures, by_default=False),
+    "boundary": Part("Between two chunks, in processor time", boundary, boundary_figures),
     "startup": Part("Start-up", startup, startup_figures, models=("tiny",)),
     "early": Part("What stopping early saves, and its regret, on recorded curves", early, early_figures, rounds=1),
     "growth": Part("150 runs in one experiment", growth(150), growth_figures, models=("tiny",), rounds=1),

@@ -85,8 +85,9 @@ def growth(count: int) -> Callable[[Setting], Round]:
         chunks = json.loads((trained.root / "timeline.json").read_text(encoding="utf-8"))["chunks"]
         chunks.sort(key=lambda chunk: chunk["started"])
         gaps = [after["started"] - before["ended"] for before, after in pairwise(chunks)]
-        samples = json.loads(path.read_text(encoding="utf-8"))
-        return {RFFLOW: {**record(trained), "samples": _thinned(samples), "gaps": _thinned(gaps)}}
+        found = json.loads(path.read_text(encoding="utf-8"))
+        times = {"gaps": _thinned(gaps), "between": _thinned(found["between"]), "start_cpu": found["start"]}
+        return {RFFLOW: {**record(trained), "samples": _thinned(found["samples"]), **times}}
 
     return measure
 
@@ -108,14 +109,16 @@ def growth_figures(rounds: Sequence[Round], runs: int) -> list[Figure]:
                 chosen = samples[:tenth] if part.start == 0 else samples[-tenth:]
                 values.append(statistics.fmean(chosen))
             told.append(Figure(f"{name}, {where} tenth of all boundaries", tuple(values), unit))
-    for where in ("first", "last"):
-        values = []
-        for one in rounds:
-            gaps = [1000 * gap for gap in one[RFFLOW]["gaps"]]
-            tenth = max(1, len(gaps) // 10)
-            values.append(statistics.median(gaps[:tenth] if where == "first" else gaps[-tenth:]))
-        told.append(Figure(f"between two chunks, {where} tenth", tuple(values), "ms"))
+    for key, how in (("gaps", ""), ("between", ", processor time")):
+        for where in ("first", "last"):
+            values = []
+            for one in rounds:
+                gaps = [1000 * gap for gap in one[RFFLOW][key]]
+                tenth = max(1, len(gaps) // 10)
+                values.append(statistics.median(gaps[:tenth] if where == "first" else gaps[-tenth:]))
+            told.append(Figure(f"between two chunks, {where} tenth{how}", tuple(values), "ms"))
     told.append(Figure("from the start to the first step", column(rounds, RFFLOW, "began"), "s"))
+    told.append(Figure("from the start to the first step, processor time", column(rounds, RFFLOW, "start_cpu"), "s"))
     return told
 
 

@@ -117,7 +117,7 @@ def test_the_report_is_measured_in_slices_and_made_of_what_there_is(tmp_path: Pa
     names = [f"{kind}, {who}" for kind in ("SFT", "DPO", "GRPO") for who in ("rfflow", "careful TRL")]
     rounds = [{name: ours if name.endswith("rfflow") else side for name in names}] * 3
     samples = [{"time": float(step), "memory": 6e8 + step, "threads": 20, "files": 30} for step in range(20)]
-    grown = [{"rfflow": {**side, "samples": samples, "gaps": [0.02] * 19}}]
+    grown = [{"rfflow": {**side, "samples": samples, "gaps": [0.02] * 19, "between": [0.01] * 19, "start_cpu": 9.0}}]
     about = json.loads(before)
     for part, made in (("trainers", rounds), ("growth", grown)):
         content = {**about, "part": part, "rounds": made}
