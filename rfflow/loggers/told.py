@@ -83,5 +83,7 @@ class Told:
             self._reached[run, key] = max(self._reached.get((run, key), -1), record["at"])
         if record.get("ended"):
             self._ended.add(run)
+        elif "metrics" in record:  # an op has taken it up again
+            self._ended.discard(run)
         if "op" in record:
             self._ops.setdefault(run, []).append(record["op"])

@@ -94,6 +94,9 @@ class Tracker(Logger):
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(_WAITING)
         self._thread: threading.Thread | None = None
         self._known: set[int] = set()
+        """Runs whose beginning was asked for."""
+        self._started: set[int] = set()
+        """Runs that have begun; the thread's own."""
         self._failures = 0
         """One after the other, up to now."""
         self._lost = 0
@@ -175,6 +178,7 @@ class Tracker(Logger):
         """Begin with every run, or go on."""
         self._experiment, self._calls, self._failures = experiment, queue.Queue(_WAITING), 0
         self._known.clear()
+        self._started.clear()
         self._thread = threading.Thread(target=self._work, args=(self._calls,), name=self.kind, daemon=True)
         self._thread.start()
         for run in experiment.runs:
@@ -226,7 +230,7 @@ class Tracker(Logger):
         view = self._seen(run, settings(run) if run.number not in self._known else {})
         if run.number not in self._known:
             self._known.add(run.number)
-            self._ask(self.begin, self._group, view)
+            self._ask(self._begin_once, self._group, view)
         return view
 
     def _seen(self, run: Run, configuration: Mapping[str, bool | float | str]) -> TrackedRun:
@@ -242,6 +246,12 @@ class Tracker(Logger):
         )
 
     # Called from the thread.
+
+    def _begin_once(self, group: Group, run: TrackedRun) -> None:
+        """Begin it, unless it was begun to be seen off, before an op had a word on it."""
+        if run.number not in self._started:
+            self.begin(group, run)
+            self._started.add(run.number)
 
     def _log_chunk(self, run: TrackedRun, result: ChunkResult) -> None:
         metrics = {f"by_chunk/{name}": value for name, value in _named(result.metrics).items()}
@@ -266,7 +276,7 @@ class Tracker(Logger):
     def _see_off(self, group: Group, run: TrackedRun, final: Path, file: Path, results: Sequence[ChunkResult]) -> None:
         """End a run that has ended in an earlier process, where that has had no time for it."""
         if not self.has_ended(group, run.number):
-            self.begin(group, run)
+            self._begin_once(group, run)
             self._catch_up(run, file, results)
             self._end_with(group, run, final)
 

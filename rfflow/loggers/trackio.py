@@ -67,7 +67,6 @@ class TrackioLogger(Tracker):
 
     def begin(self, group: Group, run: TrackedRun) -> None:
         """Begin a run, or go on with the one that an earlier process has begun."""
-        _silent.add(threading.get_ident())
         told = self._told_of(group)
         kinship = {"rfflow.run": run.number, "rfflow.parent": run.parent, "rfflow.chunks_before": run.chunks_before}
         self._configs[run.number] = {key.lstrip("_"): value for key, value in run.settings.items()} | kinship
@@ -125,6 +124,7 @@ class TrackioLogger(Tracker):
         _silent.discard(threading.get_ident())
 
     def _told_of(self, group: Group) -> Told:
+        _silent.add(threading.get_ident())
         if self._told is None:
             self._group_of_runs, self._told = group, Told(group.root / "trackio.jsonl")
         return self._told

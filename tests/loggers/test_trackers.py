@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rfflow.errors import ConfigError
+from rfflow.loggers.told import Told
 from rfflow.loggers.tracker import Tracker
 from rfflow.runs.experiment import Experiment
 from rfflow.runs.run import RunState
@@ -54,6 +55,31 @@ def test_a_tracker_that_hangs_holds_nobody_up(experiment: Experiment, caplog: py
     logger.finalize("success")
     assert logger.calls == 1 and "has not taken everything within 0.01 s" in caplog.text
     gate.set()
+
+
+def test_a_run_that_was_seen_off_late_begins_once(experiment: Experiment) -> None:
+    """Though an op has a word on it afterwards."""
+    story = Story(experiment)
+    story.begin()
+    run = experiment.runs[0]
+    story.chunk(run, {"loss": 1.0})
+    story.complete(run)
+    begun: list[int] = []
+    logger: Any = Deaf()
+    logger.has_ended = lambda group, number: False
+    logger.begin = lambda group, view: begun.append(view.number)
+    Story(experiment, logger).begin()
+    logger.on_op(run, "010.yaml: cloned")
+    logger.finalize("success")
+    assert begun.count(0) == 1
+
+
+def test_a_run_that_went_on_after_its_end_has_not_ended(tmp_path: Path) -> None:
+    told = Told(tmp_path / "told.jsonl")
+    told.end(0)
+    assert Told(tmp_path / "told.jsonl").has_ended(0)
+    told.log(0, {"loss": 1.0}, 3)
+    assert not Told(tmp_path / "told.jsonl").has_ended(0)
 
 
 def test_what_to_keep_is_checked() -> None:
