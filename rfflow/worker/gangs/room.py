@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from rfflow.worker.shared import Shared
 from rfflow.worker.training import activations
 from rfflow.worker.training.longest import longest_batch
 from rfflow.worker.training.session import TrainingSession
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,13 @@ def share_of(session: TrainingSession, shared: Shared) -> Share:
     trainer, holdings = session.coroutine.trainer, session.holdings
     assert holdings is not None
     own = holdings.bytes + holdings.coming + trained_bytes(trainer)
-    batch, kept = longest_batch(trainer), None
-    if batch is not None:
-        with session.context.active():
-            kept = shared.kept_by(session.spec, trainer)
+    batch = kept = None
+    with session.context.active():
+        try:
+            batch = longest_batch(trainer)
+            kept = None if batch is None else shared.kept_by(session.spec, trainer)
+        except Exception as error:  # of rows or a model of another kind than those that are known
+            log.info("What a step keeps cannot be measured: %s: %s", type(error).__name__, error)
     if batch is None or kept is None:
         return Share(own)
     hidden = 2 * kept.layer * batch.rows * batch.tokens  # what it goes on from alone, and the gradient of that

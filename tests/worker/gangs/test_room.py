@@ -55,6 +55,22 @@ def test_where_it_is_not_known_what_they_keep_all_go_together() -> None:
     assert groups({3: Share(own=10), 5: Share(own=10)}, 1e6) == [[3, 5]]
 
 
+def test_where_it_cannot_be_measured_it_is_not_known(
+    specs: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the runs train."""
+
+    def refuse(trainer: Any) -> None:
+        raise ValueError("it wants pictures, too")
+
+    caplog.set_level(logging.INFO, logger="rfflow")
+    monkeypatch.setattr("rfflow.worker.training.activations.measure", refuse)
+    with prepared(specs[:1], tmp_path) as sessions:
+        share = share_of(sessions[0], sessions[0]._shared)
+        assert share.own > 0 and share.kept == share.loss == 0
+        assert "it wants pictures, too" in sessions[0].run.paths.log.read_text()
+
+
 def test_what_a_pass_keeps_is_the_sum_of_what_its_runs_keep(
     specs: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
