@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from rfflow.checkpointing.checkpointer import Checkpointer
-from rfflow.checkpointing.disk import resume_command, unsaved
+from rfflow.checkpointing.disk import unsaved
 from rfflow.engine.boundary import Boundaries
 from rfflow.engine.estimating import RunningEstimates
 from rfflow.engine.leaving import what_stands
@@ -134,8 +134,7 @@ class Hearing:
                 self._lifecycle.fail(run, failure)
         if not self._placement.usable:
             raise EngineError(
-                f"Every slot was lost, the last one because {lost.reason}. "
-                f"{what_stands(self._experiment)}{resume_command(self._experiment.paths.root)}"
+                f"Every slot was lost, the last one because {lost.reason}. {what_stands(self._experiment)}"
             )
 
     def _between_steps(self, run: Run, slot: int, progress: Progress) -> None:

@@ -27,10 +27,13 @@ def save_unsaved(experiment: Experiment, placement: Placement) -> None:
 
 def farewell(experiment: Experiment) -> str:
     """Return the last words where everything is left as it is."""
-    return f"Left at once. {what_stands(experiment)}{resume_command(experiment.paths.root)}"
+    return f"Left at once. {what_stands(experiment)}"
 
 
 def what_stands(experiment: Experiment) -> str:
-    """Return how a sentence begins that ends with how to go on."""
+    """Return how one goes on with an experiment that has ended too early, or begins again."""
+    if not experiment.paths.state.exists():
+        return "Nothing is saved that could be gone on with: give the command again."
     has_saved = any(run.chunks for run in experiment.runs)
-    return "What was saved stands: " if has_saved else "Nothing had been trained. To begin again: "
+    words = "What was saved stands: " if has_saved else "Nothing had been trained. To begin again: "
+    return words + resume_command(experiment.paths.root)

@@ -13,7 +13,7 @@ from typing import Any
 
 from rfflow.config.spec import ExperimentSpec
 from rfflow.slots.serve import Seat, serve
-from rfflow.slots.wired import TOO_EARLY, Link, WiredSlots
+from rfflow.slots.wired import OWN_WORDS, TOO_EARLY, Link, WiredSlots
 
 
 class ProcessSlots(WiredSlots):
@@ -78,7 +78,7 @@ class _Process:
         code, when = self._process.exitcode, "" if has_begun else TOO_EARLY
         if code is not None and code < 0:
             return f"its process was killed by signal {-code}{when}"
-        return f"its process ended with status {code}{when}"
+        return f"its process ended with status {code}{when}{'' if has_begun else OWN_WORDS}"
 
     def would_end_again(self) -> bool:
         # One that is killed may begin the next time; one that leaves by itself will do so again.

@@ -22,7 +22,8 @@ _LOOK = 0.05
 """... and those between two looks whether it has."""
 
 
-TOO_EARLY = " before it could begin; its own words stand above"
+TOO_EARLY = " before it could begin"
+OWN_WORDS = "; its own words stand above"
 
 
 class Body(Protocol):
