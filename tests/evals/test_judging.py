@@ -96,6 +96,13 @@ class InBatches:
         return [Reply(text, {"prompt_tokens": 4}, cost=0.5, error=None if text else "time-out") for text in texts]
 
 
+class Refusing(InBatches):
+    """One that speaks of itself as the section generator."""
+
+    def check(self, prompts: Sequence[Any], names: Sequence[str]) -> None:
+        raise ConfigError("generator.model is 'x'. generator_of, y.generator")
+
+
 async def one_by_one(messages: Any) -> str:
     return "Score: 5" if messages[-1]["content"].endswith("good") else "Hm."
 
@@ -123,8 +130,15 @@ def test_answers_are_judged_and_what_is_malformed_is_missing(generator: Any) -> 
         ({"generator": None}, r"metrics\.judge\.generator is None\. A judge wants a model"),
         ({"prompt": "{{ anser }}"}, r"metrics\.judge\.prompt has \{\{ anser \}\}.*Did you mean 'answer'"),
         ({"scale": [1, 1]}, r"metrics\.judge\.scale is \[1, 1\]"),
+        (
+            {"generator": {"_target_": "Refusing"}},
+            r"^metrics\.judge\.generator\.model is 'x'\. generator_of, y\.generator",
+        ),
     ],
 )
 def test_what_a_judge_lacks_is_said_first(changed: dict[str, Any], said: str) -> None:
+    def generator(node: Any, where: str) -> Any:
+        return Refusing() if node["_target_"] == "Refusing" else one_by_one
+
     with pytest.raises(ConfigError, match=said):
-        make_judging("judge", {**NODE, **changed}, QUESTIONS, lambda node, where: one_by_one)
+        make_judging("judge", {**NODE, **changed}, QUESTIONS, generator)

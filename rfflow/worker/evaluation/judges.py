@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,9 +97,13 @@ def make_judging(
             judge.check(questions)
     except ConfigError as error:
         raise ConfigError(str(error) if str(error).startswith(where) else f"{where}.{error}") from error
-    generator = generator_of(of_model, f"{where}.generator")
-    if callable(getattr(generator, "check", None)):
-        generator.check(_examples(judge, questions), [each.id for each in questions])
+    try:
+        generator = generator_of(of_model, f"{where}.generator")
+        if callable(getattr(generator, "check", None)):
+            generator.check(_examples(judge, questions), [each.id for each in questions])
+    except ConfigError as error:  # of one who takes himself for the section generator
+        said = re.sub(r"(?<![\w.])generator(?=[.:])", f"{where}.generator", str(error))
+        raise ConfigError(said if where in said else f"{where}.generator: {said}") from error
     is_batched = callable(getattr(generator, "generate", None))
     replies = Batches(generator) if is_batched else calls(generator, concurrency)
     return Judging(name, judge, replies, generator)

@@ -74,6 +74,11 @@ class ServerGenerator:
         self._openai = openai
         self.model = model
         url = url_of(base_url)
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"generator.base_url is {url!r}. Allowed: an address with http:// or https://. Did you mean "
+                f"'http://{url}'?"
+            )
         self._where, self.server = base_url or "OpenAI's server", host_of(url)
         self._most = whole_number(kwargs.get("max_completion_tokens", max_tokens), "generator.max_tokens")
         self._attempts = whole_number(attempts, "generator.attempts")
@@ -209,11 +214,15 @@ class ServerGenerator:
         if len(tokens) == 2 and self._price is not None:
             leave.paid = self._price.of(tokens["prompt_tokens"], tokens["completion_tokens"])
         try:
-            text = answered.choices[0].message.content
+            choice = answered.choices[0]
+            text, why = choice.message.content, getattr(choice, "finish_reason", None)
         except (AttributeError, IndexError, TypeError) as error:
             raise _Unreadable(f"the server's answer cannot be read: {str(answered)[:80]!r}") from error
-        if not isinstance(text, str):
+        if not isinstance(text, str) and why is None:
             raise _Unreadable("the server's answer has no text")
+        if not isinstance(text, str):  # it would be the same another time, and be paid for again
+            hint = f", and generator.max_tokens is {self._most}" if why == "length" else ""
+            return Reply(None, tokens, latency=seconds, error=f"no text in the answer: finish_reason is {why!r}{hint}")
         return Reply(text, tokens, latency=seconds)
 
     def _tokens(self, messages: Messages) -> int:

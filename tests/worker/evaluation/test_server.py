@@ -51,7 +51,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(400, {"error": {"message": "such a prompt is not answered"}})
         if word == "cut" and is_first:
             return self.send(200, b'{"choices": [{"mess', {})
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": f"It is {word}"}}
+        content, why = (None, "length") if word == "thinking" else (f"It is {word}", "stop")
+        choice = {"index": 0, "finish_reason": why, "message": {"role": "assistant", "content": content}}
         usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
         self.reply(
             200,
@@ -126,11 +127,13 @@ def test_answers_come_and_what_fails_for_a_while_is_sent_again(url: str) -> None
 
 
 def test_what_fails_for_good_is_missing_with_its_reason(url: str) -> None:
-    found = ask(make(url), "broken", "wrong", "good")
+    found = ask(make(url, quotas(prices={"small": PRICE})), "broken", "wrong", "good", "thinking")
+    assert found["thinking"].text is None and found["thinking"].cost == 13
+    assert found["thinking"].error == "no text in the answer: finish_reason is 'length', and generator.max_tokens is 64"
     assert found["good"].text == "It is good"
     assert found["broken"].text is None and "InternalServerError (2 times)" in str(found["broken"].error)
     assert found["wrong"].text is None and "such a prompt is not answered" in str(found["wrong"].error)
-    assert Handler.seen == {"good": 1, "broken": 2, "wrong": 1}, "a request that is wrong is not sent again"
+    assert Handler.seen == {"good": 1, "broken": 2, "wrong": 1, "thinking": 1}, "it would be no better again"
 
 
 def test_runs_that_ask_the_same_share_a_limiter(url: str) -> None:
@@ -208,6 +211,10 @@ def test_a_damaged_answer_is_asked_for_and_a_full_disk_costs_a_warning(
     [
         ({"rpm": 500}, "generator.rpm is 500, and stands at the root: limits.small..."),
         ({"max_tokens": 0}, "generator.max_tokens is 0"),
+        (
+            {"url": "localhost:8000/v1"},
+            "Allowed: an address with http:// or https://. Did you mean 'http://localhost:8000",
+        ),
         ({"cache": "yes"}, "generator.cache is 'yes'. Allowed: true or false."),
         ({"cach": True}, "generator.cach is True, but chat.completions.create takes no 'cach'. Did you mean 'cache'"),
         (
@@ -224,7 +231,7 @@ def test_a_damaged_answer_is_asked_for_and_a_full_disk_costs_a_warning(
 )
 def test_settings_that_cannot_be_are_refused(url: str, given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        made = make(url, **{**given, "quotas": quotas(**given.get("quotas", {}))})
+        made = make(**{"url": url, **given, "quotas": quotas(**given.get("quotas", {}))})
         made.check([[{"role": "user", "content": "What?"}]], ["0"])
     assert said in str(refused.value)
 
