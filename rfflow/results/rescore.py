@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rfflow.config.dataset import read_dataset
 from rfflow.config.evaluation import READS_QUESTIONS, read_evaluation
-from rfflow.errors import ConfigError, RfflowError
+from rfflow.config.files import CONF
+from rfflow.errors import ConfigError, RfflowError, nearest
 from rfflow.evals.estimates import running_metrics, shares
 from rfflow.evals.items import Item, read_items
 from rfflow.evals.judging import is_judge
@@ -32,11 +34,12 @@ def rescore(argv: Sequence[str]) -> int:
         prog=f"{typed_command()} rescore", description="Score the answers that evaluations have left, asking nobody."
     )
     parser.add_argument("dir", help="an experiment's directory")
-    parser.add_argument("metrics", nargs="+", help="metrics.NAME=my_code.my_function, as in the configuration")
+    parser.add_argument("metrics", nargs="+", help="metrics.NAME=my_code.my_function, or metrics=GROUP")
     args = parser.parse_args(argv)
     try:
-        opened, given = open_experiment(args.dir), _read_metrics(args.metrics)
-        rows = [_rescored(opened, run, given) for run in _evaluations(opened)]
+        opened = open_experiment(args.dir)
+        chosen, given = _read_metrics(args.metrics)
+        rows = [_rescored(opened, run, chosen, given) for run in _evaluations(opened)]
     except RfflowError as error:
         print(f"rfflow rescore: {error}", file=sys.stderr)
         return 1
@@ -53,21 +56,37 @@ def rescore(argv: Sequence[str]) -> int:
     return 0
 
 
-def _read_metrics(words: Sequence[str]) -> dict[str, Any]:
+def _read_metrics(words: Sequence[str]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Return the metrics of the group that is chosen in the place of a run's own, if one is, and the others."""
+    groups = [word.partition("=")[2] for word in words if word.startswith("metrics=")]
+    words = [word for word in words if not word.startswith("metrics=")]
     for word in words:
         if not word.startswith("metrics.") or "=" not in word:
-            raise ConfigError(f"{word!r} is no metric. Say metrics.NAME=my_code.my_function.")
+            raise ConfigError(f"{word!r} is no metric. Say metrics.NAME=my_code.my_function, or metrics=GROUP.")
+    chosen = _group(groups[-1]) if groups else None
     try:
-        read = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
+        read = OmegaConf.to_container(OmegaConf.from_dotlist(["metrics={}", *words]))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{' '.join(words)} cannot be read: {error}") from error
     assert isinstance(read, dict)
     given = dict(read["metrics"])
-    for name, node in given.items():
+    for name, node in {**(chosen or {}), **given}.items():
         node = {"_target_": node} if isinstance(node, str) else node
         if isinstance(node, Mapping) and node.get("_target_") and is_judge(node, f"metrics.{name}"):
             raise ConfigError(f"metrics.{name} is a judge, who asks a model, and here nobody is asked.")
-    return given
+    return chosen, given
+
+
+def _group(name: str) -> dict[str, Any]:
+    there = sorted(path.stem for path in (CONF / "metrics").glob("*.yaml"))
+    if name not in there:
+        raise ConfigError(
+            f"metrics is {name!r}, and no such group.{nearest(name, there)} There are: {', '.join(there)}."
+        )
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="rescore"):
+        found = OmegaConf.to_container(compose(overrides=[f"+metrics={name}"]).metrics)
+    assert isinstance(found, dict)
+    return {str(key): node for key, node in found.items()}
 
 
 def _evaluations(opened: Opened) -> list[Run]:
@@ -77,9 +96,9 @@ def _evaluations(opened: Opened) -> list[Run]:
     return found
 
 
-def _rescored(opened: Opened, run: Run, given: Mapping[str, Any]) -> dict[str, Any]:
+def _rescored(opened: Opened, run: Run, chosen: Mapping[str, Any] | None, given: Mapping[str, Any]) -> dict[str, Any]:
     config = opened.config(run.number)
-    config["metrics"] = {**config.get("metrics", {}), **given}
+    config["metrics"] = {**(config.get("metrics", {}) if chosen is None else chosen), **given}
     spec = read_evaluation({**config, "objective": {"metric": opened.experiment.spec.objective.metric}})
     questions = _questions(config)
     metrics, items = Metrics(spec.metrics, questions), read_items(run.paths.items)

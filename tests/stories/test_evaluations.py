@@ -190,6 +190,12 @@ def test_answers_are_scored_anew_without_asking(evaluate: Evaluate, capsys: pyte
         rows = list(csv.DictReader(file))
     assert [row["eval_exact_match"] for row in rows] == [run["eval_exact_match"] for run in runs]
     assert 0 < float(rows[0]["eval_length"]) < 1 and "run 1  eval_exact_match" in said
+    assert commands.main("rescore", [str(root()), "metrics=number", "metrics.length=my_code.length"]) == 0
+    with (root() / "rescored.csv").open() as file:
+        heads = set(csv.DictReader(file).fieldnames or ())
+    assert {"eval_number_match", "eval_length"} < heads and "eval_exact_match" not in heads, "those of the group"
+    assert commands.main("rescore", [str(root()), "metrics=numbr"]) == 1
+    assert "metrics is 'numbr', and no such group. Did you mean 'number'?" in capsys.readouterr().err
     assert commands.main("rescore", [str(root()), "length=my_code.length"]) == 1
     assert "'length=my_code.length' is no metric" in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +46,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(429, {"error": {"message": "slow down"}}, {"retry-after-ms": "20"})
         if word == "flaky" and is_first:
             return self.reply(500, {"error": {"message": "oops"}}, {"retry-after-ms": "1"})
+        if word == "late" and is_first:
+            time.sleep(0.4)
         if word == "broken":
             return self.reply(500, {"error": {"message": "oops"}}, {"retry-after-ms": "1"})
         if word == "wrong":
@@ -122,6 +125,8 @@ def test_answers_come_and_what_fails_for_a_while_is_sent_again(url: str) -> None
     }
     assert found["good"].usage == {"prompt_tokens": 7, "completion_tokens": 3} and found["good"].cost == 13
     assert Handler.seen == {"good": 1, "busy": 2, "flaky": 2, "cut": 2}
+    late = ask(make(url, quotas(prices={"small": PRICE}), timeout=0.15), "late")["late"]
+    assert (late.text, Handler.seen["late"]) == ("It is late", 2) and late.cost > 13, "it may have been paid for twice"
     assert found["flaky"].cost == 13, "what the server could not do it does not charge"
     assert found["cut"].cost > 13, "what nobody could read was answered, and may have been paid for"
 
