@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -340,11 +340,23 @@ def check_shared(jobs: Sequence[Job]) -> None:
         first, seen = jobs[0], jobs[0].shared.get(key)
         for job in jobs[1:]:
             if (value := job.shared.get(key)) != seen:
-                one, other = redacted(repr(seen)), redacted(repr(value))
+                name, seen, value = _difference(key, seen, value)
+                # With its name, which tells whether it is a secret.
+                one, other = (redacted(f"{name}={each!r}").removeprefix(f"{name}=") for each in (seen, value))
                 raise ConfigError(
-                    f"{key} belongs to the whole experiment and cannot differ between its runs. Seen: {one} (run "
+                    f"{name} belongs to the whole experiment and cannot differ between its runs. Seen: {one} (run "
                     f"{first.number}) and {other} (run {job.number}). Sweep it in experiments of their own."
                 )
+
+
+def _difference(name: str, one: Any, other: Any) -> tuple[str, Any, Any]:
+    """Return the name of the first value that differs, as deep inside as it lies, and both values."""
+    while isinstance(one, Mapping) and isinstance(other, Mapping):
+        differing = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+        if not differing:
+            break
+        name, one, other = f"{name}.{differing[0]}", one.get(differing[0]), other.get(differing[0])
+    return name, one, other
 
 
 def say_which_orders(jobs: Sequence[Job]) -> None:
