@@ -16,8 +16,8 @@ from rfflow.confidential import redacted
 from rfflow.control.belonging import stranger_among
 from rfflow.control.items import is_op_file
 from rfflow.control.ownership import living_owner
-from rfflow.dashboard.changing import Cached, Lines, open_inside, stamp_of, text_of
-from rfflow.dashboard.settings import Settings, read_settings
+from rfflow.dashboard.changing import Cached, Lines, Stamp, open_inside, stamp_of, text_of
+from rfflow.dashboard.settings import Settings, files_of_settings, read_settings
 from rfflow.runs.paths import ExperimentPaths, RunPaths
 
 _LIVE = ("queued", "running")
@@ -32,6 +32,8 @@ class Experiment:
         self._inside = None if _is_ours(root) else root
         """Outside of which nothing is read."""
         self._settings: Settings | None = None
+        self._configured: list[Stamp | None] = []
+        """How the files were of which the settings were read; an experiment that goes on may have others."""
         self._status = Cached(self.paths.control / "status.json", json.loads, self._inside)
         self._timeline = Cached(self.paths.timeline, json.loads, self._inside)
         self._saved: tuple[Any, SavedExperiment | None] = (None, None)
@@ -48,7 +50,7 @@ class Experiment:
 
     @property
     def settings(self) -> Settings:
-        """What it was configured with, read once."""
+        """What it was configured with, read once for each process that trains it."""
         if self._settings is None:
             self._settings = read_settings(self.root, self._inside)
             if self._settings.control != self.paths.control:
@@ -77,6 +79,9 @@ class Experiment:
 
     def version(self) -> str:
         """Return what changes when :meth:`state` does."""
+        configured = [stamp_of(path) for path in files_of_settings(self.root)]
+        if configured != self._configured:
+            self._settings, self._configured = None, configured
         files = (self._status.path, self._timeline.path, self.paths.ops, self.control)
         return f"{[stamp_of(path) for path in files]}{self.is_alive}{self.answers}"
 

@@ -55,6 +55,11 @@ def read_settings(root: Path, inside: Path | None = None) -> Settings:
     )
 
 
+def files_of_settings(root: Path) -> tuple[Path, ...]:
+    """Return where Hydra writes what an experiment is configured with: the first of these that there is."""
+    return root / "multirun.yaml", root / ".hydra" / "config.yaml", root / "runs" / "0" / ".hydra" / "config.yaml"
+
+
 def _control(root: Path, config: Mapping[str, Any], where: Any, inside: Path | None) -> Path:
     if not isinstance(where, str) or "$" in where:
         return root / "control"
@@ -65,17 +70,13 @@ def _control(root: Path, config: Mapping[str, Any], where: Any, inside: Path | N
 
 
 def _configs(root: Path, inside: Path | None) -> Iterator[dict[str, Any]]:
-    for path in (root / "multirun.yaml", root / ".hydra" / "config.yaml", *_of_runs(root)):
+    for path in files_of_settings(root):
         try:
             document = yaml.load(text_of(path, inside), _Loader)
         except (OSError, ValueError, yaml.YAMLError):
             continue
         if isinstance(document, dict):
             yield document
-
-
-def _of_runs(root: Path) -> Iterator[Path]:
-    yield root / "runs" / "0" / ".hydra" / "config.yaml"
 
 
 def _cwd(root: Path, config: Mapping[str, Any]) -> Path:

@@ -210,7 +210,10 @@ def test_waiting_and_a_policy_are_told(tmp_path: Path) -> None:
     with held(root):
         assert Page(root).ask("/state", experiment="one").json["hint"].startswith("Halving issues ops")
         StatusFile(root / "control").write(Status(str(root), (RunStatus(0, "stopped"),), waiting=True))
-        assert "30 s (control.idle_timeout)" in Page(root).ask("/state", experiment="one").json["hint"]
+        page = Page(root)
+        assert "30 s (control.idle_timeout)" in page.ask("/state", experiment="one").json["hint"]
+        (root / "multirun.yaml").write_text("control: {idle_timeout: 5}")  # as resume= with another one does
+        assert " 5 s (control.idle_timeout)" in page.ask("/state", experiment="one").json["hint"]
 
 
 def test_runs_are_ranked_with_their_time_and_what_is_left(tmp_path: Path) -> None:
