@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.placing import outcomes
 from rfflow.scheduling.scheduler import Assignment, Scheduler
 
 
@@ -114,3 +117,11 @@ def test_leading_are_those_that_others_have_yet_to_catch_up_with() -> None:
     scheduler.finish(second)
     scheduler.stop(2)
     assert scheduler.leading() == set(), "a stopped run holds nobody up"
+
+
+@pytest.mark.parametrize(("runs", "slots"), [(8, 2), (64, 8)])
+def test_devices_are_kept_busy_and_few_runs_move(runs: int, slots: int) -> None:
+    """With chunks of different lengths, stops, clones and a lost device; docs/devices.md has the figures."""
+    found = list(outcomes(runs, 16, slots, seeds=5))
+    assert statistics.median(one.makespan for one in found) <= 1.15
+    assert statistics.median(one.moves for one in found) <= 0.06
