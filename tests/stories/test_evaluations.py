@@ -270,6 +270,23 @@ def test_what_a_run_has_trained_answers_beside_its_base(
     assert {row["run"], row["against"]} == {"2", "3"} and row["questions"] == "12"
     assert open_experiment(str(root())).experiment.run(2).is_evaluation
 
+    # Later, and elsewhere, the adapter that was trained answers by its run's directory.
+    words = [
+        "+recipe=prompts",
+        "--multirun",
+        "model=hub",
+        f"model.name={tiny_model}",
+        "model.dtype=float32",
+        "chunks=2",
+    ]
+    words += ["dataset=questions", "dataset.path=sums.jsonl", "dataset.eval_size=12", "prompt=question", "metrics=qa"]
+    words += ["dataset.columns={prompt: question, completion: reference}", "generator.max_new_tokens=4"]
+    words += ["objective.metric=eval_f1", "hydra.sweep.dir=later"]
+    evaluate(*words, f"generator.adapter=null,{root()}/runs/{runs[2]['parent']}")
+    alone, adapted = (Path(f"later/runs/{run}/items.jsonl").read_text().splitlines() for run in (0, 1))
+    assert [json.loads(line)["answer"] for line in alone] == [each["answer"] for each in cold]
+    assert [json.loads(line)["answer"] for line in alone] != [json.loads(line)["answer"] for line in adapted]
+
 
 def test_a_race_stops_who_is_surely_behind(
     evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
