@@ -177,6 +177,14 @@ def test_all_are_compared_with_the_leading_one_and_with_a_chosen_one(
     assert "stats.baseline is 2, and no evaluation has that number. Allowed: 0-1." in capsys.readouterr().err
 
 
+def test_a_search_chooses_what_is_evaluated(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = evaluate(*PIPELINE, "pipeline.wrong=range(2,9)", "search=random", "search.n_trials=2", "search.budget=3")
+    assert [(run["state"], run["step"]) for run in runs] == [("completed", "20")] * 3
+    best = next(run for run in runs if run["rank"] == "1")
+    assert float(best["eval_contains"]) == max(float(run["eval_contains"]) for run in runs)
+    assert f"Best of the search: {best['overrides']}" in capsys.readouterr().out
+
+
 def test_answers_are_scored_anew_without_asking(evaluate: Evaluate, capsys: pytest.CaptureFixture[str]) -> None:
     runs = evaluate(*PIPELINE, "pipeline.wrong=2,3")
     from rfflow.results import commands
