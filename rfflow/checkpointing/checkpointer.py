@@ -52,8 +52,8 @@ class Checkpointer:
         """The step of the checkpoint that is on its way, by run."""
         self._written: dict[int, tuple[RunRecord, str]] = {}
         """How runs stand in the file; between two boundaries hardly any of them changes."""
-        self._warm: dict[int, int | None] = {}
-        """Clones that began with their parents' weights, and the steps at which those had them."""
+        self._start_steps: dict[int, int | None] = {}
+        """The steps at which the parents of clones that began warm had the weights that these began with."""
         self._reached: dict[int, int] = {}
         """The chunks that each run has done, in this process or the one before."""
         self._last_answer: OpOutcome | None = None
@@ -190,8 +190,8 @@ class Checkpointer:
             shutil.rmtree(run.paths.final, ignore_errors=True)
 
     def started_warm(self, run: Run) -> None:
-        """Remember that a clone began with its parent's weights."""
-        self._warm[run.number] = (read_label(run.paths.start) or {}).get("step")
+        """Remember which of its parent's weights a clone began with."""
+        self._start_steps[run.number] = (read_label(run.paths.start) or {}).get("step")
 
     def forget_writing(self) -> None:
         """Nobody writes any more; what was not sealed by now is not there."""
@@ -206,8 +206,9 @@ class Checkpointer:
         self._reached[run.number] = record.done
         # What its checkpoints were written with: a variable of the environment may have another value now.
         self._configs[run.number] = run.spec, record.config, dict(record.digests)
+        run.is_warm = record.is_warm
         if record.is_warm:
-            self._warm[run.number] = record.start_step
+            self._start_steps[run.number] = record.start_step
         if record.state.is_final:
             run.chunks, run.metrics, run.plan = list(record.chunks), dict(record.metrics), record.plan
             run.logs = record.logs
@@ -300,8 +301,8 @@ class Checkpointer:
             parent=run.parent,
             first_chunk=run.first_chunk,
             chunks_before=run.chunks_before,
-            is_warm=run.number in self._warm,
-            start_step=self._warm.get(run.number),
+            is_warm=run.is_warm,
+            start_step=self._start_steps.get(run.number),
             done=self._reached[run.number],
             ahead=ahead,
             config=config,

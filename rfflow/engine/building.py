@@ -218,7 +218,7 @@ class Builds:
         """Build a run on another slot than where it stands, from its newest checkpoint."""
         self.leave(run)
         checkpoint = self._checkpointer.newest(run)
-        self._prepare(run, slot, _start_of(run), checkpoint.path if checkpoint else None)
+        self._prepare(run, slot, start_of(run), checkpoint.path if checkpoint else None)
 
     def lose(self, slot: int) -> list[int]:
         """A worker is gone; return the runs that stood there."""
@@ -259,8 +259,6 @@ class Builds:
                 raise _SlotLost
 
 
-def _start_of(run: Run) -> WarmStart | None:
+def start_of(run: Run) -> WarmStart | None:
     """Return what a clone began with, if it began warm."""
-    if run.parent is None or not run.paths.start.exists():
-        return None
-    return WarmStart(run.parent, run.paths.start, run.first_chunk)
+    return WarmStart(run.parent or 0, run.paths.start, run.first_chunk) if run.is_warm else None

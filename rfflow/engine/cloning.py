@@ -173,7 +173,7 @@ class Cloner:
             run.spec, run.overrides, hydra = self._composer.compose_clone(parent, order.overrides, order.number, place)
             run.is_evaluation = isinstance(run.spec, EvalSpec)
             start = None if order.place is None else self._start(run, parent, order.place)
-            run.first_chunk = start.first_chunk if start else 0
+            run.is_warm, run.first_chunk = start is not None, start.first_chunk if start else 0
             self._builder.enrol(run, hydra)
             ready = self._builder.prepare(run, start, only_if_light=early)
             run.plan, run.activations = ready.plan, ready.activations

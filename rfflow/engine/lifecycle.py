@@ -83,7 +83,7 @@ class Lifecycle:
     def admit(self, run: Run) -> None:
         """Let a clone that was made take part."""
         assert run.plan is not None
-        if run.paths.start.exists():
+        if run.is_warm:
             self._checkpointer.started_warm(run)
         self.experiment.runs.append(run)
         self._scheduler.add(run.number, chunks=len(run.plan), home=self._placement.builds.homes.get(run.number))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rfflow.checkpointing.checkpointer import Checkpointer
 from rfflow.checkpointing.experiment_file import RunRecord
+from rfflow.engine.building import start_of
 from rfflow.engine.metrics_check import MetricsCheck
 from rfflow.engine.placement import Placement
 from rfflow.runs.events import Ready, WarmStart
@@ -79,10 +80,8 @@ class Opening:
 
     def _begins_with(self, run: Run) -> tuple[WarmStart | None, Path | None]:
         """Return what a run began with, and where it goes on from."""
-        record, checkpoint = self._past.get(run.number, (None, None))
-        if record is not None and record.is_warm:
-            return WarmStart(run.parent or 0, run.paths.start, run.first_chunk), checkpoint
-        return None, checkpoint
+        _, checkpoint = self._past.get(run.number, (None, None))
+        return start_of(run), checkpoint
 
     def _note_ready(self, run: Run, ready: Ready) -> None:
         run.plan, run.activations = ready.plan, ready.activations

@@ -92,6 +92,8 @@ class Run:
         """The run this one was cloned from."""
         self.first_chunk = 0
         """The chunk of the epoch that comes first; not 0 for a clone that started warm."""
+        self.is_warm = False
+        """Whether it is a clone that began with its parent's weights."""
         self.chunks_before = 0
         """Chunks that its ancestors had trained, of a clone that started warm."""
         self.state = RunState.QUEUED

@@ -191,7 +191,7 @@ class Refill:
                 key, _, value = override.partition("=")
                 if key in params:
                     params[key] = _like(params[key], value)
-        notes: dict[str, Any] = {"run": run.number, "parent": run.parent, "warm_start": run.paths.start.exists()}
+        notes: dict[str, Any] = {"run": run.number, "parent": run.parent, "warm_start": run.is_warm}
         if goes_on:
             self._pruned.remove(run.number)
             notes["resumed"] = self._search.pruned_trial(run.number)

@@ -40,7 +40,6 @@ from rfflow.runs.events import (
     Train,
     Unsaved,
     Warm,
-    WarmStart,
 )
 from rfflow.worker.drafts import Drafts, Tell, checkpoints_of
 from rfflow.worker.evaluation.pieces import wants_base
@@ -363,15 +362,12 @@ class Worker:
         for holdings in self._suspended():
             holdings.leave_device()
         free_memory(self._device)
-        card, start = order.card, None
-        if card.paths.start.exists() and card.parent is not None:
-            start = WarmStart(card.parent, card.paths.start, card.first_chunk)
         path = checkpoint.path if checkpoint else None
         step = checkpoint.step if checkpoint else 0
         # Clones start from its last boundary, whose weights nothing may take the place of: the checkpoint may be of
         # an earlier one, or of the middle of a chunk.
         at_boundary = checkpoint is not None and step == turn.done
-        return self._build(replace(order, start=start, checkpoint=path, step=step, is_at_boundary=at_boundary))
+        return self._build(replace(order, checkpoint=path, step=step, is_at_boundary=at_boundary))
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
