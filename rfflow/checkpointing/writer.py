@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -20,7 +21,7 @@ class Writer:
     def submit(self, run: int, write: Callable[[], None]) -> None:
         """Begin to write a checkpoint of a run; one of it that is under way is waited for."""
         self.wait(run)
-        self._writing[run] = self._pool.submit(_giving_way, write)
+        self._writing[run] = self._pool.submit(_write, write)
 
     def wait(self, run: int) -> None:
         """Wait until the run's checkpoint is written: nothing that it is made of may change before.
@@ -47,15 +48,36 @@ class Writer:
         self._writing.clear()
 
 
-def _giving_way(write: Callable[[], None]) -> None:
-    """Write, and let the thread that trains have the interpreter back soon after each of its kernels.
+class _GivingWay:
+    """Lets the thread that trains have the interpreter back soon after each of its kernels, while anybody writes.
 
     It lets go of it for every kernel, and by default waits up to 5 ms to get it again while another thread computes in
     Python, as pickling an optimizer does: writing a checkpoint would hold training up for as long as it takes.
     """
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(_SOON, before))
-    try:
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        """How many write now: two workers of one process may do so at once."""
+        self._before = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._count:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(min(_SOON, self._before))
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                sys.setswitchinterval(self._before)
+
+
+_giving_way = _GivingWay()
+
+
+def _write(write: Callable[[], None]) -> None:
+    with _giving_way:
         write()
-    finally:
-        sys.setswitchinterval(before)

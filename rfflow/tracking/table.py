@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,6 +35,8 @@ from rfflow.tracking.layout import (
 )
 from rfflow.tracking.notebook import NotebookOutput, is_notebook
 from rfflow.tracking.streams import NEAREST, announce_on, no_longer_on, stream_handlers
+
+_STOPPED = (RunState.STOPPED, RunState.DELETED)
 
 
 class _Screen(Console):
@@ -223,9 +226,22 @@ def print_end(console: Console, experiment: Experiment) -> None:
     for run in experiment.runs:
         if run.state is RunState.FAILED:
             _say(console, failure(experiment, run), style="red")
-    for line in unusual_activations(experiment):
+    for line in (*unusual_activations(experiment), *what_stopping_saved(experiment.runs)):
         _say(console, line)
     _say(console, tensorboard_command(experiment))
+
+
+def what_stopping_saved(runs: Sequence[Run]) -> list[str]:
+    """Return a sentence on how much was done of what was planned, where runs were stopped before their ends."""
+    said = []
+    for is_evaluation, what in ((False, "steps were taken"), (True, "questions were asked")):
+        plans = [(run, run.plan.steps) for run in runs if run.plan is not None and run.is_evaluation is is_evaluation]
+        early = [run for run, steps in plans if run.state in _STOPPED and run.step < steps]
+        if early:
+            done, planned = sum(run.step for run, _ in plans), sum(steps for _, steps in plans)
+            of_all = f"{len(early)} of {len(plans)} runs {'was' if len(early) == 1 else 'were'} stopped early"
+            said.append(f"{of_all}: {done} of {planned} {what} ({done / planned:.0%})")
+    return said
 
 
 def _say(console: Console, line: str, style: str | None = None) -> None:

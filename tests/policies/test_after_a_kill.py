@@ -90,6 +90,7 @@ def test_every_attribute_of_a_run_comes_back(tmp_path: Path, state: RunState) ->
         "paths": experiment.paths.run(4),
         "parent": 2,
         "first_chunk": 1,
+        "is_warm": True,
         "chunks_before": 5,
         "state": RunState.RUNNING if state is RunState.QUEUED else state,
         "plan": ChunkPlan((3, 6, 9, 12), 4) if is_over else None,  # a live run's trainer counts its steps anew

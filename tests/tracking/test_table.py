@@ -75,13 +75,14 @@ def test_the_end_says_who_won_and_where_everything_is(
     rows = [line.split() for line in end if "/4" in line and line.split()[0] in ["★", *"01234"]]
     assert [row[1] if row[0] == "★" else row[0] for row in rows] == ["0", "1", "4", "2", "3"]
     assert rows[0][0] == "★" and all(row[0] != "★" for row in rows[1:])
-    assert end[-7:] == [
+    assert end[-8:] == [
         "run 0  outputs/sft/runs/0/checkpoints/final",
         "run 1  outputs/sft/runs/1/checkpoints/final",
         "run 4  outputs/sft/runs/4/checkpoints/final",
         "run 2  outputs/sft/runs/2/checkpoints/final",
         "run 3  (defaults)  failed: RuntimeError: CUDA out of memory.",
         "  trace: outputs/sft/runs/3/run.log",
+        "1 of 6 runs was stopped early: 36 of 48 steps were taken (75%)",
         "tensorboard --logdir outputs/sft/tb",
     ]
 
@@ -99,10 +100,12 @@ def test_where_the_best_was_stopped_its_checkpoint_is_named(
     for run, state in zip(experiment.runs[:3], (RunState.COMPLETED, RunState.STOPPED, RunState.STOPPED), strict=True):
         run.state = state
     story.end()
-    assert [line for line in capsys.readouterr().out.splitlines() if "/checkpoints/" in line] == [
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "/checkpoints/" in line] == [
         "run 1  outputs/sft/runs/1/checkpoints/step-4  (stopped)",
         "run 0  outputs/sft/runs/0/checkpoints/final",
     ]
+    assert lines[-2] == "2 of 4 runs were stopped early: 8 of 32 steps were taken (25%)"
 
 
 def test_a_failed_run_is_never_the_best(experiment: Experiment) -> None:
