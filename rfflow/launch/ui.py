@@ -49,10 +49,14 @@ def main(argv: Sequence[str]) -> int:
     if is_opened:
         webbrowser.open(address)
     try:
-        threading.Event().wait()
+        _wait()
     except KeyboardInterrupt:
         print()
     return 0
+
+
+def _wait() -> None:
+    threading.Event().wait()
 
 
 def _start(folder: Path, others: Sequence[str]) -> str | None:

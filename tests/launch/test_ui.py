@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import urllib.request
 from pathlib import Path
 
@@ -42,11 +41,11 @@ def test_what_cannot_be_is_answered(
 
 
 def test_ctrl_c_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(self: threading.Event) -> None:
+    def interrupted() -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rfflow.launch.ui._start", lambda folder, others: "http://localhost:6006/#rfflow")
-    monkeypatch.setattr(threading.Event, "wait", interrupted)
+    monkeypatch.setattr("rfflow.launch.ui._wait", interrupted)
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     assert ui.main([str(tmp_path)]) == 0
