@@ -234,12 +234,9 @@ def test_what_a_run_used_is_free_when_it_has_ended(
         third.prepare()
 
 
-@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
-def test_the_real_libraries_keep_the_runs_apart(
-    name: str, shared: Shared, tmp_path: Path, spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where one is installed; nothing leaves the machine."""
-    module = pytest.importorskip(name)
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all that trackers keep stay in the test's folder."""
     monkeypatch.chdir(tmp_path)
     for key, value in {
         "WANDB_MODE": "offline",
@@ -247,6 +244,15 @@ def test_the_real_libraries_keep_the_runs_apart(
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/runs.db",
     }.items():
         monkeypatch.setenv(key, value)
+
+
+@pytest.mark.usefixtures("at_home")
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+def test_the_real_libraries_keep_the_runs_apart(
+    name: str, shared: Shared, tmp_path: Path, spec: Callable[..., RunSpec]
+) -> None:
+    """Where one is installed; nothing leaves the machine."""
+    module = pytest.importorskip(name)
     specs = [spec(args={"report_to": name, "learning_rate": lr, "run_name": str(lr)}) for lr in (1e-2, 1e-3)]
     train(prepare(shared, tmp_path, *specs))
     if name == "wandb":
@@ -259,19 +265,13 @@ def test_the_real_libraries_keep_the_runs_apart(
         assert [len(client.get_metric_history(run.info.run_id, "loss")) for run in runs] == [4, 4]
 
 
+@pytest.mark.usefixtures("at_home")
 @pytest.mark.slow  # three trackers are imported and begin
 def test_reporting_to_all_that_is_installed_mixes_no_runs(
     shared: Shared, tmp_path: Path, spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each run has one of its own in every tracker that is there; nothing leaves the machine."""
     wandb, mlflow, trackio = (pytest.importorskip(name) for name in ("wandb", "mlflow", "trackio"))
-    monkeypatch.chdir(tmp_path)
-    for key, value in {
-        "WANDB_MODE": "offline",
-        "WANDB_SILENT": "true",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/runs.db",
-    }.items():
-        monkeypatch.setenv(key, value)
     begun, init = [], wandb.init
     monkeypatch.setattr(wandb, "init", lambda *args, **kwargs: begun.append(init(*args, **kwargs)) or begun[-1])
     given = {"report_to": "all", "project": f"all-{tmp_path.name}"}
